@@ -1,0 +1,43 @@
+# Everything a newcomer needs is `make demo` and `make test`; both set themselves up. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# One thread per process by default: on few cores a second one costs more in stalls than it gains.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve talk test lint proto proto-check model bench-acceptance bench-first-token bench-decode clean
+
+help: ## List what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Install everything into .venv
+
+$(READY): requirements.lock pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+demo: $(READY) ## Start the server on the embedded model and hold a conversation
+	$(VENV)/bin/firstword demo
+
+serve: $(READY) ## Start the server (configured by FIRSTWORD_* and firstword.toml)
+	$(VENV)/bin/firstword serve
+
+talk: $(READY) ## Talk to a running server
+	$(VENV)/bin/firstword talk
+
+test: $(READY) ## Run all tests
+	$(PY) -m pytest
+
+lint: $(READY) ## ruff, mypy --strict, stale stubs, and buf where npm is there
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(MAKE) --no-print-directory proto-check
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,32 @@
+"""What an engine is started with. Plain values; whoever starts the engine reads files and environments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """One resident model.
+
+    model: directory of the target in Hugging Face layout. drafter: directory of an EAGLE-3 head, or None.
+    dtype: "float32", "bfloat16", "float16" or "float64". device: as torch names it. threads: of the CPU, per process.
+    max_context_tokens: of one session; 0 takes the model's own limit.
+    pool_tokens: positions in the page pool, over all sessions. prefill_chunk_tokens: most tokens of one prefill step.
+    draft_nodes: "auto" lets measured costs and acceptance decide; a number fixes the tree, 1 is plain decoding.
+    draft_rope_theta: overrides the head's own value (some published heads state one they were not trained with).
+    draft_layer_ids: overrides the head's taps, as residual-stream indices.
+    """
+
+    model: str
+    drafter: str | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int = 1
+    max_context_tokens: int = 0
+    pool_tokens: int = 65_536
+    page_tokens: int = 16
+    prefill_chunk_tokens: int = 256
+    draft_nodes: int | str = "auto"
+    draft_rope_theta: float | None = None
+    draft_layer_ids: tuple[int, ...] | None = None

@@ -1,0 +1,77 @@
+"""Measures what a step costs on this machine, before the first call is let in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from engine.cache import KVCache
+from engine.errors import OutOfPages
+from engine.interfaces import Draft, Proposer, Target, Window
+from engine.policy import StepCosts
+from engine.tree import DraftTree
+
+LADDER = (1, 4, 8, 16, 24, 32, 60)
+
+
+@torch.inference_mode()
+def measure_costs(
+    target: Target, proposer: Proposer, *, context_tokens: int = 256, repeats: int = 5, ladder: tuple[int, ...] = LADDER
+) -> StepCosts:
+    """Median seconds of a forward of n nodes and of drafting n nodes, behind ``context_tokens`` of context.
+
+    Runs on scratch sessions that are closed again. Budgets for which the proposer drafts nothing more than for a
+    smaller one are left out of the ladder. Raises OutOfPages when the pool is smaller than the measurement.
+    """
+    context_tokens = min(context_tokens, target.max_context_tokens - max(ladder) - 1)
+    if context_tokens < 1:
+        raise OutOfPages("the context is too short to measure a step in")
+    cache, draft = target.new_cache(), proposer.start()
+    try:
+        prompt = DraftTree.chain(torch.arange(context_tokens) % target.vocab_size)
+        cache.reserve(len(prompt))
+        output = target.forward([Window(cache, prompt, "none")], proposer.taps)[0]
+        cache.commit(list(range(len(prompt))))
+        proposer.observe(draft, prompt.tokens, output.features, None)
+        root = DraftTree.chain(torch.ones(1, dtype=torch.long))
+        nodes, drafting = [1], [0.0]
+        verify = [_verify_seconds(target, proposer, cache, root, repeats)]
+        for budget in ladder[1:]:
+            tree = proposer.propose([draft], [1], [None], budget)[0]
+            if len(tree) <= nodes[-1]:
+                break
+            nodes.append(len(tree))
+            drafting.append(_draft_seconds(proposer, draft, budget, repeats))
+            verify.append(_verify_seconds(target, proposer, cache, tree, repeats))
+        return StepCosts(tuple(nodes), tuple(verify), tuple(drafting))
+    finally:
+        cache.close()
+        draft.close()
+
+
+def _verify_seconds(target: Target, proposer: Proposer, cache: KVCache, tree: DraftTree, repeats: int) -> float:
+    """A forward of the tree whose result has reached the host, its keys never committed."""
+    cache.reserve(len(tree))
+
+    def verify() -> None:
+        output = target.forward([Window(cache, tree, "all")], proposer.taps)[0]
+        assert output.logits is not None
+        output.logits.argmax(-1).cpu()
+
+    return _median_seconds(verify, repeats)
+
+
+def _draft_seconds(proposer: Proposer, draft: Draft, budget: int, repeats: int) -> float:
+    return _median_seconds(lambda: proposer.propose([draft], [1], [None], budget), repeats)
+
+
+def _median_seconds(work: Callable[[], object], repeats: int) -> float:
+    work()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return sorted(seconds)[len(seconds) // 2]

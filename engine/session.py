@@ -1,0 +1,165 @@
+"""What lives across turns (Session) and one reply (Turn).
+
+A session's token log is the truth. Its caches hold a prefix of it, always at least one token short while a reply may
+be asked for: the tokens behind ``cache.length`` are pending and head the next window.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from engine.cache import KVCache
+from engine.interfaces import Draft, Grammar, TextWatcher
+from engine.sampling import Sampling, derive_seed
+
+
+class Finish(Enum):
+    """Why a reply ended."""
+
+    STOP_TOKEN = "stop_token"
+    STOP_STRING = "stop_string"
+    LENGTH = "length"
+    CONTEXT = "context"
+    CANCELLED = "cancelled"
+    OUT_OF_PAGES = "out_of_pages"
+    FAILED = "failed"
+
+
+@dataclass
+class TurnStats:
+    """A reply's own account of its time and its drafting. Times are ``time.monotonic()`` seconds."""
+
+    submitted: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    first_token: float = 0.0
+    ended: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    accepted_at: list[int] = field(default_factory=list)
+    """``accepted_at[d]``: steps in which the draft at depth d + 1 was accepted."""
+    drafted_at: list[int] = field(default_factory=list)
+    """``drafted_at[d]``: steps whose tree reached depth d + 1."""
+    draft_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    mode: str = "plain"
+    reason: str = ""
+
+    def count(self, tree_depth: int, tree_nodes: int, num_accepted: int) -> None:
+        """Account for one drafted step."""
+        self.drafted += tree_nodes - 1
+        self.accepted += num_accepted
+        while len(self.drafted_at) < tree_depth:
+            self.drafted_at.append(0)
+            self.accepted_at.append(0)
+        for depth in range(tree_depth):
+            self.drafted_at[depth] += 1
+            self.accepted_at[depth] += depth < num_accepted
+
+
+class Turn:
+    """One reply being made. A cancelled turn stays cancelled: late work on it is dropped by this object."""
+
+    def __init__(
+        self,
+        session: Session,
+        sampling: Sampling,
+        *,
+        max_tokens: int,
+        stop_tokens: frozenset[int],
+        forced: Sequence[int] = (),
+        watcher: TextWatcher | None = None,
+        grammar: Grammar | None = None,
+        request: int = 0,
+        drafting: bool = True,
+    ) -> None:
+        self.session = session
+        self.sampling = sampling
+        self.max_tokens = max_tokens
+        self.stop_tokens = stop_tokens
+        self.watcher = watcher
+        self.grammar = grammar
+        self.drafting = drafting
+        self.start = len(session.tokens)
+        self.seed = derive_seed(session.seed, self.start, request) if sampling.seed is None else sampling.seed
+        self.forced = list(forced)
+        self.num_tokens = 0
+        self.finish: Finish | None = None
+        self.stats = TurnStats()
+        self._seen: Tensor | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        """The reply so far, forced tokens and the stop token included."""
+        return self.session.tokens[self.start : self.start + self.num_tokens]
+
+    def push(self, token: int) -> Finish | None:
+        """Account for one more token of the reply: limits, grammar, stop matcher. Says whether the reply ends here."""
+        self.num_tokens += 1
+        if self._seen is not None:
+            self._seen[token] = True
+        if token in self.stop_tokens:
+            return Finish.STOP_TOKEN
+        if self.grammar is not None:
+            self.grammar.consume([token])
+        if self.watcher is not None:
+            self.watcher.push(token)
+            if self.watcher.stopped:
+                return Finish.STOP_STRING
+        if self.num_tokens >= self.max_tokens:
+            return Finish.LENGTH
+        return None
+
+    def seen(self, vocab_size: int, device: torch.device) -> Tensor | None:
+        """bool [V]: tokens of the whole context, kept up as the reply grows; None when no penalty asks for it."""
+        if self.sampling.repetition_penalty == 1.0:
+            return None
+        if self._seen is None:
+            self._seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+            self._seen[torch.tensor(self.session.tokens, device=device)] = True
+        return self._seen
+
+
+class Session:
+    """One warm conversation: the token log, the target's cache, the drafter's state and the reply in progress."""
+
+    def __init__(self, name: str, seed: int, cache: KVCache, draft: Draft | None) -> None:
+        self.name = name
+        self.seed = seed
+        self.cache = cache
+        self.draft = draft
+        self.tokens: list[int] = []
+        self.turn: Turn | None = None
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens of the log that are not in the cache."""
+        return len(self.tokens) - self.cache.length
+
+    def rewind(self, num_tokens: int) -> None:
+        """Keep the first ``num_tokens`` tokens of the log, and at most one position fewer in every cache.
+
+        The token at the end heads the next window again, so the feature that a drafter needs there is recomputed.
+        """
+        if not 0 <= num_tokens <= len(self.tokens):
+            raise ValueError(f"cannot rewind {len(self.tokens)} tokens to {num_tokens}")
+        del self.tokens[num_tokens:]
+        positions = max(0, num_tokens - 1)
+        if positions < self.cache.length:
+            self.cache.truncate(positions)
+            if self.draft is not None:
+                self.draft.truncate(positions)
+
+    def close(self) -> None:
+        """Give back all pages. Idempotent."""
+        self.cache.close()
+        if self.draft is not None:
+            self.draft.close()

@@ -1,0 +1,101 @@
+"""Draft trees: the shape in which every proposer hands over what it guesses.
+
+Owns the tree's structure and the one acceptance rule. Knows no model, no sampler and no session.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class DraftTree:
+    """Tokens guessed after the last chosen token, as a tree in topological order.
+
+    Node 0 is the root: the last chosen token, which is not in the cache yet. ``parents[i] < i`` for every other
+    node, and siblings differ, so at most one child of a node can be what the target chooses there.
+    All tensors live on the CPU; a forward copies what it needs to its device.
+
+    tokens:  int64 [n], in the target's vocabulary.
+    parents: int64 [n]; -1 at the root.
+    score:   float32 [n], calibrated probability that the node is accepted (1 at the root).
+    source:  int64 [n], index of the proposer that drafted the node (-1 at the root).
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    score: Tensor
+    source: Tensor
+    causal: bool = field(default=False)
+    """True when every node's parent is the node before it: a chain needs no [n, n] mask."""
+
+    @staticmethod
+    def chain(tokens: Tensor, score: Tensor | None = None, source: int = -1) -> DraftTree:
+        """The tree whose nodes follow each other; prefill is a chain and plain decoding a chain of one."""
+        n = tokens.numel()
+        return DraftTree(
+            tokens=tokens,
+            parents=_CHAIN_PARENTS[:n] if n <= _CHAIN_PARENTS.numel() else torch.arange(-1, n - 1),
+            score=torch.ones(n) if score is None else score,
+            source=_NO_SOURCE[:n] if source == -1 and n <= _NO_SOURCE.numel() else torch.full((n,), source),
+            causal=True,
+        )
+
+    def __len__(self) -> int:
+        return self.tokens.numel()
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """bool [n, n]: ``mask[i, j]`` where j is i itself or one of its ancestors."""
+        n = len(self)
+        if self.causal:
+            return torch.ones(n, n, dtype=torch.bool).tril_()
+        rows = [[False] * n for _ in range(n)]
+        for node, parent in enumerate(self.parents.tolist()):
+            if parent >= 0:
+                rows[node] = rows[parent].copy()
+            rows[node][node] = True
+        return torch.tensor(rows)
+
+    @cached_property
+    def depth(self) -> Tensor:
+        """int64 [n]: distance from the root, so node i stands at position ``cache.length + depth[i]``."""
+        if self.causal:
+            return torch.arange(len(self))
+        return self.mask.sum(1) - 1
+
+    def check(self) -> None:
+        """Raise ValueError unless the tree is well formed (used by tests and by proposers under development)."""
+        n = len(self)
+        if n == 0 or int(self.parents[0]) != -1:
+            raise ValueError("a draft tree has a root, node 0, with parent -1")
+        if any(not 0 <= int(self.parents[i]) < i for i in range(1, n)):
+            raise ValueError("parents must come before their children")
+        edges = {(int(p), int(t)) for p, t in zip(self.parents[1:], self.tokens[1:], strict=True)}
+        if len(edges) != n - 1:
+            raise ValueError("siblings must be distinct")
+
+
+_CHAIN_PARENTS = torch.arange(-1, 4095)
+_NO_SOURCE = torch.full((4096,), -1)
+
+
+def accept(tree: DraftTree, chosen: Tensor) -> list[int]:
+    """The nodes to keep, from the root down, given what the target chose after every node.
+
+    chosen: int64 [n] on the CPU; ``chosen[i]`` is the target's own choice after node i.
+    Returns node indices, root first. The text gains the tokens of ``path[1:]`` and then ``chosen[path[-1]]``:
+    all of them are the target's choices, so the rule is lossless for any tree whose siblings are distinct.
+    """
+    if len(tree) == 1:
+        return [0]
+    tokens, parents, wanted = tree.tokens.tolist(), tree.parents.tolist(), chosen.tolist()
+    path = [0]
+    for node in range(1, len(tokens)):
+        if parents[node] == path[-1] and tokens[node] == wanted[path[-1]]:
+            path.append(node)
+    return path
