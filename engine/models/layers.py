@@ -1,0 +1,142 @@
+"""The parts that decoders and draft heads are made of: norm, rotary positions, attention over a paged cache, MLP.
+
+All of it works on one window of n tokens at a time, with weights given as plain tensors. Knows no checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.cache import KVCache
+from engine.errors import ModelError
+from engine.tree import DraftTree
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm (Zhang, Sennrich 2019) over the last dimension.
+
+    In float64 the statistics are rounded to float32, as transformers does, so that equality suites compare like with
+    like; elsewhere torch's fused kernel already keeps them in float32.
+    """
+    if x.dtype == torch.float64:
+        narrow = x.float()
+        return weight * (narrow * torch.rsqrt(narrow.pow(2).mean(-1, keepdim=True) + eps)).double()
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+class Rotary:
+    """Rotary position tables (Su et al. 2021), with the llama3 scaling of long contexts where the config asks for it.
+
+    cos, sin: [positions, head_dim], computed in float32 and rounded to the model's dtype. The first half of ``sin`` is
+    negated, so that rotating is one multiply, one roll and one fused multiply-add.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Any],
+        head_dim: int,
+        max_positions: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        frequency = _inverse_frequency(parameters, head_dim)
+        angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * frequency
+        cos, sin = angles.cos(), angles.sin()
+        self.cos = torch.cat([cos, cos], -1).to(device, dtype)
+        self.sin = torch.cat([-sin, sin], -1).to(device, dtype)
+
+    def at(self, start: int, tree: DraftTree, first: int = 0) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each [n, 1, head_dim], for the nodes from ``first`` on of a tree behind ``start`` positions."""
+        if tree.causal:
+            rows: slice | Tensor = slice(start + first, start + len(tree))
+        else:
+            rows = tree.depth[first:] + start
+        return self.cos[rows].unsqueeze(1), self.sin[rows].unsqueeze(1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate [n, heads, head_dim] by the tables of its n positions."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def _inverse_frequency(parameters: Mapping[str, Any], head_dim: int) -> Tensor:
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    theta = float(parameters.get("rope_theta", 10_000.0))
+    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+    if kind == "default":
+        return frequency
+    if kind == "linear":
+        return frequency / float(parameters["factor"])
+    if kind != "llama3":
+        raise ModelError(f"RoPE type {kind!r} is not supported; default, linear and llama3 are")
+    factor, low, high = (float(parameters[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
+    original = float(parameters["original_max_position_embeddings"])
+    wavelength = 2 * math.pi / frequency
+    smooth = ((original / wavelength - low) / (high - low)).clamp(0.0, 1.0)
+    return (1 - smooth) * frequency / factor + smooth * frequency
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a window's keys go in the pool and which of them its queries see. Made once, used by every layer.
+
+    written: slots of the new nodes, in order. read: slots of everything attended to. Both are slices when the session's
+    pages form one run, so nothing is gathered. mask: bool [n, read], or None when every query sees every key.
+    """
+
+    written: slice | Tensor
+    read: slice | Tensor
+    mask: Tensor | None
+    cos: Tensor
+    sin: Tensor
+
+    @staticmethod
+    def of(cache: KVCache, tree: DraftTree, rotary: Rotary, computed: int = 0, start: int | None = None) -> Place:
+        """The place of the tree's nodes from ``computed`` on, behind the cache's committed positions."""
+        length = cache.length if start is None else start
+        stop = length + len(tree)
+        new = len(tree) - computed
+        view = cache.view(stop)
+        if view is None:
+            read: slice | Tensor = cache.slots(0, stop)
+            written: slice | Tensor = read[stop - new :]
+        else:
+            read, written = view, slice(view.stop - new, view.stop)
+        mask = None
+        if len(tree) > 1 and not (tree.causal and new == 1):
+            mask = torch.ones(new, stop, dtype=torch.bool)
+            mask[:, length:] = tree.mask[computed:]
+            mask = mask.to(rotary.cos.device)
+        cos, sin = rotary.at(length, tree, computed)
+        return Place(written, read, mask, cos, sin)
+
+
+def attend(query: Tensor, kv: Tensor, place: Place) -> Tensor:
+    """Attention of n queries over a layer's paged keys and values.
+
+    query: [n, heads, head_dim]; kv: [2, slots, kv_heads, head_dim], the new nodes already written. Returns
+    [n, heads * head_dim]. Heads that share a key head are folded into query rows, so no key is repeated.
+    """
+    n, heads, head_dim = query.shape
+    kv_heads = kv.shape[2]
+    group = heads // kv_heads
+    keys, values = kv[0, place.read].transpose(0, 1), kv[1, place.read].transpose(0, 1)  # [KV, T, hd]
+    folded = query.view(n, kv_heads, group, head_dim).permute(1, 2, 0, 3).reshape(kv_heads, group * n, head_dim)
+    mask = place.mask
+    if mask is not None and group > 1:
+        mask = mask.repeat(group, 1)
+    out = F.scaled_dot_product_attention(folded[None], keys[None], values[None], attn_mask=mask)
+    return out.view(kv_heads, group, n, head_dim).permute(2, 0, 1, 3).reshape(n, heads * head_dim)
+
+
+def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """The gated MLP (Shazeer 2020) with gate and up projections merged: [n, d] -> [n, d]."""
+    gate, up = F.linear(x, gate_up).chunk(2, -1)
+    return F.linear(F.silu(gate).mul_(up), down)

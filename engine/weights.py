@@ -1,0 +1,87 @@
+"""Streams tensors out of safetensors files, one at a time, straight to the device and dtype wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from engine.errors import ModelError
+from engine.models.config import read_json
+
+INDEX = "model.safetensors.index.json"
+
+
+class Weights:
+    """The tensors of one checkpoint directory, single-file or sharded.
+
+    Each tensor is read once, converted and given up, so host memory stays near one shard. ``take`` notes what was used;
+    ``unused`` says what a loader has left behind. Use as a context manager.
+    """
+
+    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self._directory = directory
+        self._dtype = dtype
+        self._device = device
+        self._files: dict[str, Any] = {}
+        self._shard_of = self._index()
+        self._taken: set[str] = set()
+
+    def __enter__(self) -> Weights:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.clear()
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._shard_of)
+
+    def unused(self) -> set[str]:
+        return self.names - self._taken
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor, in the wanted dtype on the device. ModelError where it is missing or has another shape."""
+        if name not in self._shard_of:
+            raise ModelError(f"{self._directory}: tensor {name} is missing")
+        self._taken.add(name)
+        tensor: Tensor = self._open(self._shard_of[name]).get_tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise ModelError(f"{self._directory}: {name} has shape {tuple(tensor.shape)}, {shape} was expected")
+        return tensor.to(self._device, self._dtype)
+
+    def merge(self, names: list[str], shapes: list[tuple[int, ...]]) -> Tensor:
+        """Several tensors stacked along their first dimension, without holding two copies of the whole."""
+        merged = torch.empty(sum(s[0] for s in shapes), *shapes[0][1:], dtype=self._dtype, device=self._device)
+        start = 0
+        for name, shape in zip(names, shapes, strict=True):
+            merged[start : start + shape[0]] = self.take(name, shape)
+            start += shape[0]
+        return merged
+
+    def _index(self) -> dict[str, str]:
+        """Tensor name to file name."""
+        if (self._directory / INDEX).exists():
+            shards: dict[str, str] = read_json(self._directory / INDEX)["weight_map"]
+            for shard in sorted(set(shards.values())):
+                if not (self._directory / shard).exists():
+                    raise ModelError(f"{self._directory}: shard {shard} is missing")
+            return shards
+        if not (self._directory / "model.safetensors").exists():
+            raise ModelError(f"{self._directory} holds neither model.safetensors nor {INDEX}")
+        return dict.fromkeys(self._open("model.safetensors").keys(), "model.safetensors")
+
+    def _open(self, shard: str) -> Any:
+        if shard not in self._files:
+            self._files.clear()  # one mapped shard at a time: weights come layer by layer, and layers rarely straddle
+            try:
+                self._files[shard] = safe_open(self._directory / shard, "pt")
+            except Exception as error:
+                raise ModelError(f"{self._directory / shard} cannot be read: {error}") from error
+        return self._files[shard]
