@@ -41,3 +41,14 @@ lint: $(READY) ## ruff, mypy --strict, stale stubs, and buf where npm is there
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+proto: $(READY) ## Generate the stubs in firstword/v1 from proto/
+	$(PY) scripts/gen_proto.py
+
+# buf comes with npm and is left out where there is none. The breaking check compares with the last commit.
+BUF := npx --yes @bufbuild/buf@1.75.0
+proto-check: $(READY)
+	$(PY) scripts/gen_proto.py --check
+	@if command -v npx >/dev/null; then $(BUF) lint && $(BUF) format --diff --exit-code && \
+	  if git cat-file -e HEAD:proto 2>/dev/null; then $(BUF) breaking --against '.git#ref=HEAD'; fi; \
+	else echo 'no npm: buf not run'; fi
