@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from engine.errors import ContextFull, EngineError, OutOfPages, UnknownSession
-from engine.interfaces import Grammar, Output, Proposer, Target, TextWatcher, Window
+from engine.interfaces import Draft, Grammar, Output, Proposer, Target, TextWatcher, Window
 from engine.policy import DraftPolicy
 from engine.sampling import Sampler, Sampling
 from engine.session import Finish, Session, Turn
@@ -199,8 +199,10 @@ class Engine:
         if budget <= 1 or session.draft is None:
             return DraftTree.chain(torch.tensor([root]))
         started = time.monotonic()
-        tree = self.proposer.propose([session.draft], [root], [None], budget)[0]
-        tree = self.policy.prune(tree)
+        try:
+            tree = self.policy.prune(self.proposer.propose([session.draft], [root], [None], budget)[0])
+        except OutOfPages:  # drafting is a luxury: the reply goes on without it
+            tree = DraftTree.chain(torch.tensor([root]))
         turn.stats.reason = self.policy.reason
         turn.stats.draft_seconds += time.monotonic() - started
         return tree
@@ -218,6 +220,8 @@ class Engine:
         if output.logits is None or turn is None:
             path = list(range(given))
             self._commit(session, tree, path, output)
+            if turn is None and session.draft is not None:
+                self._catch_up(session.draft)
             return Step(session.name, turn, prefilled=given, seconds=time.monotonic() - started)
         drafted = len(tree) > 1 and given == 1 and output.logits.shape[0] == len(tree)
         chosen = self._choose(turn, tree if drafted else None, output)
@@ -284,6 +288,13 @@ class Engine:
             features = features[path]
         tokens = tree.tokens if len(path) == len(tree) else tree.tokens[path]
         self.proposer.observe(session.draft, tokens, features, None)
+
+    def _catch_up(self, draft: Draft) -> None:
+        """Nobody waits for this session: let its drafter do what it would otherwise do in the next reply."""
+        try:
+            self.proposer.catch_up(draft)
+        except OutOfPages:
+            return  # the drafter kept its queue; ``propose`` tries again
 
     def _failed(self, session: Session, error: EngineError) -> Step:
         finish = Finish.OUT_OF_PAGES if isinstance(error, OutOfPages) else Finish.FAILED

@@ -112,6 +112,10 @@ class Proposer(Protocol):
         """
         ...
 
+    def catch_up(self, draft: Draft) -> None:
+        """Do now what ``propose`` would have to do first. Called when nobody waits; may do nothing."""
+        ...
+
     def propose(
         self, drafts: Sequence[Draft], roots: Sequence[int], noise: Sequence[Tensor | None], budget: int
     ) -> list[DraftTree]:

@@ -51,8 +51,10 @@ class Decoder:
         *,
         pool_tokens: int,
         page_tokens: int,
+        max_context_tokens: int = 0,
     ) -> None:
         self.config = config
+        self._max_context_tokens = min(config.max_positions, max_context_tokens or config.max_positions)
         self.embedding = embedding
         self.lm_head_weight = lm_head
         self.pool = PagePool(
@@ -74,7 +76,7 @@ class Decoder:
 
     @property
     def max_context_tokens(self) -> int:
-        return self.config.max_positions
+        return self._max_context_tokens
 
     @property
     def device(self) -> torch.device:
@@ -138,8 +140,12 @@ def load_target(
     device: torch.device | str = "cpu",
     pool_tokens: int = 65_536,
     page_tokens: int = 16,
+    max_context_tokens: int = 0,
 ) -> Decoder:
-    """Load a Hugging Face checkpoint directory. Raises ModelError by name for whatever cannot be served."""
+    """Load a Hugging Face checkpoint directory. Raises ModelError by name for whatever cannot be served.
+
+    max_context_tokens: of one session, no more than the model's own limit; 0 takes that.
+    """
     directory = Path(directory)
     config = read_config(directory)
     with Weights(directory, dtype, torch.device(device)) as weights:
@@ -154,7 +160,16 @@ def load_target(
         unused = {n for n in weights.unused() if "rotary_emb" not in n and n != "lm_head.weight"}
     if unused:
         raise ModelError(f"{directory}: unexpected tensors: {', '.join(sorted(unused)[:5])}")
-    return Decoder(config, embedding, layers, norm, lm_head, pool_tokens=pool_tokens, page_tokens=page_tokens)
+    return Decoder(
+        config,
+        embedding,
+        layers,
+        norm,
+        lm_head,
+        pool_tokens=pool_tokens,
+        page_tokens=page_tokens,
+        max_context_tokens=max_context_tokens,
+    )
 
 
 def _load_layer(weights: Weights, config: DecoderConfig, index: int) -> Layer:

@@ -105,8 +105,9 @@ class Place:
         new = len(tree) - computed
         view = cache.view(stop)
         if view is None:
-            read: slice | Tensor = cache.slots(0, stop)
-            written: slice | Tensor = read[stop - new :]
+            slots = cache.slots(0, stop).to(rotary.cos.device)
+            read: slice | Tensor = slots
+            written: slice | Tensor = slots[stop - new :]
         else:
             read, written = view, slice(view.stop - new, view.stop)
         mask = None

@@ -36,6 +36,9 @@ class OracleProposer:
         assert isinstance(draft, NoDraft)
         draft.extend(tokens.numel())
 
+    def catch_up(self, draft: Draft) -> None:
+        pass
+
     def propose(
         self, drafts: Sequence[Draft], roots: Sequence[int], noise: Sequence[Tensor | None], budget: int
     ) -> list[DraftTree]:

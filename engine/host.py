@@ -1,0 +1,183 @@
+"""Carries out an engine's commands and turns its steps into events: the message boundary, without a transport.
+
+The same host runs inside an engine process (``engine.worker``) and in-process for tests and benchmarks. It joins what
+the engine keeps apart: tokens (``engine.engine``), urgency (``engine.schedule``) and text (``engine.text``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from engine import records
+from engine.engine import Engine, Step
+from engine.errors import EngineError
+from engine.schedule import Scheduler
+from engine.session import Finish, Session, Turn
+from engine.text.reply import ReplyReader
+
+
+@dataclass
+class _Reply:
+    """A reply in progress, with what reads its text."""
+
+    number: int
+    turn: Turn
+    reader: ReplyReader
+    clause_ends_sent: int = 0
+
+
+@dataclass
+class EngineHost:
+    """One engine behind records.
+
+    new_reader: makes what reads a reply's ids as text, for the command that asked for it.
+    """
+
+    engine: Engine
+    scheduler: Scheduler
+    new_reader: Callable[[records.Submit], ReplyReader]
+    _replies: dict[str, _Reply] = field(default_factory=dict)
+    _steps: int = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return any(s.turn is not None or s.num_pending > 1 for s in self.engine.sessions.values())
+
+    def handle(self, command: records.Command) -> list[records.Event]:
+        """Carry out one command. Whatever a caller got wrong comes back as ``Failed`` and changes nothing."""
+        try:
+            return self._dispatch(command)
+        except (EngineError, ValueError) as error:
+            session = getattr(command, "session", "")
+            turn = command.turn if isinstance(command, records.Submit) else None
+            return [records.Failed(session, turn, type(error).__name__, str(error))]
+
+    def advance(self) -> list[records.Event]:
+        """Do the most urgent step and report it."""
+        plan = self.scheduler.plan(self.engine)
+        if not plan:
+            return []
+        self._steps += 1
+        events: list[records.Event] = []
+        for step in self.engine.step(plan):
+            events += self._report(step)
+        return events
+
+    def beat(self) -> records.Beat:
+        pool = self.engine.target.new_cache().pool
+        return records.Beat(time.monotonic(), len(self.engine.sessions), pool.pages_in_use, self._steps)
+
+    def _dispatch(self, command: records.Command) -> list[records.Event]:
+        match command:
+            case records.Open():
+                self.engine.open(command.session, command.tokens, seed=command.seed)
+            case records.Sync():
+                return self._sync(self.engine.session(command.session), command.keep, command.tokens)
+            case records.Submit():
+                return self._submit(command)
+            case records.Cancel():
+                return self._cancel(command.session, command.turn)
+            case records.Fork():
+                self.engine.fork(self.engine.session(command.session), command.child)
+            case records.Close():
+                return self._close(command.session)
+            case records.Ping():
+                return [self.beat()]
+        return []
+
+    def _sync(self, session: Session, keep: int, tokens: tuple[int, ...]) -> list[records.Event]:
+        """Make the log equal to its first ``keep`` tokens and ``tokens``, keeping all that agrees already."""
+        if not 0 <= keep <= len(session.tokens):
+            raise ValueError(f"the log has {len(session.tokens)} tokens, not the {keep} to keep")
+        events = self._cancel(session.name, None)
+        agreeing = 0
+        for old, new in zip(session.tokens[keep : keep + len(tokens)], tokens, strict=False):
+            if old != new:
+                break
+            agreeing += 1
+        if keep + agreeing < len(session.tokens):
+            self.engine.truncate(session, keep + agreeing)
+        self.engine.append(session, tokens[agreeing:])
+        return events
+
+    def _submit(self, command: records.Submit) -> list[records.Event]:
+        session = self.engine.session(command.session)
+        events = self._sync(session, command.keep, command.tokens)
+        reader = self.new_reader(command)
+        turn = self.engine.submit(
+            session,
+            command.sampling,
+            max_tokens=command.max_tokens,
+            stop_tokens=command.stop_tokens,
+            forced=command.forced,
+            watcher=reader,
+            request=command.request,
+            drafting=command.drafting,
+        )
+        reply = _Reply(command.turn, turn, reader)
+        self._replies[session.name] = reply
+        self.scheduler.expect(session.name, command.deadline)
+        if turn.finish is not None:
+            events.append(self._ended(session.name, reply))
+        return events
+
+    def _cancel(self, name: str, number: int | None) -> list[records.Event]:
+        """End the reply numbered ``number`` (any, for None), if it is still being made."""
+        reply = self._replies.get(name)
+        if reply is None or (number is not None and reply.number != number):
+            return []
+        self.engine.cancel(reply.turn)
+        return [self._ended(name, reply)]
+
+    def _close(self, name: str) -> list[records.Event]:
+        if name not in self.engine.sessions:
+            return []
+        events = self._cancel(name, None)
+        self.engine.close(self.engine.session(name))
+        self.scheduler.forget(name)
+        return events
+
+    def _report(self, step: Step) -> list[records.Event]:
+        reply = self._replies.get(step.session)
+        if reply is None or step.turn is not reply.turn:
+            if step.error is None:
+                return []
+            return [records.Failed(step.session, None, type(step.error).__name__, str(step.error))]
+        events: list[records.Event] = []
+        if step.tokens:
+            events.append(self._progress(step, reply))
+        if step.finish is not None:
+            events.append(self._ended(step.session, reply, str(step.error or "")))
+        return events
+
+    def _progress(self, step: Step, reply: _Reply) -> records.Progress:
+        read = reply.reader.take(final=step.finish is not None)
+        return records.Progress(
+            session=step.session,
+            turn=reply.number,
+            tokens=step.tokens,
+            text=read.text,
+            clause_ends=tuple(read.clause_ends),
+            accepted=step.accepted,
+            at=time.monotonic(),
+            calls=tuple(records.ToolCall(call.name, call.arguments) for call in read.calls),
+        )
+
+    def _ended(self, name: str, reply: _Reply, error: str = "") -> records.Ended:
+        del self._replies[name]
+        turn = reply.turn
+        assert turn.finish is not None
+        if turn.finish is Finish.STOP_STRING:
+            self.engine.truncate(turn.session, turn.start + reply.reader.kept_tokens)
+        return records.Ended(
+            session=name,
+            turn=reply.number,
+            finish=turn.finish.value,
+            log_tokens=len(turn.session.tokens),
+            reply_tokens=len(turn.session.tokens) - turn.start,
+            stats=turn.stats,
+            error=error,
+        )

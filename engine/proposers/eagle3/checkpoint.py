@@ -1,0 +1,140 @@
+"""Reads an EAGLE-3 head's ``config.json`` in the three layouts that are published.
+
+EAGLE and SpecForge write ``midlayer.*``; speculators writes ``layers.0.*`` and nests the layer's shape in
+``transformer_layer_config``; EAGLE-3.1 adds ``fc_norm.*`` and feeds the normed output back. Published configs are often
+wrong or silent, so whatever the tensors tell is taken from the tensors. Knows no forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from engine.errors import ModelError
+from engine.models.config import DecoderConfig, read_json, rope_parameters
+
+HEAD_THETA = 10_000.0
+"""RoPE base of a head whose config states none: the published ones were trained with transformers' default."""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What the head's forward needs beside its tensors.
+
+    taps: places of the target's residual stream whose states are fused, low to high. norm_before_residual: the residual
+    is the normed hidden state. feed_normed: the next level's hidden state is the normed output (EAGLE-3.1).
+    """
+
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope: Mapping[str, Any]
+    taps: tuple[int, ...]
+    norm_before_residual: bool
+    feed_normed: bool
+
+
+def read_head(
+    directory: Path,
+    target: DecoderConfig,
+    *,
+    rope_theta: float | None = None,
+    taps: tuple[int, ...] | None = None,
+) -> tuple[HeadConfig, dict[str, Tensor]]:
+    """(config, tensors by EAGLE's names without ``midlayer.``). Overrides win over what the checkpoint says.
+
+    Raises ModelError by name for what is no EAGLE-3 head of this target.
+    """
+    raw = read_json(directory / "config.json")
+    tensors = _canonical(_tensors(directory), directory)
+    speculators = "transformer_layer_config" in raw or "speculators_model_type" in raw
+    layer = {**raw, **raw.get("transformer_layer_config", {})}
+    for name in ("fc.weight", "self_attn.q_proj.weight", "norm.weight"):
+        if name not in tensors:
+            raise ModelError(f"{directory} is no EAGLE-3 head: {name} is missing (an EAGLE-1 or -2 head?)")
+    fc = tensors["fc.weight"]
+    hidden = fc.shape[0]
+    num_taps = fc.shape[1] // target.hidden_size
+    if num_taps * target.hidden_size != fc.shape[1] or num_taps < 1:
+        raise ModelError(
+            f"{directory}: fc reads {fc.shape[1]} features, no multiple of the target's hidden size "
+            f"{target.hidden_size}; the head belongs to another target"
+        )
+    try:
+        heads, kv_heads = int(layer["num_attention_heads"]), int(layer["num_key_value_heads"])
+        eps = float(layer["rms_norm_eps"])
+    except KeyError as error:
+        raise ModelError(f"config.json in {directory} lacks {error.args[0]}") from error
+    rope = rope_parameters(layer, HEAD_THETA)
+    if rope_theta is not None:
+        rope["rope_theta"] = rope_theta
+    chosen = _taps(raw, target.num_layers, num_taps, directory) if taps is None else taps
+    if len(chosen) != num_taps or not all(0 <= tap <= target.num_layers for tap in chosen):
+        raise ModelError(
+            f"{directory}: fc fuses {num_taps} states of a target with {target.num_layers} layers; "
+            f"taps {chosen} do not fit"
+        )
+    fc_norm = "fc_norm.0.weight" in tensors
+    return HeadConfig(
+        hidden_size=hidden,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=tensors["self_attn.q_proj.weight"].shape[0] // heads,
+        rms_norm_eps=eps,
+        rope=rope,
+        taps=chosen,
+        # vLLM's importer takes True where a speculators config is silent; EAGLE's own layout means False.
+        norm_before_residual=bool(raw.get("norm_before_residual", speculators)),
+        # In SpecForge's own configs the same key means "norm before lm_head", which every head does.
+        feed_normed=bool(raw.get("norm_output", False)) and (speculators or fc_norm),
+    ), tensors
+
+
+def _tensors(directory: Path) -> dict[str, Tensor]:
+    if (directory / "model.safetensors").exists():
+        return dict(load_file(directory / "model.safetensors"))
+    if (directory / "pytorch_model.bin").exists():
+        loaded = torch.load(directory / "pytorch_model.bin", map_location="cpu", weights_only=True)
+        if isinstance(loaded, dict):
+            return {str(name): tensor for name, tensor in loaded.items()}
+    raise ModelError(f"{directory} holds neither model.safetensors nor pytorch_model.bin")
+
+
+def _canonical(tensors: dict[str, Tensor], directory: Path) -> dict[str, Tensor]:
+    """EAGLE's names, the layer's own without a prefix. The number of layers is counted, never read from the config."""
+    layers = {name.split(".")[1] for name in tensors if name.startswith("layers.")}
+    if len(layers) > 1:
+        raise ModelError(f"{directory}: heads of {len(layers)} layers are not supported; EAGLE-3 heads have one")
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for prefix in ("midlayer.", *(f"layers.{layer}." for layer in layers)):
+            if name.startswith(prefix):
+                name = name.removeprefix(prefix)
+                break
+        found[name] = tensor
+    return found
+
+
+def _taps(raw: Mapping[str, Any], num_layers: int, count: int, directory: Path) -> tuple[int, ...]:
+    """The residual-stream indices of the fused states.
+
+    At the top of a config an id names the layer that reads the state, which is the residual index itself; inside
+    ``eagle_config`` it names the layer that writes it, one less. Silent configs mean EAGLE's own choice.
+    """
+    ids = raw.get("eagle_aux_hidden_state_layer_ids")
+    nested = (raw.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
+    if ids:
+        return tuple(int(i) for i in ids)
+    if nested:
+        return tuple(int(i) + 1 for i in nested)
+    if count != 3:
+        raise ModelError(f"{directory}: fc fuses {count} states and the config does not say which")
+    return (2, num_layers // 2, num_layers - 3)

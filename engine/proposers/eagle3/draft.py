@@ -1,0 +1,120 @@
+"""One session's EAGLE-3 state: keys of the pairs drafted over so far, and the features that wait for their next token.
+
+Pair i joins the target's feature at position i with the token at position i + 1, and lives at key index i (less
+``base``). While the target's cache holds positions up to c - 1 and the root stands at c, the pairs up to c - 1 can be
+made, the last of them with the root.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.cache import KVCache
+
+MAX_WAITING = 1024
+"""Features that may wait while nothing is drafted; past that the draft restarts with a window of the latest half."""
+
+
+class Eagle3Draft:
+    """A ``Draft``. ``base``: position of the first pair in the cache (0 until the draft had to restart)."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+        self.base = 0
+        self._tokens: list[int] = []  # at positions base and on
+        self._waiting: list[Tensor] = []  # features [m, taps, d] of positions _waiting_from and on
+        self._waiting_from = 0
+        self._num_waiting = 0
+        self.root_pair: tuple[int, Tensor] | None = None
+        """(root, output [1, H]) of the last pair in the cache, while that pair was made with a root."""
+
+    @property
+    def length(self) -> int:
+        return self.base + len(self._tokens)
+
+    @property
+    def num_pairs(self) -> int:
+        """Positions whose pairs need no more work: those in the cache and those before the window."""
+        return self.base + self.cache.length
+
+    def extend(self, tokens: Tensor, features: Tensor) -> None:
+        """Positions ``length`` and on were committed. Keeps references, computes nothing."""
+        if self.root_pair is not None and self.root_pair[0] != int(tokens[0]):
+            self.redo_root()
+        self.root_pair = None
+        if not self._waiting:
+            self._waiting_from = self.length
+        self._tokens += tokens.tolist()
+        self._waiting.append(features)
+        self._num_waiting += features.shape[0]
+        if self._num_waiting > MAX_WAITING and self.length - self.num_pairs > MAX_WAITING:
+            self._restart()
+
+    def num_ready(self, root: int | None) -> int:
+        """Pairs that can be made now. root: token at position ``length``, or None while it is not chosen."""
+        return max(0, (self.length if root is not None else self.length - 1) - self.num_pairs)
+
+    def take(self, root: int | None) -> tuple[Tensor, Tensor]:
+        """(features [m, taps, d], tokens [m]) of the ``num_ready`` pairs, for the caller to make before all else."""
+        start = self.num_pairs
+        stop = start + self.num_ready(root)
+        known = [*self._tokens[start - self.base + 1 :], *(() if root is None else (root,))]
+        features = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting)
+        wanted = features[start - self._waiting_from : stop - self._waiting_from]
+        # The last feature stays: its pair is made again when another root takes the place of this one.
+        self._waiting, self._waiting_from, self._num_waiting = [features[-1:]], self.length - 1, 1
+        return wanted, torch.tensor(known[: stop - start])
+
+    def redo_root(self) -> None:
+        """The last pair was made with a root that was not kept: forget it, its feature is still there."""
+        self.root_pair = None
+        self.cache.truncate(self.cache.length - 1)
+
+    def truncate(self, length: int) -> None:
+        if length >= self.length:
+            return
+        self.root_pair = None
+        if length <= self.base:
+            self.base = length
+            self._tokens.clear()
+            self.cache.truncate(0)
+        else:
+            del self._tokens[length - self.base :]
+            self.cache.truncate(min(self.cache.length, length - self.base))
+        self._cut_waiting(length)
+
+    def fork(self) -> Eagle3Draft:
+        child = Eagle3Draft(self.cache.fork())
+        child.base = self.base
+        child._tokens = self._tokens.copy()
+        child._waiting = self._waiting.copy()
+        child._waiting_from, child._num_waiting = self._waiting_from, self._num_waiting
+        child.root_pair = self.root_pair
+        return child
+
+    def close(self) -> None:
+        self.cache.close()
+        self._tokens.clear()
+        self._waiting.clear()
+        self.base = self._waiting_from = self._num_waiting = 0
+        self.root_pair = None
+
+    def _cut_waiting(self, length: int) -> None:
+        keep = length - self._waiting_from
+        if keep <= 0:
+            self._waiting, self._waiting_from, self._num_waiting = [], length, 0
+            return
+        features = torch.cat(self._waiting)[:keep]
+        self._waiting, self._num_waiting = [features], keep
+
+    def _restart(self) -> None:
+        """Start over with a window: the pairs before it are given up, and their keys with them."""
+        keep = MAX_WAITING // 2
+        first = self.length - keep
+        features = torch.cat(self._waiting)[first - self._waiting_from :]
+        self._tokens = self._tokens[first - self.base :]
+        self.base, self._waiting_from, self._num_waiting = first, first, keep
+        self._waiting = [features]
+        self.cache.truncate(0)
+        self.root_pair = None

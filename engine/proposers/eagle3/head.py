@@ -1,0 +1,148 @@
+"""The EAGLE-3 head: one decoder layer over [embedding, hidden], and the logits of a reduced vocabulary.
+
+Owns weights and one forward. Knows no tree search and no session.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.errors import ModelError
+from engine.models.decoder import Decoder
+from engine.models.layers import Place, Rotary, attend, rms_norm, rotate, swiglu
+from engine.proposers.eagle3.checkpoint import HeadConfig
+
+
+class Head:
+    """Weights of one head beside its target's embedding.
+
+    to_target: int64 [draft vocabulary], the target's id of each draft id (published as offsets, ``d2t``).
+    """
+
+    def __init__(self, config: HeadConfig, tensors: dict[str, Tensor], target: Decoder, directory: Path) -> None:
+        self.config = config
+        self._tensors = tensors
+        self._directory = directory
+        self._dtype, self._device = target.dtype, target.device
+        hidden, heads, kv_heads = config.hidden_size, config.num_heads, config.num_kv_heads
+        q_rows, kv_rows = heads * config.head_dim, kv_heads * config.head_dim
+        self._fc = self._take("fc.weight", (hidden, len(config.taps) * target.config.hidden_size))
+        self._input_norm = self._take("input_norm.weight", None) if "input_norm.weight" in tensors else None
+        self._fc_norm = self._stacked_fc_norm(target.config.hidden_size)
+        self._hidden_norm = self._take("hidden_norm.weight", (hidden,))
+        self._embedding_norm = self._take("input_layernorm.weight", (hidden,))
+        self._qkv = torch.cat(
+            [
+                self._take("self_attn.q_proj.weight", (q_rows, 2 * hidden)),
+                self._take("self_attn.k_proj.weight", (kv_rows, 2 * hidden)),
+                self._take("self_attn.v_proj.weight", (kv_rows, 2 * hidden)),
+            ]
+        )
+        self._qk_norm = None
+        if "self_attn.q_norm.weight" in tensors:
+            names = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
+            self._qk_norm = tuple(self._take(name, (config.head_dim,)) for name in names)
+        self._output = self._take("self_attn.o_proj.weight", (hidden, q_rows))
+        self._mlp_norm = self._take("post_attention_layernorm.weight", (hidden,))
+        self._gate_up = torch.cat([self._take(f"mlp.{name}_proj.weight", None) for name in ("gate", "up")])
+        self._down = self._take("mlp.down_proj.weight", (hidden, self._gate_up.shape[0] // 2))
+        self._norm = self._take("norm.weight", (hidden,))
+        self._embedding = self._embedding_of(target)
+        self._lm_head = self._lm_head_of(target)
+        self.to_target = self._vocabulary(target.vocab_size)
+        self.rotary = Rotary(config.rope, config.head_dim, target.config.max_positions, self._dtype, self._device)
+
+    def fuse(self, features: Tensor) -> Tensor:
+        """Target states [m, taps, d] to the head's hidden states [m, H]."""
+        if self._fc_norm is not None:
+            eps = self.config.rms_norm_eps
+            features = torch.stack(
+                [rms_norm(features[:, tap], weight, eps) for tap, weight in enumerate(self._fc_norm)], 1
+            )
+        flat = features.flatten(1)
+        if self._input_norm is not None:
+            flat = rms_norm(flat, self._input_norm, self.config.rms_norm_eps)
+        return F.linear(flat, self._fc)
+
+    def forward(self, tokens: Tensor, hidden: Tensor, kv: Tensor, place: Place) -> Tensor:
+        """Hidden states [m, H] behind pairs of a state [m, H] and the token [m] (target ids) that followed it.
+
+        Writes the pairs' keys and values to ``place``. kv: [2, slots, kv_heads, head_dim].
+        """
+        config, eps = self.config, self.config.rms_norm_eps
+        normed = rms_norm(hidden, self._hidden_norm, eps)
+        residual = normed if config.norm_before_residual else hidden
+        embedded = rms_norm(self._embedding[tokens], self._embedding_norm, eps)
+        qkv = F.linear(torch.cat([embedded, normed], -1), self._qkv)
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        qkv = qkv.view(tokens.shape[0], heads + 2 * kv_heads, config.head_dim)
+        qk = qkv[:, : heads + kv_heads]
+        if self._qk_norm is not None:
+            q_norm, k_norm = self._qk_norm
+            qk = torch.cat([rms_norm(qk[:, :heads], q_norm, eps), rms_norm(qk[:, heads:], k_norm, eps)], 1)
+        qk = rotate(qk, place.cos, place.sin)
+        kv[0, place.written] = qk[:, heads:]
+        kv[1, place.written] = qkv[:, heads + kv_heads :]
+        x = residual + F.linear(attend(qk[:, :heads], kv, place), self._output)
+        return x + swiglu(rms_norm(x, self._mlp_norm, eps), self._gate_up, self._down)
+
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(log-probabilities [m, draft vocabulary], hidden states [m, H] to feed to the next level)."""
+        normed = rms_norm(x, self._norm, self.config.rms_norm_eps)
+        logits = F.linear(normed, self._lm_head)
+        return logits.float().log_softmax(-1), normed if self.config.feed_normed else x
+
+    def _take(self, name: str, shape: tuple[int, ...] | None) -> Tensor:
+        if name not in self._tensors:
+            raise ModelError(f"{self._directory}: tensor {name} is missing")
+        tensor = self._tensors[name]
+        if shape is not None and tuple(tensor.shape) != shape:
+            raise ModelError(f"{self._directory}: {name} has shape {tuple(tensor.shape)}, {shape} was expected")
+        return tensor.to(self._device, self._dtype)
+
+    def _stacked_fc_norm(self, target_hidden: int) -> list[Tensor] | None:
+        if "fc_norm.0.weight" not in self._tensors:
+            return None
+        return [self._take(f"fc_norm.{tap}.weight", (target_hidden,)) for tap in range(len(self.config.taps))]
+
+    def _embedding_of(self, target: Decoder) -> Tensor:
+        if "embed_tokens.weight" in self._tensors:
+            return self._take("embed_tokens.weight", (target.vocab_size, self.config.hidden_size))
+        if target.config.hidden_size != self.config.hidden_size:
+            raise ModelError(
+                f"{self._directory}: the head is {self.config.hidden_size} wide and brings no embedding, "
+                f"the target's has {target.config.hidden_size}"
+            )
+        return target.embedding
+
+    def _lm_head_of(self, target: Decoder) -> Tensor:
+        if "lm_head.weight" in self._tensors:
+            tensor = self._take("lm_head.weight", None)
+            if tensor.shape[1] != self.config.hidden_size:
+                raise ModelError(f"{self._directory}: lm_head.weight reads {tensor.shape[1]} features")
+            return tensor
+        if target.config.hidden_size != self.config.hidden_size:
+            raise ModelError(f"{self._directory}: tensor lm_head.weight is missing")
+        return target.lm_head_weight
+
+    def _vocabulary(self, target_vocab: int) -> Tensor:
+        size = self._lm_head.shape[0]
+        offsets = self._tensors.get("d2t")
+        if offsets is None:
+            if size != target_vocab:
+                raise ModelError(
+                    f"{self._directory}: the head speaks {size} tokens, the target {target_vocab}, and d2t is missing"
+                )
+            return torch.arange(size, device=self._device)
+        if offsets.shape != (size,):
+            raise ModelError(f"{self._directory}: d2t maps {offsets.numel()} tokens, lm_head has {size}")
+        ids = torch.arange(size) + offsets.long().cpu()
+        if int(ids.min()) < 0 or int(ids.max()) >= target_vocab or len(set(ids.tolist())) != size:
+            raise ModelError(
+                f"{self._directory}: d2t leads outside the target's {target_vocab} tokens, or twice to one"
+            )
+        return ids.to(self._device)

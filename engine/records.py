@@ -1,0 +1,173 @@
+"""The message boundary of an engine process: plain picklable records, commands in and events out.
+
+Commands of one session are carried out in the order sent. The same records drive an engine in-process for tests and
+benchmarks. Knows no transport.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.sampling import Sampling
+from engine.session import TurnStats
+
+
+@dataclass(frozen=True)
+class Open:
+    """Open a session whose token log is ``tokens``. Prefill of it starts when nothing more urgent is there to do."""
+
+    session: str
+    tokens: tuple[int, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sync:
+    """Make the log equal to its first ``keep`` tokens followed by ``tokens``.
+
+    Appends, and rewinds to the longest common prefix when ``tokens`` agree with what is there. Cancels the reply in
+    progress, if any.
+    """
+
+    session: str
+    keep: int
+    tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Reply to the log as it stands after a ``Sync`` with the same arguments.
+
+    turn: the caller's name for the reply. deadline: ``time.monotonic()`` (one clock for the whole machine) by which the
+    first token is wanted. stop_tokens end a reply and stay in the log; stop_strings end it and are not emitted.
+    forced: tokens that the reply begins with, already decided. tools: the reply may hold tool calls.
+    """
+
+    session: str
+    turn: int
+    keep: int
+    tokens: tuple[int, ...]
+    sampling: Sampling
+    max_tokens: int
+    stop_tokens: frozenset[int] = frozenset()
+    stop_strings: tuple[str, ...] = ()
+    forced: tuple[int, ...] = ()
+    request: int = 0
+    deadline: float = 0.0
+    drafting: bool = True
+    tools: bool = False
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """End a reply where it stands. Answered by its ``Ended``; ignored when the reply is over or unknown."""
+
+    session: str
+    turn: int
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Open ``child`` with the log and caches of ``session``, sharing pages until one of the two writes."""
+
+    session: str
+    child: str
+
+
+@dataclass(frozen=True)
+class Close:
+    """End a session and return its pages. Ignored when it is not open."""
+
+    session: str
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Ask for a ``Beat``."""
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """Leave the loop."""
+
+
+Command = Open | Sync | Submit | Cancel | Fork | Close | Ping | Shutdown
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model is loaded and measured. Sent once, first."""
+
+    model: str
+    max_context_tokens: int
+    pages: int
+    page_tokens: int
+    costs: str
+    """One line for people: what a step costs and whether drafting is expected to pay."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool call that the reply makes. ``arguments`` is the JSON text of an object."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a reply.
+
+    tokens: the ids it gained. text: what became safe to emit. clause_ends: code point offsets into the whole reply's
+    text where a clause ends, known since the last record. drafted_chars: how many code points at the front of ``text``
+    came from tokens that the drafter had guessed. at: ``time.monotonic()`` when the step was done.
+    """
+
+    session: str
+    turn: int
+    tokens: tuple[int, ...]
+    text: str
+    clause_ends: tuple[int, ...]
+    accepted: int
+    at: float
+    calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A reply is over.
+
+    finish: value of ``engine.session.Finish``. log_tokens: length of the session's log now. reply_tokens: tokens of the
+    reply that the log holds. token_ends: for each of them, code points of the reply's text up to its end.
+    """
+
+    session: str
+    turn: int
+    finish: str
+    log_tokens: int
+    reply_tokens: int
+    stats: TurnStats
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A command could not be carried out. ``reason``: name of the class in ``engine.errors``. The engine goes on."""
+
+    session: str
+    turn: int | None
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A sign of life with a few figures: after a ``Ping``, and at the end of each burst of work."""
+
+    at: float
+    sessions: int
+    pages_in_use: int
+    steps: int
+
+
+Event = Ready | Progress | Ended | Failed | Beat

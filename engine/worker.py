@@ -1,0 +1,57 @@
+"""An engine process: ``python -m engine.worker FD`` serves one model over an inherited socket until it closes.
+
+A process of its own means that a hung or crashed step costs a restart and a re-prefill, never a stream, and that the
+interpreter lock never stands between a token and its socket. The first message is the ``EngineConfig``; then commands
+come in and events go out (``engine.records``), each a pickle. The peer is our own parent process, never a network.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from multiprocessing.connection import Connection
+
+from engine import records
+from engine.config import EngineConfig
+from engine.errors import EngineError
+from engine.host import EngineHost
+from engine.load import load_host
+
+
+def serve(host: EngineHost, connection: Connection) -> None:
+    """Carry out commands as they come and step while there is work. Returns at ``Shutdown``."""
+    while True:
+        while connection.poll(0 if host.busy else None):
+            command = connection.recv()
+            if isinstance(command, records.Shutdown):
+                return
+            for event in host.handle(command):
+                connection.send(event)
+        for event in host.advance():
+            connection.send(event)
+        if not host.busy:
+            connection.send(host.beat())
+
+
+def main(argv: list[str]) -> int:
+    connection = Connection(int(argv[1]))
+    try:
+        config = connection.recv()
+        assert isinstance(config, EngineConfig)
+        try:
+            host, ready = load_host(config)
+        except EngineError as error:
+            connection.send(records.Failed("", None, type(error).__name__, str(error)))
+            return 1
+        # What the model brought stays for good: collections during a call need not look at it again.
+        gc.collect()
+        gc.freeze()
+        connection.send(ready)
+        serve(host, connection)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return 0  # the parent is gone, and with it everyone this process served
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

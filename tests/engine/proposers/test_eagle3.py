@@ -1,0 +1,169 @@
+"""The EAGLE-3 proposer against a slow head that recomputes everything, through rewinds, forks and restarts."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.models.decoder import Decoder
+from engine.proposers.eagle3 import draft as draft_module
+from engine.proposers.eagle3 import load_eagle3
+from engine.proposers.eagle3.draft import Eagle3Draft
+from engine.proposers.eagle3.proposer import Eagle3Proposer
+from engine.tree import DraftTree
+from tests.engine import checkpoints
+from tests.engine.loading import load
+from tests.engine.proposers import heads
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    directory = tmp_path_factory.mktemp("target")
+    checkpoints.write("qwen3-qk-norm", directory)
+    return load(directory, torch.float64)
+
+
+@pytest.fixture(scope="module")
+def pair(target: Decoder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Eagle3Proposer, heads.SlowHead]:
+    tensors = heads.random_head(target.config)
+    directory = heads.write(tmp_path_factory.mktemp("head"), tensors, heads.head_config(target.config))
+    proposer = load_eagle3(directory, target, pool_tokens=2048, taps=(1, 2, 4))
+    return proposer, heads.SlowHead(tensors, target.embedding)
+
+
+def features(target: Decoder, tokens: list[int]) -> Tensor:
+    """Any deterministic function of the position's past will do for a feature; only who gets which matters."""
+    rows = []
+    for i in range(len(tokens)):
+        g = torch.Generator().manual_seed(hash(tuple(tokens[: i + 1])) % 2**31)
+        rows.append(torch.randn(3, target.config.hidden_size, generator=g, dtype=torch.float64))
+    return torch.stack(rows)
+
+
+def path_to(tree: DraftTree, node: int) -> list[int]:
+    path: list[int] = []
+    while node > 0:
+        path.insert(0, int(tree.tokens[node]))
+        node = int(tree.parents[node])
+    return path
+
+
+def check(target: Decoder, slow: heads.SlowHead, tree: DraftTree, tokens: list[int], root: int) -> None:
+    """Every node's score is the probability that the slow head gives its path."""
+    tree.check()
+    known = features(target, tokens)
+    for node in range(1, len(tree)):
+        wanted = slow.log_prob(known, tokens, root, path_to(tree, node))
+        assert math.log(float(tree.score[node])) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_pair_joins_a_feature_with_the_token_after_it(
+    target: Decoder, pair: tuple[Eagle3Proposer, heads.SlowHead]
+) -> None:
+    """Worked by hand: positions 0, 1, 2 hold tokens 5, 6, 7 and the root 8 stands at 3. The head reads the pairs
+    (f0, 6), (f1, 7), (f2, 8), and its last output is the first guess."""
+    proposer, slow = pair
+    tokens, root = [5, 6, 7], 8
+    f = features(target, tokens)
+    draft = proposer.start()
+    proposer.observe(draft, torch.tensor(tokens), f, None)
+    tree = proposer.propose([draft], [root], [None], 5)[0]
+    out = slow.run(slow.fuse(f), [6, 7, 8])[-1:]
+    logits = slow.norm(out, slow.t["norm.weight"]) @ slow.t["lm_head.weight"].T
+    best = int(logits.argmax())
+    assert int(tree.tokens[1]) == best + int(slow.t["d2t"][best])
+    assert draft.num_pairs == 3
+    draft.close()
+
+
+@pytest.mark.parametrize("budget", [2, 5, 8, 16, 24, 32, 60])
+def test_scores_are_the_slow_heads(budget: int, target: Decoder, pair: tuple[Eagle3Proposer, heads.SlowHead]) -> None:
+    proposer, slow = pair
+    tokens = [3, 1, 4, 1, 5, 9, 2, 6]
+    draft = proposer.start()
+    proposer.observe(draft, torch.tensor(tokens), features(target, tokens), None)
+    tree = proposer.propose([draft], [7], [None], budget)[0]
+    assert len(tree) == budget
+    check(target, slow, tree, tokens, 7)
+    draft.close()
+
+
+def test_the_tree_holds_the_most_likely_first_tokens(
+    target: Decoder, pair: tuple[Eagle3Proposer, heads.SlowHead]
+) -> None:
+    proposer, slow = pair
+    tokens = [9, 8, 7]
+    draft = proposer.start()
+    proposer.observe(draft, torch.tensor(tokens), features(target, tokens), None)
+    tree = proposer.propose([draft], [6], [None], 60)[0]
+    f = features(target, tokens)
+    ids = (torch.arange(60) + slow.t["d2t"]).tolist()
+    ranked = sorted(ids, key=lambda token: -slow.log_prob(f, tokens, 6, [token]))
+    first_level = [int(t) for t, p in zip(tree.tokens, tree.parents, strict=True) if int(p) == 0]
+    assert set(first_level) == set(ranked[: len(first_level)])
+    draft.close()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_it_follows_the_cache_through_anything(
+    seed: int, target: Decoder, pair: tuple[Eagle3Proposer, heads.SlowHead]
+) -> None:
+    """Random appends, proposals, rewinds, forks and catching up: the tree is that of a fresh draft every time."""
+    proposer, slow = pair
+    rng = random.Random(seed)
+    draft, log = proposer.start(), [rng.randrange(checkpoints.VOCAB)]  # log: one token more than was observed
+    others: list[Eagle3Draft] = []
+    rewound = False  # the engine forwards at least one token between a rewind and the next proposal
+    for _ in range(25):
+        action = rng.choice(["observe", "observe", "propose", "rewind", "fork", "catch up"])
+        if action == "observe":
+            new = [rng.randrange(checkpoints.VOCAB) for _ in range(rng.randint(1, 6))]
+            start = draft.length
+            log += new
+            proposer.observe(draft, torch.tensor(log[start:-1]), features(target, log[:-1])[start:], None)
+            rewound = False
+        elif action == "propose" and draft.length and not rewound:
+            tree = proposer.propose([draft], [log[-1]], [None], rng.choice([4, 8]))[0]
+            check(target, slow, tree, log[:-1], log[-1])
+        elif action == "rewind" and draft.length > 1:
+            keep = rng.randint(1, len(log))
+            log = log[:keep]
+            if keep - 1 < draft.length:
+                draft.truncate(keep - 1)
+                rewound = True
+        elif action == "fork":
+            others.append(draft)
+            draft = draft.fork()
+        elif action == "catch up":
+            proposer.catch_up(draft)
+        assert draft.length == len(log) - 1
+    for other in [*others, draft]:
+        other.close()
+    assert proposer.pool.pages_in_use == 0
+
+
+def test_a_draft_that_was_off_for_long_restarts_with_a_window(
+    target: Decoder, pair: tuple[Eagle3Proposer, heads.SlowHead], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draft_module, "MAX_WAITING", 16)
+    proposer, slow = pair
+    rng = random.Random(3)
+    tokens = [rng.randrange(checkpoints.VOCAB) for _ in range(40)]
+    f = features(target, tokens)
+    draft = proposer.start()
+    for start in range(0, 40, 4):
+        proposer.observe(draft, torch.tensor(tokens[start : start + 4]), f[start : start + 4], None)
+    assert draft.base > 0
+    tree = proposer.propose([draft], [7], [None], 6)[0]
+    windowed = tokens[draft.base :]
+    for node in range(1, len(tree)):
+        wanted = slow.log_prob(f[draft.base :], windowed, 7, path_to(tree, node))
+        assert math.log(float(tree.score[node])) == pytest.approx(wanted, abs=1e-5)
+    draft.truncate(draft.base - 2)
+    assert draft.length == draft.base
+    draft.close()
