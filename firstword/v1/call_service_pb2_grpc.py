@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class CallServiceStub:
-    """The language side of a voice agent. One stream is one call: it keeps the call's conversation warm and answers turns.
+    """Holds conversations.
     """
 
     def __init__(self, channel):
@@ -43,14 +43,12 @@ class CallServiceStub:
 
 
 class CallServiceServicer:
-    """The language side of a voice agent. One stream is one call: it keeps the call's conversation warm and answers turns.
+    """Holds conversations.
     """
 
     def Call(self, request_iterator, context):
-        """Holds one call. The first request must be `open`; everything after it is events in both directions, in order.
-
-        What ends a turn comes as an `error` event and leaves the stream open. What ends the stream is a gRPC status with
-        google.rpc.ErrorInfo (and RetryInfo where trying again helps) in its details.
+        """Holds one call for as long as the stream lasts. The first request is `open`; the stream has no deadline.
+        A stream that breaks does not end the call: a new one that opens with `Open.resume` goes on with it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -73,7 +71,7 @@ def add_CallServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CallService:
-    """The language side of a voice agent. One stream is one call: it keeps the call's conversation warm and answers turns.
+    """Holds conversations.
     """
 
     @staticmethod

@@ -23,63 +23,53 @@ _sym_db = _symbol_database.Default()
 
 
 from firstword.v1 import conversation_pb2 as firstword_dot_v1_dot_conversation__pb2
+from firstword.v1 import options_pb2 as firstword_dot_v1_dot_options__pb2
+from firstword.v1 import resume_pb2 as firstword_dot_v1_dot_resume__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n firstword/v1/client_events.proto\x12\x0c\x66irstword.v1\x1a\x1f\x66irstword/v1/conversation.proto\"\xf8\x03\n\x04Open\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rsystem_prompt\x18\x03 \x01(\t\x12!\n\x05items\x18\x04 \x03(\x0b\x32\x12.firstword.v1.Item\x12!\n\x05tools\x18\x05 \x03(\x0b\x32\x12.firstword.v1.Tool\x12-\n\x0btool_choice\x18\x06 \x01(\x0b\x32\x18.firstword.v1.ToolChoice\x12\x35\n\x0fresponse_format\x18\x07 \x01(\x0b\x32\x1c.firstword.v1.ResponseFormat\x12(\n\x08sampling\x18\x08 \x01(\x0b\x32\x16.firstword.v1.Sampling\x12$\n\x06limits\x18\t \x01(\x0b\x32\x14.firstword.v1.Limits\x12<\n\x13\x63ontext_full_policy\x18\n \x01(\x0e\x32\x1f.firstword.v1.ContextFullPolicy\x12+\n\nmatch_rule\x18\x0b \x01(\x0e\x32\x17.firstword.v1.MatchRule\x12)\n\tfallbacks\x18\x0c \x03(\x0b\x32\x16.firstword.v1.Fallback\x12$\n\x06resume\x18\r \x01(\x0b\x32\x14.firstword.v1.Resume\"\x8c\x03\n\x06Limits\x12$\n\x17max_tool_calls_per_turn\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0emax_tool_calls\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x16\n\tmax_turns\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0bmax_call_ms\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x18\n\x0bmax_idle_ms\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x1c\n\x0fmax_input_chars\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x1d\n\x10max_ahead_tokens\x18\x07 \x01(\rH\x06\x88\x01\x01\x12\x1c\n\x0ftool_timeout_ms\x18\x08 \x01(\x04H\x07\x88\x01\x01\x42\x1a\n\x18_max_tool_calls_per_turnB\x11\n\x0f_max_tool_callsB\x0c\n\n_max_turnsB\x0e\n\x0c_max_call_msB\x0e\n\x0c_max_idle_msB\x12\n\x10_max_input_charsB\x13\n\x11_max_ahead_tokensB\x12\n\x10_tool_timeout_ms\"=\n\x08\x46\x61llback\x12\x0f\n\x05model\x18\x01 \x01(\tH\x00\x12\x18\n\x0eholding_phrase\x18\x02 \x01(\tH\x00\x42\x06\n\x04kind\"A\n\x06Resume\x12\x14\n\x0cresume_token\x18\x01 \x01(\x0c\x12\x10\n\x08last_seq\x18\x02 \x01(\x04\x12\x0f\n\x07records\x18\x03 \x03(\x0c\"\x0f\n\rSpeechStarted\":\n\x07Partial\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0c\n\x04text\x18\x03 \x01(\t\"/\n\x0e\x45\x61gerEndOfTurn\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x1e\n\x0bTurnResumed\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\"\x81\x01\n\x0bTurnOptions\x12\x13\n\x0btraceparent\x18\x01 \x01(\t\x12\x12\n\ntracestate\x18\x02 \x01(\t\x12\x1f\n\x17\x66irst_token_deadline_ms\x18\x03 \x01(\r\x12(\n\x08sampling\x18\x04 \x01(\x0b\x32\x16.firstword.v1.Sampling\"R\n\x05\x46inal\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\x12*\n\x07options\x18\x03 \x01(\x0b\x32\x19.firstword.v1.TurnOptions\"F\n\x07Respond\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12*\n\x07options\x18\x02 \x01(\x0b\x32\x19.firstword.v1.TurnOptions\"$\n\x03Say\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\"^\n\x05Heard\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0f\n\x05\x63hars\x18\x02 \x01(\rH\x00\x12)\n\x05\x61udio\x18\x03 \x01(\x0b\x32\x18.firstword.v1.HeardAudioH\x00\x42\t\n\x07measure\"H\n\nHeardAudio\x12\x11\n\tplayed_ms\x18\x01 \x01(\x04\x12\'\n\x05words\x18\x02 \x03(\x0b\x32\x18.firstword.v1.WordTiming\"/\n\nWordTiming\x12\x0e\n\x06\x65nd_ms\x18\x01 \x01(\x04\x12\x11\n\tend_chars\x18\x02 \x01(\r\"@\n\tInterrupt\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\"\n\x05heard\x18\x02 \x01(\x0b\x32\x13.firstword.v1.Heard\"G\n\x10PlaybackProgress\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\"\n\x05heard\x18\x02 \x01(\x0b\x32\x13.firstword.v1.Heard\"6\n\nToolResult\x12(\n\x06output\x18\x01 \x01(\x0b\x32\x18.firstword.v1.ToolOutput\"C\n\x05Items\x12!\n\x05items\x18\x01 \x03(\x0b\x32\x12.firstword.v1.Item\x12\x17\n\x0fhistory_version\x18\x02 \x01(\x04\"\x9f\x01\n\x06Update\x12\x1a\n\rsystem_prompt\x18\x01 \x01(\tH\x00\x88\x01\x01\x12!\n\x05tools\x18\x02 \x03(\x0b\x32\x12.firstword.v1.Tool\x12\x15\n\rreplace_tools\x18\x03 \x01(\x08\x12-\n\x0btool_choice\x18\x04 \x01(\x0b\x32\x18.firstword.v1.ToolChoiceB\x10\n\x0e_system_prompt\"\x94\x01\n\x08Generate\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x13\n\x0binstruction\x18\x02 \x01(\t\x12(\n\x08sampling\x18\x03 \x01(\x0b\x32\x16.firstword.v1.Sampling\x12\x35\n\x0fresponse_format\x18\x04 \x01(\x0b\x32\x1c.firstword.v1.ResponseFormat\"\x1a\n\x0b\x41\x63knowledge\x12\x0b\n\x03seq\x18\x01 \x01(\x04\"\x07\n\x05\x43lose*\xa0\x01\n\x11\x43ontextFullPolicy\x12#\n\x1f\x43ONTEXT_FULL_POLICY_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x43ONTEXT_FULL_POLICY_REFUSE\x10\x01\x12#\n\x1f\x43ONTEXT_FULL_POLICY_DROP_OLDEST\x10\x02\x12!\n\x1d\x43ONTEXT_FULL_POLICY_SUMMARISE\x10\x03*X\n\tMatchRule\x12\x1a\n\x16MATCH_RULE_UNSPECIFIED\x10\x00\x12\x14\n\x10MATCH_RULE_EXACT\x10\x01\x12\x19\n\x15MATCH_RULE_NORMALISED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n firstword/v1/client_events.proto\x12\x0c\x66irstword.v1\x1a\x1f\x66irstword/v1/conversation.proto\x1a\x1a\x66irstword/v1/options.proto\x1a\x19\x66irstword/v1/resume.proto\"\xff\x04\n\x04Open\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rsystem_prompt\x18\x03 \x01(\t\x12!\n\x05items\x18\x04 \x03(\x0b\x32\x12.firstword.v1.Item\x12!\n\x05tools\x18\x05 \x03(\x0b\x32\x12.firstword.v1.Tool\x12-\n\x0btool_choice\x18\x06 \x01(\x0b\x32\x18.firstword.v1.ToolChoice\x12\x35\n\x0fresponse_format\x18\x07 \x01(\x0b\x32\x1c.firstword.v1.ResponseFormat\x12(\n\x08sampling\x18\x08 \x01(\x0b\x32\x16.firstword.v1.Sampling\x12\x11\n\x04seed\x18\t \x01(\x04H\x00\x88\x01\x01\x12$\n\x06limits\x18\n \x01(\x0b\x32\x14.firstword.v1.Limits\x12\x33\n\x0e\x63ontext_policy\x18\x0b \x01(\x0b\x32\x1b.firstword.v1.ContextPolicy\x12/\n\x0c\x61nswer_ahead\x18\x0c \x01(\x0b\x32\x19.firstword.v1.AnswerAhead\x12$\n\x17\x66irst_token_deadline_ms\x18\r \x01(\rH\x01\x88\x01\x01\x12)\n\tfallbacks\x18\x0e \x03(\x0b\x32\x16.firstword.v1.Fallback\x12\x18\n\x10progress_notices\x18\x0f \x01(\x08\x12\x12\n\ncaller_key\x18\x10 \x01(\t\x12$\n\x06resume\x18\x11 \x01(\x0b\x32\x14.firstword.v1.ResumeB\x07\n\x05_seedB\x1a\n\x18_first_token_deadline_ms\"\x0f\n\rSpeechStarted\"r\n\x07Partial\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x1f\n\x12stable_code_points\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x15\n\x13_stable_code_points\"m\n\x0e\x45\x61gerEndOfTurn\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0c\n\x04text\x18\x03 \x01(\t\x12*\n\x07options\x18\x04 \x01(\x0b\x32\x19.firstword.v1.TurnOptions\"\x1e\n\x0bTurnResumed\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\"c\n\x05\x46inal\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\x12*\n\x07options\x18\x03 \x01(\x0b\x32\x19.firstword.v1.TurnOptions\x12\x0f\n\x07item_id\x18\x04 \x01(\t\"F\n\x07Respond\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12*\n\x07options\x18\x02 \x01(\x0b\x32\x19.firstword.v1.TurnOptions\"^\n\x03Say\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07item_id\x18\x03 \x01(\t\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x12\n\ntracestate\x18\x05 \x01(\t\"w\n\x05Heard\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x15\n\x0b\x63ode_points\x18\x02 \x01(\rH\x00\x12\x13\n\tplayed_ms\x18\x03 \x01(\x04H\x00\x12\'\n\x05words\x18\x04 \x03(\x0b\x32\x18.firstword.v1.WordTimingB\t\n\x07measure\"P\n\nWordTiming\x12\x0e\n\x06\x65nd_ms\x18\x01 \x01(\x04\x12\x19\n\x0f\x65nd_code_points\x18\x02 \x01(\rH\x00\x12\x0e\n\x04word\x18\x03 \x01(\tH\x00\x42\x07\n\x05place\"@\n\tInterrupt\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\"\n\x05heard\x18\x02 \x01(\x0b\x32\x13.firstword.v1.Heard\"G\n\x10PlaybackProgress\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\"\n\x05heard\x18\x02 \x01(\x0b\x32\x13.firstword.v1.Heard\"s\n\nToolResult\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0e\n\x06output\x18\x03 \x01(\t\x12\x10\n\x08is_error\x18\x04 \x01(\x08\x12\x10\n\x08no_reply\x18\x05 \x01(\x08\x12\x0f\n\x07item_id\x18\x06 \x01(\t\"\\\n\x05Items\x12!\n\x05items\x18\x01 \x03(\x0b\x32\x12.firstword.v1.Item\x12\x1c\n\x0fhistory_version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x12\n\x10_history_version\"\xed\x01\n\x06Update\x12\x1a\n\rsystem_prompt\x18\x01 \x01(\tH\x00\x88\x01\x01\x12%\n\x05tools\x18\x02 \x01(\x0b\x32\x16.firstword.v1.ToolList\x12-\n\x0btool_choice\x18\x03 \x01(\x0b\x32\x18.firstword.v1.ToolChoice\x12\x35\n\x0fresponse_format\x18\x04 \x01(\x0b\x32\x1c.firstword.v1.ResponseFormat\x12(\n\x08sampling\x18\x05 \x01(\x0b\x32\x16.firstword.v1.SamplingB\x10\n\x0e_system_prompt\"\x9e\x02\n\x08Generate\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x12\n\x08question\x18\x02 \x01(\tH\x00\x12.\n\x0c\x63onversation\x18\x03 \x01(\x0b\x32\x16.firstword.v1.ItemListH\x00\x12(\n\x08sampling\x18\x04 \x01(\x0b\x32\x16.firstword.v1.Sampling\x12\x35\n\x0fresponse_format\x18\x05 \x01(\x0b\x32\x1c.firstword.v1.ResponseFormat\x12\x17\n\ntimeout_ms\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x12\n\ntracestate\x18\x08 \x01(\tB\x08\n\x06promptB\r\n\x0b_timeout_ms\"$\n\x0e\x43\x61ncelGenerate\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\"\x1a\n\x0b\x41\x63knowledge\x12\x0b\n\x03seq\x18\x01 \x01(\x04\"\x17\n\x05\x43lose\x12\x0e\n\x06\x66orget\x18\x01 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'firstword.v1.client_events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONTEXTFULLPOLICY']._serialized_start=2437
-  _globals['_CONTEXTFULLPOLICY']._serialized_end=2597
-  _globals['_MATCHRULE']._serialized_start=2599
-  _globals['_MATCHRULE']._serialized_end=2687
-  _globals['_OPEN']._serialized_start=84
-  _globals['_OPEN']._serialized_end=588
-  _globals['_LIMITS']._serialized_start=591
-  _globals['_LIMITS']._serialized_end=987
-  _globals['_FALLBACK']._serialized_start=989
-  _globals['_FALLBACK']._serialized_end=1050
-  _globals['_RESUME']._serialized_start=1052
-  _globals['_RESUME']._serialized_end=1117
-  _globals['_SPEECHSTARTED']._serialized_start=1119
-  _globals['_SPEECHSTARTED']._serialized_end=1134
-  _globals['_PARTIAL']._serialized_start=1136
-  _globals['_PARTIAL']._serialized_end=1194
-  _globals['_EAGERENDOFTURN']._serialized_start=1196
-  _globals['_EAGERENDOFTURN']._serialized_end=1243
-  _globals['_TURNRESUMED']._serialized_start=1245
-  _globals['_TURNRESUMED']._serialized_end=1275
-  _globals['_TURNOPTIONS']._serialized_start=1278
-  _globals['_TURNOPTIONS']._serialized_end=1407
-  _globals['_FINAL']._serialized_start=1409
-  _globals['_FINAL']._serialized_end=1491
-  _globals['_RESPOND']._serialized_start=1493
-  _globals['_RESPOND']._serialized_end=1563
-  _globals['_SAY']._serialized_start=1565
-  _globals['_SAY']._serialized_end=1601
-  _globals['_HEARD']._serialized_start=1603
-  _globals['_HEARD']._serialized_end=1697
-  _globals['_HEARDAUDIO']._serialized_start=1699
-  _globals['_HEARDAUDIO']._serialized_end=1771
-  _globals['_WORDTIMING']._serialized_start=1773
-  _globals['_WORDTIMING']._serialized_end=1820
-  _globals['_INTERRUPT']._serialized_start=1822
-  _globals['_INTERRUPT']._serialized_end=1886
-  _globals['_PLAYBACKPROGRESS']._serialized_start=1888
-  _globals['_PLAYBACKPROGRESS']._serialized_end=1959
-  _globals['_TOOLRESULT']._serialized_start=1961
-  _globals['_TOOLRESULT']._serialized_end=2015
-  _globals['_ITEMS']._serialized_start=2017
-  _globals['_ITEMS']._serialized_end=2084
-  _globals['_UPDATE']._serialized_start=2087
-  _globals['_UPDATE']._serialized_end=2246
-  _globals['_GENERATE']._serialized_start=2249
-  _globals['_GENERATE']._serialized_end=2397
-  _globals['_ACKNOWLEDGE']._serialized_start=2399
-  _globals['_ACKNOWLEDGE']._serialized_end=2425
-  _globals['_CLOSE']._serialized_start=2427
-  _globals['_CLOSE']._serialized_end=2434
+  _globals['_OPEN']._serialized_start=139
+  _globals['_OPEN']._serialized_end=778
+  _globals['_SPEECHSTARTED']._serialized_start=780
+  _globals['_SPEECHSTARTED']._serialized_end=795
+  _globals['_PARTIAL']._serialized_start=797
+  _globals['_PARTIAL']._serialized_end=911
+  _globals['_EAGERENDOFTURN']._serialized_start=913
+  _globals['_EAGERENDOFTURN']._serialized_end=1022
+  _globals['_TURNRESUMED']._serialized_start=1024
+  _globals['_TURNRESUMED']._serialized_end=1054
+  _globals['_FINAL']._serialized_start=1056
+  _globals['_FINAL']._serialized_end=1155
+  _globals['_RESPOND']._serialized_start=1157
+  _globals['_RESPOND']._serialized_end=1227
+  _globals['_SAY']._serialized_start=1229
+  _globals['_SAY']._serialized_end=1323
+  _globals['_HEARD']._serialized_start=1325
+  _globals['_HEARD']._serialized_end=1444
+  _globals['_WORDTIMING']._serialized_start=1446
+  _globals['_WORDTIMING']._serialized_end=1526
+  _globals['_INTERRUPT']._serialized_start=1528
+  _globals['_INTERRUPT']._serialized_end=1592
+  _globals['_PLAYBACKPROGRESS']._serialized_start=1594
+  _globals['_PLAYBACKPROGRESS']._serialized_end=1665
+  _globals['_TOOLRESULT']._serialized_start=1667
+  _globals['_TOOLRESULT']._serialized_end=1782
+  _globals['_ITEMS']._serialized_start=1784
+  _globals['_ITEMS']._serialized_end=1876
+  _globals['_UPDATE']._serialized_start=1879
+  _globals['_UPDATE']._serialized_end=2116
+  _globals['_GENERATE']._serialized_start=2119
+  _globals['_GENERATE']._serialized_end=2405
+  _globals['_CANCELGENERATE']._serialized_start=2407
+  _globals['_CANCELGENERATE']._serialized_end=2443
+  _globals['_ACKNOWLEDGE']._serialized_start=2445
+  _globals['_ACKNOWLEDGE']._serialized_end=2471
+  _globals['_CLOSE']._serialized_start=2473
+  _globals['_CLOSE']._serialized_end=2496
 # @@protoc_insertion_point(module_scope)

@@ -24,31 +24,33 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66irstword/v1/conversation.proto\x12\x0c\x66irstword.v1\"\xaa\x01\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12(\n\x07message\x18\x02 \x01(\x0b\x32\x15.firstword.v1.MessageH\x00\x12+\n\ttool_call\x18\x03 \x01(\x0b\x32\x16.firstword.v1.ToolCallH\x00\x12/\n\x0btool_output\x18\x04 \x01(\x0b\x32\x18.firstword.v1.ToolOutputH\x00\x42\t\n\x07\x63ontent\"N\n\x07Message\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.firstword.v1.Role\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0binterrupted\x18\x03 \x01(\x08\"R\n\x08ToolCall\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t\"M\n\nToolOutput\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06output\x18\x03 \x01(\t\x12\x10\n\x08is_error\x18\x04 \x01(\x08\"I\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1e\n\x16parameters_json_schema\x18\x03 \x01(\t\"\xa6\x01\n\nToolChoice\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1d.firstword.v1.ToolChoice.Mode\x12\x0c\n\x04name\x18\x02 \x01(\t\"]\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\r\n\tMODE_AUTO\x10\x01\x12\r\n\tMODE_NONE\x10\x02\x12\x11\n\rMODE_REQUIRED\x10\x03\x12\x0e\n\nMODE_NAMED\x10\x04\"1\n\x0eResponseFormat\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x42\x08\n\x06\x66ormat\"\x98\x02\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x07 \x01(\rH\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\x08 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\r\n\x0b_max_tokens*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66irstword/v1/conversation.proto\x12\x0c\x66irstword.v1\"\xaa\x01\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12(\n\x07message\x18\x02 \x01(\x0b\x32\x15.firstword.v1.MessageH\x00\x12+\n\ttool_call\x18\x03 \x01(\x0b\x32\x16.firstword.v1.ToolCallH\x00\x12/\n\x0btool_output\x18\x04 \x01(\x0b\x32\x18.firstword.v1.ToolOutputH\x00\x42\t\n\x07\x63ontent\"-\n\x08ItemList\x12!\n\x05items\x18\x01 \x03(\x0b\x32\x12.firstword.v1.Item\"N\n\x07Message\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.firstword.v1.Role\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0binterrupted\x18\x03 \x01(\x08\"A\n\x08ToolCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"M\n\nToolOutput\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\x10\n\x08is_error\x18\x03 \x01(\x08\x12\x0c\n\x04name\x18\x04 \x01(\t\"q\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1e\n\x16parameters_json_schema\x18\x03 \x01(\t\x12\x17\n\ntimeout_ms\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\r\n\x0b_timeout_ms\"-\n\x08ToolList\x12!\n\x05tools\x18\x01 \x03(\x0b\x32\x12.firstword.v1.Tool\"}\n\nToolChoice\x12,\n\x04mode\x18\x01 \x01(\x0e\x32\x1c.firstword.v1.ToolChoiceModeH\x00\x12\x13\n\ttool_name\x18\x02 \x01(\tH\x00\x12\x15\n\x08parallel\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06\x63hoiceB\x0b\n\t_parallel\"1\n\x0eResponseFormat\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x42\x08\n\x06\x66ormat*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*\x87\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'firstword.v1.conversation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1043
-  _globals['_ROLE']._serialized_end=1123
+  _globals['_ROLE']._serialized_start=835
+  _globals['_ROLE']._serialized_end=915
+  _globals['_TOOLCHOICEMODE']._serialized_start=918
+  _globals['_TOOLCHOICEMODE']._serialized_end=1053
   _globals['_ITEM']._serialized_start=50
   _globals['_ITEM']._serialized_end=220
-  _globals['_MESSAGE']._serialized_start=222
-  _globals['_MESSAGE']._serialized_end=300
-  _globals['_TOOLCALL']._serialized_start=302
-  _globals['_TOOLCALL']._serialized_end=384
-  _globals['_TOOLOUTPUT']._serialized_start=386
-  _globals['_TOOLOUTPUT']._serialized_end=463
-  _globals['_TOOL']._serialized_start=465
-  _globals['_TOOL']._serialized_end=538
-  _globals['_TOOLCHOICE']._serialized_start=541
-  _globals['_TOOLCHOICE']._serialized_end=707
-  _globals['_TOOLCHOICE_MODE']._serialized_start=614
-  _globals['_TOOLCHOICE_MODE']._serialized_end=707
-  _globals['_RESPONSEFORMAT']._serialized_start=709
-  _globals['_RESPONSEFORMAT']._serialized_end=758
-  _globals['_SAMPLING']._serialized_start=761
-  _globals['_SAMPLING']._serialized_end=1041
+  _globals['_ITEMLIST']._serialized_start=222
+  _globals['_ITEMLIST']._serialized_end=267
+  _globals['_MESSAGE']._serialized_start=269
+  _globals['_MESSAGE']._serialized_end=347
+  _globals['_TOOLCALL']._serialized_start=349
+  _globals['_TOOLCALL']._serialized_end=414
+  _globals['_TOOLOUTPUT']._serialized_start=416
+  _globals['_TOOLOUTPUT']._serialized_end=493
+  _globals['_TOOL']._serialized_start=495
+  _globals['_TOOL']._serialized_end=608
+  _globals['_TOOLLIST']._serialized_start=610
+  _globals['_TOOLLIST']._serialized_end=655
+  _globals['_TOOLCHOICE']._serialized_start=657
+  _globals['_TOOLCHOICE']._serialized_end=782
+  _globals['_RESPONSEFORMAT']._serialized_start=784
+  _globals['_RESPONSEFORMAT']._serialized_end=833
 # @@protoc_insertion_point(module_scope)

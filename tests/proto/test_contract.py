@@ -1,90 +1,122 @@
-"""Rules of the contract that buf does not know, and stubs that match it."""
+"""The contract keeps its own rules; and the rules notice when one is broken."""
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from google.protobuf import descriptor_pb2
-from grpc_tools import protoc
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet
 
-from scripts.gen_proto import ROOT, generate, stale
+from tests.proto import contract
 
-PROTO = ROOT / "proto"
-Place = tuple[str, descriptor_pb2.DescriptorProto]
+PROTO = Path(__file__).resolve().parents[2] / "proto"
+Rule = Callable[[FileDescriptorProto], list[str]]
+RULES: tuple[Rule, ...] = (contract.uncommented, contract.enums_without_unspecified, contract.units_missing)
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[descriptor_pb2.FileDescriptorProto]:
-    out = tmp_path_factory.mktemp("descriptors") / "set"
-    sources = [str(path.relative_to(PROTO)) for path in sorted(PROTO.rglob("*.proto"))]
-    assert protoc.main(["protoc", f"-I{PROTO}", f"-o{out}", "--include_source_info", *sources]) == 0
-    return list(descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> FileDescriptorSet:
+    return contract.compile_contract(PROTO, tmp_path_factory.mktemp("descriptors") / "contract.binpb")
 
 
-def test_everything_declared_has_a_comment(files: list[descriptor_pb2.FileDescriptorProto]) -> None:
-    declaring = {4, 5, 6, 2, 3, 8}  # field numbers in descriptor.proto that hold declarations
-    checked = 0
-    for file in files:
-        for location in file.source_code_info.location:
-            path = list(location.path)
-            if len(path) < 2 or len(path) % 2 or path[0] not in {4, 5, 6} or path[-2] not in declaring:
-                continue
-            if any(step == 7 for step in path[::2]):  # options
-                continue
-            checked += 1
-            line = location.span[0] + 1
-            assert location.leading_comments.strip(), f"{file.name}:{line} has no comment"
-    assert checked > 150
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rules_hold(compiled: FileDescriptorSet, rule: Rule) -> None:
+    assert [complaint for file in compiled.file for complaint in rule(file)] == []
 
 
-def test_enums_start_unspecified(files: list[descriptor_pb2.FileDescriptorProto]) -> None:
-    enums = [enum for file in files for enum in file.enum_type]
-    enums += [enum for file in files for message in file.message_type for enum in message.enum_type]
-    assert len(enums) >= 5
-    for enum in enums:
-        assert enum.value[0].number == 0
-        assert enum.value[0].name.endswith("_UNSPECIFIED")
+def test_rules_saw_the_whole_contract(compiled: FileDescriptorSet) -> None:
+    """A walk that skips what it should visit would find nothing wrong with it."""
+    names = {name for file in compiled.file for _, name in contract.elements(file)}
+    for expected in (
+        "firstword.v1.CallService.Call",
+        "firstword.v1.CallRequest.event",
+        "firstword.v1.TextDelta.spans",
+        "firstword.v1.Error.metadata",
+        "firstword.v1.Role.ROLE_USER",
+    ):
+        assert expected in names
+    assert len(names) == sum(_size(file) for file in compiled.file)
 
 
-def test_numbers_carry_their_unit(files: list[descriptor_pb2.FileDescriptorProto]) -> None:
-    """A whole number counts something or measures something, and its name says which."""
-    counts = (
-        "_seq",
-        "seq",
-        "_id",
-        "generation",
-        "seed",
-        "revision",
-        "version",
-        "code",
-        "steps",
-        "top_k",
-        "_turns",
-        "chars",
+def _size(file: FileDescriptorProto) -> int:
+    """Declarations of a file, counted without paths: nothing of ours is nested but a map's entry."""
+    declared = list(file.message_type)
+    written_oneofs = (
+        {field.oneof_index for field in message.field if field.HasField("oneof_index") and not field.proto3_optional}
+        for message in declared
     )
-    counts += ("_tool_calls", "_tool_calls_per_turn", "_per_position")
-    units = ("_ms", "_us", "_tokens", "_chars", "_bytes")
-    field = descriptor_pb2.FieldDescriptorProto
-    for file in files:
-        for message in file.message_type:
-            for number in message.field:
-                if number.type in {field.TYPE_UINT32, field.TYPE_UINT64, field.TYPE_INT32, field.TYPE_INT64}:
-                    assert number.name.endswith(counts + units), f"{message.name}.{number.name}"
+    return (
+        len(declared)
+        + sum(len(message.field) for message in declared)
+        + sum(len(indices) for indices in written_oneofs)
+        + sum(1 + len(enum.value) for enum in file.enum_type)
+        + sum(1 + len(service.method) for service in file.service)
+    )
 
 
-def test_committed_stubs_are_fresh() -> None:
-    assert stale(PROTO, ROOT) == []
+BROKEN = """
+syntax = "proto3";
+package firstword.v1;
+// Fine.
+message Thing {
+  uint32 lonely_tokens = 1;
+  // Without a unit.
+  uint32 call_timeout = 2;
+  // In the wrong one.
+  uint64 idle_seconds = 3;
+  // Below zero is no duration.
+  int32 grace_ms = 4;
+  // Tokens by another name.
+  uint32 token_count = 5;
+  // A part of it.
+  message Part {
+    int32 inner_tokens = 1;
+  }
+  // A state.
+  enum State {
+    // Good.
+    STATE_GOOD = 0;
+    STATE_BAD = 1;
+  }
+}
+"""
 
 
-def test_a_stale_stub_is_found(tmp_path: Path) -> None:
-    changed = tmp_path / "proto"
-    shutil.copytree(PROTO, changed)
-    file = changed / "firstword" / "v1" / "conversation.proto"
-    file.write_text(file.read_text().replace("string item_id = 1;", "string item_id = 9;"))
-    generate(changed, tmp_path)
-    assert stale(changed, tmp_path) == []
-    assert "firstword/v1/conversation_pb2.py" in stale(PROTO, tmp_path)
-    (tmp_path / "firstword" / "v1" / "gone_pb2.py").write_text("")
-    assert "firstword/v1/gone_pb2.py" in stale(changed, tmp_path)
+@pytest.mark.parametrize(
+    ("rule", "named"),
+    [
+        (contract.uncommented, {"Thing.lonely_tokens", "Thing.Part.inner_tokens", "Thing.State.STATE_BAD"}),
+        (contract.enums_without_unspecified, {"Thing.State"}),
+        (contract.units_missing, {"Thing.call_timeout", "Thing.idle_seconds", "Thing.grace_ms", "Thing.token_count"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_rules_notice(tmp_path: Path, rule: Rule, named: set[str]) -> None:
+    (tmp_path / "broken.proto").write_text(BROKEN)
+    (file,) = contract.compile_contract(tmp_path, tmp_path / "broken.binpb").file
+    assert {complaint.split()[0].removeprefix("firstword.v1.") for complaint in rule(file)} == named
+
+
+def test_every_server_event_is_in_the_envelope(compiled: FileDescriptorSet) -> None:
+    """generation, seq, durable_seq, client_seq and record stand beside the event, whichever event it is."""
+    (response,) = (m for file in compiled.file for m in file.message_type if m.name == "CallResponse")
+    envelope = {field.name: field.type for field in response.field if not field.HasField("oneof_index")}
+    number, octets = FieldDescriptorProto.TYPE_UINT64, FieldDescriptorProto.TYPE_BYTES
+    assert envelope == {
+        "generation": number,
+        "seq": number,
+        "durable_seq": number,
+        "client_seq": number,
+        "record": octets,
+    }
+
+
+def test_turns_are_named_alike(compiled: FileDescriptorSet) -> None:
+    """A ``turn_id`` is a uint64 everywhere, and the first field of an event that cannot be without one."""
+    for file in compiled.file:
+        for _, name, message in contract.messages(file):
+            for field in message.field:
+                if field.name == "turn_id":
+                    assert field.type == FieldDescriptorProto.TYPE_UINT64, name
+                    assert field.number == 1 or field.proto3_optional, name
