@@ -81,23 +81,27 @@ class StepCosts:
 class MeasuredPolicy:
     """Chooses the budget with the most expected tokens per second, and plain decoding where no draft pays.
 
-    Gain per budget is a running mean of the tokens that steps of that budget emitted, remembered over about ``memory``
-    steps. Budgets not tried lately are tried again every ``probe_every`` steps, so a change in the text is noticed.
-    Each tree is then cut by calibrated acceptance: of the nodes whose score fell in the same octave, the share kept.
+    The gain of a budget is a running mean over about its last ``memory`` steps. A budget that is not chosen is tried
+    again after ``probe_every`` steps, and after twice as many each time that it proves clearly worse, so a change in
+    the text is noticed and a hopeless drafter costs next to nothing. Each tree is then cut by calibrated acceptance:
+    of the nodes whose score fell in the same half octave, the share kept. Trees that probe are not cut, so that
+    calibration sees all of them.
     """
 
     def __init__(self, costs: StepCosts, *, memory: int = 200, probe_every: int = 64) -> None:
         self.costs = costs
         self._decay = 1.0 - 1.0 / memory
         self._probe_every = probe_every
-        self._steps_since_probe = 0
-        self._probe_at = 0
+        arms = len(costs.nodes)
         self._arm = 0
-        # One warm-up observation per budget: enough to be tried, forgotten as soon as there are real ones.
+        self._probing = False
+        self._waited = [0] * arms
+        self._interval = [probe_every] * arms
+        # One hopeful step per budget: enough to be tried, outweighed as soon as there are real ones.
         self._tokens = [1.0 + 0.6 * math.log2(n) for n in costs.nodes]
         self._seconds = [verify + draft for verify, draft in zip(costs.verify, costs.draft, strict=True)]
-        self._kept = [2.0 * 2.0**-octave for octave in range(_OCTAVES)]
-        self._scored = [2.0] * _OCTAVES
+        self._kept = [2.0 * 2.0 ** (-half_octave / 2) for half_octave in range(_HALF_OCTAVES)]
+        self._scored = [2.0] * _HALF_OCTAVES
         self._reason = ""
 
     @property
@@ -110,24 +114,37 @@ class MeasuredPolicy:
 
     def budget(self, cached_tokens: int, room: int) -> int:
         if room <= 0:
-            self._arm, self._reason = 0, "no room to draft"
+            self._arm, self._probing, self._reason = 0, False, "no room to draft"
             return 1
         rates = [self.rate(arm) for arm in range(len(self.costs.nodes))]
         best = max(range(len(rates)), key=rates.__getitem__)
-        self._steps_since_probe += 1
-        if self._steps_since_probe >= self._probe_every and len(rates) > 1:
-            self._steps_since_probe = 0
-            self._probe_at = self._probe_at % (len(rates) - 1) + 1
-            best = self._probe_at
-            self._reason = f"probing {self.costs.nodes[best]} nodes"
+        due = self._due(best)
+        self._probing = due is not None
+        self._arm = best if due is None else due
+        nodes = self.costs.nodes[self._arm]
+        if due is None:
+            self._reason = f"{nodes} nodes: {rates[best]:.0f} tokens/s expected, plain {rates[0]:.0f}"
         else:
-            self._reason = f"{self.costs.nodes[best]} nodes: {rates[best]:.0f} tokens/s expected, plain {rates[0]:.0f}"
-        self._arm = best
-        return self.costs.nodes[best]
+            self._reason = f"probing {nodes} nodes"
+        return nodes
+
+    def _due(self, best: int) -> int | None:
+        """The budget whose turn it is to be tried again, if any."""
+        for arm in range(1, len(self.costs.nodes)):
+            self._waited[arm] = 0 if arm == best else self._waited[arm] + 1
+        for arm in range(1, len(self.costs.nodes)):
+            if self._waited[arm] >= self._interval[arm]:
+                self._waited[arm] = 0
+                hopeless = self.rate(arm) < 0.8 * self.rate(best)
+                self._interval[arm] = (
+                    min(2 * self._interval[arm], 64 * self._probe_every) if hopeless else self._probe_every
+                )
+                return arm
+        return None
 
     def prune(self, tree: DraftTree) -> DraftTree:
         n = len(tree)
-        if n <= 2:
+        if n <= 2 or self._probing:
             return tree
         probability = [self._calibrated(score) for score in tree.score.tolist()[1:]]
         order = sorted(range(1, n), key=lambda node: -probability[node - 1])
@@ -148,20 +165,20 @@ class MeasuredPolicy:
         kept = set(path)
         for node, score in enumerate(tree.score.tolist()):
             if node:
-                octave = _octave(score)
-                self._kept[octave] = self._kept[octave] * self._decay + (node in kept)
-                self._scored[octave] = self._scored[octave] * self._decay + 1.0
+                bin_ = _half_octave(score)
+                self._kept[bin_] = self._kept[bin_] * self._decay + (node in kept)
+                self._scored[bin_] = self._scored[bin_] * self._decay + 1.0
 
     def _calibrated(self, score: float) -> float:
-        octave = _octave(score)
-        return self._kept[octave] / self._scored[octave]
+        bin_ = _half_octave(score)
+        return self._kept[bin_] / self._scored[bin_]
 
 
-_OCTAVES = 16
+_HALF_OCTAVES = 24
 
 
-def _octave(score: float) -> int:
-    return min(_OCTAVES - 1, int(-2.0 * math.log2(max(score, 1e-9))))
+def _half_octave(score: float) -> int:
+    return min(_HALF_OCTAVES - 1, int(-2.0 * math.log2(max(score, 1e-9))))
 
 
 def _subtree(tree: DraftTree, nodes: Sequence[int]) -> DraftTree:
