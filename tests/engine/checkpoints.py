@@ -1,4 +1,4 @@
-"""Random-weight checkpoints written by transformers, so that our loader and our forwards have an independent reference."""
+"""Random-weight checkpoints written by transformers, so that loader and forwards have an independent reference."""
 
 from __future__ import annotations
 

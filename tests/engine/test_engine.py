@@ -127,7 +127,7 @@ def test_forced_tokens_advance_the_noise(target: Decoder) -> None:
 
 
 def test_a_stop_token_among_the_forced_ones_ends_the_reply(target: Decoder) -> None:
-    engine, turn = start(plain(target), forced=[7, 8, 9], stop_tokens=frozenset([8]))
+    _, turn = start(plain(target), forced=[7, 8, 9], stop_tokens=frozenset([8]))
     assert turn.finish is Finish.STOP_TOKEN
     assert turn.session.tokens == [*PROMPT, 7, 8]
     assert turn.session.turn is None
