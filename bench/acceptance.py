@@ -1,4 +1,4 @@
-"""How much of a draft is accepted: tokens per target forward and acceptance per position, by tree, temperature and text.
+"""How much of a draft is accepted: tokens per target forward and acceptance per position, by tree, temperature, text.
 
     python -m bench.acceptance [--model DIR] [--calls N]
 
@@ -17,13 +17,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from engine.load import load_proposer, load_target_for
 
 from bench import harness
 from bench.ngram import NgramProposer, NgramTable
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.interfaces import Proposer
+from engine.load import load_proposer, load_target_for
 from engine.policy import FixedPolicy
 from engine.sampling import Sampling
 from training.data import HEAD_DIALOGUES, HEAD_SEED

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine.load import load_proposer, load_target_for
 
 from bench import grow, harness
 from bench.peers import TransformersPeer
 from engine.config import EngineConfig
 from engine.costs import measure_costs
 from engine.engine import Engine
+from engine.load import load_proposer, load_target_for
 from engine.policy import FixedPolicy, MeasuredPolicy, StepCosts
 from engine.proposers.none import NoProposer
 from engine.sampling import Sampling

@@ -9,27 +9,18 @@ the same history; and transformers' ``generate`` given the whole conversation ag
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import statistics
 import time
-from pathlib import Path
-from typing import Any
 
 import matplotlib
 import torch
 
-from bench import harness
-from bench.peers import TransformersPeer
-from bench.server import running_server
-from engine.config import EngineConfig
 from engine.interfaces import Target, Window
-from engine.load import load_target_for
 from engine.tree import DraftTree
 from firstword import Client
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402  the backend must be chosen first
 
 TURNS = (1, 5, 10, 20, 30, 40)
 USER_TEXT = "could you tell me what time you open on monday please"

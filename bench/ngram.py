@@ -23,7 +23,7 @@ Ids = npt.NDArray[np.int64]
 class NgramTable:
     """Successors of every context of up to ``order - 1`` tokens, most frequent first.
 
-    A context and its successor are packed into one 64-bit integer, so the vocabulary's bits times ``order`` must fit 63.
+    A context and its successor are packed into one 64-bit integer, so vocabulary bits times ``order`` must fit 63.
     """
 
     def __init__(self, ids: Ids, vocab_size: int, order: int = 5, top: int = 16) -> None:

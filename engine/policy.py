@@ -171,7 +171,7 @@ class MeasuredPolicy:
 
     def _calibrated(self, score: float) -> float:
         bin_ = _half_octave(score)
-        return self._kept[bin_] / self._scored[bin_]
+        return float(self._kept[bin_] / self._scored[bin_])
 
 
 _HALF_OCTAVES = 24

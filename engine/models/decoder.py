@@ -19,7 +19,7 @@ from engine.errors import ModelError
 from engine.interfaces import Output, Tap, Window
 from engine.models.config import DecoderConfig, read_config
 from engine.models.layers import Place, Rotary, attend, rms_norm, rotate, swiglu
-from engine.weights import Weights
+from engine.weights import Weights, pack
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +156,7 @@ def load_target(
         tied = config.tied or "lm_head.weight" not in weights.names
         if tied and not config.tied:
             raise ModelError(f"{directory}: tensor lm_head.weight is missing")
-        lm_head = embedding if tied else weights.take("lm_head.weight", shape)
+        lm_head = pack(embedding if tied else weights.take("lm_head.weight", shape))
         unused = {n for n in weights.unused() if "rotary_emb" not in n and n != "lm_head.weight"}
     if unused:
         raise ModelError(f"{directory}: unexpected tensors: {', '.join(sorted(unused)[:5])}")
@@ -184,15 +184,17 @@ def _load_layer(weights: Weights, config: DecoderConfig, index: int) -> Layer:
 
     return Layer(
         attention_norm=weights.take(prefix + "input_layernorm.weight", (hidden,)),
-        qkv=weights.merge([f"{name}.weight" for name in projections], [(r, hidden) for r in rows]),
+        qkv=pack(weights.merge([f"{name}.weight" for name in projections], [(r, hidden) for r in rows])),
         qkv_bias=weights.merge([f"{name}.bias" for name in projections], [(r,) for r in rows])
         if config.qkv_bias
         else None,
         q_norm=head_norm("q_norm"),
         k_norm=head_norm("k_norm"),
-        output=weights.take(prefix + "self_attn.o_proj.weight", (hidden, q_rows)),
+        output=pack(weights.take(prefix + "self_attn.o_proj.weight", (hidden, q_rows))),
         output_bias=weights.take(prefix + "self_attn.o_proj.bias", (hidden,)) if config.output_bias else None,
         mlp_norm=weights.take(prefix + "post_attention_layernorm.weight", (hidden,)),
-        gate_up=weights.merge([prefix + f"mlp.{name}_proj.weight" for name in ("gate", "up")], [(inner, hidden)] * 2),
-        down=weights.take(prefix + "mlp.down_proj.weight", (hidden, inner)),
+        gate_up=pack(
+            weights.merge([prefix + f"mlp.{name}_proj.weight" for name in ("gate", "up")], [(inner, hidden)] * 2)
+        ),
+        down=pack(weights.take(prefix + "mlp.down_proj.weight", (hidden, inner))),
     )

@@ -15,6 +15,7 @@ from engine.errors import ModelError
 from engine.models.decoder import Decoder
 from engine.models.layers import Place, Rotary, attend, rms_norm, rotate, swiglu
 from engine.proposers.eagle3.checkpoint import HeadConfig
+from engine.weights import pack
 
 
 class Head:
@@ -30,26 +31,23 @@ class Head:
         self._dtype, self._device = target.dtype, target.device
         hidden, heads, kv_heads = config.hidden_size, config.num_heads, config.num_kv_heads
         q_rows, kv_rows = heads * config.head_dim, kv_heads * config.head_dim
-        self._fc = self._take("fc.weight", (hidden, len(config.taps) * target.config.hidden_size))
+        self._fc = pack(self._take("fc.weight", (hidden, len(config.taps) * target.config.hidden_size)))
         self._input_norm = self._take("input_norm.weight", None) if "input_norm.weight" in tensors else None
         self._fc_norm = self._stacked_fc_norm(target.config.hidden_size)
         self._hidden_norm = self._take("hidden_norm.weight", (hidden,))
         self._embedding_norm = self._take("input_layernorm.weight", (hidden,))
-        self._qkv = torch.cat(
-            [
-                self._take("self_attn.q_proj.weight", (q_rows, 2 * hidden)),
-                self._take("self_attn.k_proj.weight", (kv_rows, 2 * hidden)),
-                self._take("self_attn.v_proj.weight", (kv_rows, 2 * hidden)),
-            ]
+        rows = {"q": q_rows, "k": kv_rows, "v": kv_rows}
+        self._qkv = pack(
+            torch.cat([self._take(f"self_attn.{name}_proj.weight", (n, 2 * hidden)) for name, n in rows.items()])
         )
         self._qk_norm = None
         if "self_attn.q_norm.weight" in tensors:
             names = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
             self._qk_norm = tuple(self._take(name, (config.head_dim,)) for name in names)
-        self._output = self._take("self_attn.o_proj.weight", (hidden, q_rows))
+        self._output = pack(self._take("self_attn.o_proj.weight", (hidden, q_rows)))
         self._mlp_norm = self._take("post_attention_layernorm.weight", (hidden,))
-        self._gate_up = torch.cat([self._take(f"mlp.{name}_proj.weight", None) for name in ("gate", "up")])
-        self._down = self._take("mlp.down_proj.weight", (hidden, self._gate_up.shape[0] // 2))
+        self._gate_up = pack(torch.cat([self._take(f"mlp.{name}_proj.weight", None) for name in ("gate", "up")]))
+        self._down = pack(self._take("mlp.down_proj.weight", (hidden, self._gate_up.shape[0] // 2)))
         self._norm = self._take("norm.weight", (hidden,))
         self._embedding = self._embedding_of(target)
         self._lm_head = self._lm_head_of(target)
@@ -124,7 +122,7 @@ class Head:
             tensor = self._take("lm_head.weight", None)
             if tensor.shape[1] != self.config.hidden_size:
                 raise ModelError(f"{self._directory}: lm_head.weight reads {tensor.shape[1]} features")
-            return tensor
+            return pack(tensor)
         if target.config.hidden_size != self.config.hidden_size:
             raise ModelError(f"{self._directory}: tensor lm_head.weight is missing")
         return target.lm_head_weight
