@@ -1,0 +1,1 @@
+"""Quality: what the models say. Imports the rest; nothing imports it."""
