@@ -1,0 +1,113 @@
+"""``python -m service``: configuration, logs, telemetry, engine, server; then wait for a signal and leave in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+
+from engine.errors import EngineError
+from service import events, logs
+from service.config import ConfigError, ServiceConfig, load_config
+from service.conversation import Conversation, load_chat
+from service.engine_client import EngineClient, EngineStartError, EngineState
+from service.server import Server
+from service.servicer import CallServicer
+from service.store import MemoryStore
+from service.telemetry import Telemetry, recording
+from service.telemetry.setup import install
+from service.turns import CallServices
+
+log = logging.getLogger("service")
+
+
+async def run(config: ServiceConfig) -> None:
+    """Serve until SIGTERM or SIGINT. Raises OSError for a taken port, EngineStartError for an unusable model."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    end_telemetry = install(config.telemetry)
+    servicer = CallServicer(config.server)
+    server = Server(config.server, servicer)
+    engine = EngineClient(config.engine, config.watchdog, _Follower(server, servicer))
+    await server.start()
+    try:
+        starting = asyncio.create_task(_open_for_business(config, engine, servicer, server))
+        stop = asyncio.create_task(stopping.wait())
+        await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+        elif (error := starting.exception()) is not None:
+            stop.cancel()
+            raise error
+        await stop
+        log.info("stopping")
+    finally:
+        await server.stop()
+        await engine.stop()
+        await asyncio.to_thread(end_telemetry)
+
+
+async def _open_for_business(
+    config: ServiceConfig, engine: EngineClient, servicer: CallServicer, server: Server
+) -> None:
+    """Load the model and take calls."""
+    ready = await engine.start()
+    chat = await asyncio.to_thread(load_chat, config.engine.model)
+    telemetry = Telemetry(ready.model)
+    telemetry.watch(
+        recording.PAGES_IN_USE, "{page}", "Pages in use", lambda: engine.beat.pages_in_use if engine.beat else 0
+    )
+    telemetry.watch(recording.ENGINE_RESTARTS, "{restart}", "Engine processes replaced", lambda: engine.restarts)
+    servicer.services = CallServices(
+        engine=engine,
+        new_conversation=lambda opening: Conversation(chat, opening.system, opening.items, opening.tools),
+        store=MemoryStore(),
+        telemetry=telemetry,
+        config=config.call,
+        model=ready.model,
+        max_context_tokens=ready.max_context_tokens,
+    )
+    await server.set_serving(True)
+    log.info("serving", extra={"host": config.server.host, "port": server.port, "model": ready.model})
+
+
+class _Follower:
+    """Health, and a notice to every call, follow the state of the engine."""
+
+    def __init__(self, server: Server, servicer: CallServicer) -> None:
+        self._server = server
+        self._servicer = servicer
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(self, state: EngineState) -> None:
+        if self._servicer.services is None:
+            return
+        serving = state is EngineState.SERVING
+        if serving:
+            self._servicer.notify(events.EngineRestarted(self._servicer.services.model))
+        task = asyncio.get_running_loop().create_task(self._server.set_serving(serving))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def main() -> int:
+    """The exit status: 0 after an orderly end, 1 when the service could not start, 2 for a bad configuration."""
+    try:
+        config = load_config()
+    except ConfigError as error:
+        print(f"configuration: {error}", file=sys.stderr)
+        return 2
+    logs.configure(config.log.level, config.log.format)
+    try:
+        asyncio.run(run(config))
+    except (OSError, EngineError, EngineStartError) as error:
+        log.error("could not start", extra={"cause": str(error)})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""One call: its client's events in, its own events out, numbered. The state machine, without transport.
+
+Every client event is handled to its end before the next one: nothing here awaits. What turns are made of is
+``service.turns``'s; this module owns the open event, the order of events, and the end of the call.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from service import events
+from service.problems import Problem, Reason, invalid
+from service.turns import CallServices, Turns
+
+log = logging.getLogger(__name__)
+
+GENERATION = 1
+"""Of the lease on a call. One process holds every call that it serves for as long as it lives."""
+
+
+@dataclass(eq=False)
+class Call:
+    """The state of one call.
+
+    send: takes each server event at once. end: called once, with the problem that ended the call or None.
+    metadata: of the stream; may name the trace that the call belongs to.
+    """
+
+    services: CallServices
+    send: Callable[[events.Envelope], None]
+    end: Callable[[Problem | None], None]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.session = ""
+        self.ended = False
+        self._seq = 0
+        self._client_seq = 0
+        self._replay: deque[events.Envelope] = deque(maxlen=self.services.config.replay_events)
+        self._turns: Turns | None = None
+        self._closing = False
+
+    def handle(self, client_seq: int, event: events.ClientEvent) -> None:
+        """Take one client event. ``client_seq``: 0 for unnumbered; one that was seen before is dropped."""
+        if self.ended:
+            return
+        opening = self._turns is None
+        if not opening:
+            if 0 < client_seq <= self._client_seq:
+                return
+            self._client_seq = max(self._client_seq, client_seq)
+        try:
+            if self._turns is None:
+                self._begin(event)
+            else:
+                self._dispatch(self._turns, event)
+        except Problem as problem:
+            if opening:
+                self._finish(problem)
+            else:
+                self._refuse(problem, event, client_seq)
+        except Exception:
+            log.exception("client event failed", extra={"session": self.session, "event": type(event).__name__})
+            self._finish(Problem(Reason.INTERNAL, "the service failed on this event"))
+
+    def no_more_events(self) -> None:
+        """The client has said all it will: the call ends with the reply in progress, if there is one."""
+        self._closing = True
+        if self._turns is None or not self._turns.generating:
+            self._finish(None)
+
+    def disconnect(self) -> None:
+        """The client is gone: whatever is being generated stops, and the pages return. Idempotent."""
+        self._finish(None)
+
+    def notify(self, notice: events.Notice) -> None:
+        """Tell the client something that ends nothing."""
+        if not self.ended and self._turns is not None:
+            self._emit(notice)
+
+    def abandon(self, problem: Problem) -> None:
+        """End the call for a reason of the service's own."""
+        self._finish(problem)
+
+    def _begin(self, event: events.ClientEvent) -> None:
+        """The first event must open the call. Raises Problem for whatever keeps it from that."""
+        if isinstance(event, events.Malformed):
+            raise event.problem
+        if not isinstance(event, events.Open):
+            raise Problem(Reason.NOT_OPEN, "the first event of a call must be open")
+        services = self.services
+        if event.model not in ("", services.model):
+            raise Problem(Reason.UNKNOWN_MODEL, f"{event.model} is not served here", field="open.model")
+        conversation = services.new_conversation(event)
+        limit = services.max_context_tokens
+        if conversation.length >= limit:
+            message = f"the conversation has {conversation.length} tokens, of at most {limit}"
+            raise Problem(Reason.CONTEXT_FULL, message, field="open.items")
+        self.session = event.session_id or f"call-{secrets.token_hex(8)}"
+        try:
+            services.store.open(self.session)
+        except ValueError:
+            raise Problem(Reason.SESSION_EXISTS, "a call of this name is open", field="open.session_id") from None
+        seed = secrets.randbits(62) if event.seed is None else event.seed
+        recorder = services.telemetry.call(self.session, self.metadata)
+        self._turns = turns = Turns(services, self.session, event, conversation, recorder, self._emit, self._turn_over)
+        turns.on_lost = self._finish
+        turns.start(seed)
+        log.info("call opened", extra={"session": self.session, "tokens": conversation.length})
+        self._emit(
+            events.Opened(
+                session_id=self.session,
+                model=services.model,
+                seed=seed,
+                used_tokens=conversation.length,
+                max_context_tokens=limit,
+                generation=turns.generation,
+                limits=turns.limits,
+                item_ids=conversation.item_ids(),
+                history_version=turns.history_version,
+            )
+        )
+
+    def _dispatch(self, turns: Turns, event: events.ClientEvent) -> None:
+        match event:
+            case events.Partial():
+                turns.hear(event)
+            case events.Final():
+                turns.final(event)
+            case events.Playback():
+                turns.playback(event)
+            case events.Interrupt():
+                turns.interrupt(event)
+            case events.ToolResult():
+                turns.tool_result(event)
+            case events.Acknowledge():
+                self._acknowledge(event.seq)
+            case events.SpeechStarted():
+                pass  # nothing goes cold yet that would have to be brought back
+            case events.Respond():
+                turns.respond(event)
+            case events.Say():
+                turns.say(event)
+            case events.CloseCall():
+                self._finish(None)
+            case events.Open():
+                raise Problem(Reason.ALREADY_OPEN, "the call is open already")
+            case events.Malformed():
+                raise event.problem
+
+    def _acknowledge(self, seq: int) -> None:
+        if seq > self._seq:
+            raise invalid("acknowledge.seq", f"is above {self._seq}, the last that was sent")
+        while self._replay and self._replay[0].seq <= seq:
+            self._replay.popleft()
+
+    def _refuse(self, problem: Problem, event: events.ClientEvent, client_seq: int) -> None:
+        """Say what was wrong with an event that changed nothing. A turn that runs is not its turn: it goes on."""
+        turn_id = getattr(event, "turn_id", 0)
+        begun = self._turns is None or turn_id <= self._turns.last_turn
+        request_id = getattr(event, "request_id", 0)
+        self._emit(events.Failure(problem, None if begun else turn_id, client_seq, request_id))
+
+    def _turn_over(self) -> None:
+        if self._closing:
+            self._finish(None)
+
+    def _emit(self, event: events.ServerEvent) -> int:
+        """Number an event and send it; returns its number."""
+        self._seq += 1
+        durable = self.services.store.durable_seq(self.session)
+        envelope = events.Envelope(GENERATION, self._seq, durable, self._client_seq, event)
+        self._replay.append(envelope)
+        self.send(envelope)
+        return self._seq
+
+    def _finish(self, problem: Problem | None) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        cause = "closed" if problem is None else problem.reason.value
+        if self._turns is not None:
+            self._turns.close("" if problem is None else cause)
+            self.services.store.close(self.session)
+        log.info("call ended", extra={"session": self.session, "cause": cause})
+        self.end(problem)

@@ -1,0 +1,218 @@
+"""The service's configuration, read once at start from a TOML file and the environment, and frozen.
+
+The only reader of ``os.environ``. ``FIRSTWORD_SECTION__KEY`` in the environment overrides ``key`` of ``[section]`` in
+the file; a key that neither knows is an error, so that a misspelt setting never goes unnoticed. The standard
+``OTEL_*`` variables are left to OpenTelemetry, but for the choice of exporters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from engine.config import EngineConfig
+
+PREFIX = "FIRSTWORD_"
+FILE_VARIABLE = "FIRSTWORD_CONFIG"
+DEFAULT_FILE = "firstword.toml"
+EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "models" / "receptionist"
+"""The model that comes with the repository. Its drafter lies in the directory ``eagle3`` inside."""
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. The message names each setting and what is wrong with it."""
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ServerConfig(Section):
+    """The socket and how long things may take on it.
+
+    port: 0 lets the system choose. stop_grace_s: how long calls may go on after SIGTERM. keepalive_time_ms: silence
+    after which the server pings; min_ping_interval_ms: how often a silent client may ping without being sent away.
+    max_queued_events: unread server events after which a call whose client does not read is ended.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=50051, ge=0, le=65535)
+    reflection: bool = True
+    max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    keepalive_time_ms: int = Field(default=60_000, ge=1000)
+    keepalive_timeout_ms: int = Field(default=20_000, ge=1000)
+    min_ping_interval_ms: int = Field(default=10_000, ge=0)
+    stop_grace_s: float = Field(default=30.0, ge=0)
+    max_calls: int = Field(default=256, ge=1)
+    max_queued_events: int = Field(default=4096, ge=16)
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class CallConfig(Section):
+    """What a call gets when its open event says nothing, and what it can have at most.
+
+    replay_events: server events kept for a client that reconnects. nearly_full: share of the context from which a
+    notice is sent once.
+    """
+
+    max_reply_tokens: int = Field(default=256, ge=1)
+    max_reply_tokens_limit: int = Field(default=4096, ge=1)
+    max_tool_rounds: int = Field(default=8, ge=1)
+    max_input_chars: int = Field(default=16_384, ge=1)
+    replay_events: int = Field(default=512, ge=0)
+    nearly_full: float = Field(default=0.9, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _default_within_limit(self) -> Self:
+        if self.max_reply_tokens > self.max_reply_tokens_limit:
+            raise ValueError("max_reply_tokens must not be above max_reply_tokens_limit")
+        return self
+
+
+class WatchdogConfig(Section):
+    """When an engine process counts as hung, and how it is started again.
+
+    silence_s: no sign of life for so long, although asked; must be above the longest single step of the model.
+    backoff_s: wait before the second restart in a row, doubled each time up to backoff_max_s.
+    """
+
+    silence_s: float = Field(default=10.0, gt=0)
+    backoff_s: float = Field(default=0.5, ge=0)
+    backoff_max_s: float = Field(default=30.0, ge=0)
+
+
+class LogConfig(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "text"] = "json"
+
+
+class TelemetryConfig(Section):
+    """Which exporters run. Their endpoints and headers come from the standard ``OTEL_EXPORTER_*`` variables.
+
+    Prometheus is served at ``prometheus_host:prometheus_port``.
+    """
+
+    traces: Literal["none", "console", "otlp"] = "none"
+    metrics: Literal["none", "console", "otlp", "prometheus"] = "none"
+    otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
+    prometheus_host: str = "127.0.0.1"
+    prometheus_port: int = Field(default=9464, ge=0, le=65535)
+
+
+OTEL_VARIABLES: Mapping[str, str] = {
+    "OTEL_TRACES_EXPORTER": "traces",
+    "OTEL_METRICS_EXPORTER": "metrics",
+    "OTEL_EXPORTER_OTLP_PROTOCOL": "otlp_protocol",
+    "OTEL_EXPORTER_PROMETHEUS_HOST": "prometheus_host",
+    "OTEL_EXPORTER_PROMETHEUS_PORT": "prometheus_port",
+}
+"""Standard variables that stand for keys of ``[telemetry]``, unless the file or ``FIRSTWORD_*`` sets those."""
+
+
+class ServiceConfig(Section):
+    """Everything the service is started with."""
+
+    server: ServerConfig = ServerConfig()
+    call: CallConfig = CallConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    log: LogConfig = LogConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    engine: EngineConfig = EngineConfig(model=str(EMBEDDED_MODEL))
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _known_engine_keys(cls, value: object) -> object:
+        """A frozen dataclass of another layer: pydantic would drop what it does not know."""
+        if not isinstance(value, Mapping):
+            return value
+        unknown = sorted(set(value) - {field.name for field in dataclasses.fields(EngineConfig)})
+        if unknown:
+            raise ValueError(f"unknown key {', '.join(unknown)}")
+        known: dict[str, object] = {"model": str(EMBEDDED_MODEL), **value}
+        nodes, layers = known.get("draft_nodes"), known.get("draft_layer_ids")
+        if isinstance(nodes, str) and nodes.isdecimal():
+            known["draft_nodes"] = int(nodes)
+        if isinstance(layers, str):
+            known["draft_layer_ids"] = tuple(layers.split(","))
+        return known
+
+    @field_validator("engine", mode="after")
+    @classmethod
+    def _absolute_directories(cls, engine: EngineConfig) -> EngineConfig:
+        """Paths as the user meant them, from where the service was started; with the drafter that lies inside."""
+        model = Path(engine.model).expanduser().resolve()
+        inside = model / "eagle3"
+        if engine.drafter is None:
+            drafter = str(inside) if (inside / "config.json").is_file() else None
+        elif engine.drafter == "":
+            drafter = None
+        else:
+            drafter = str(Path(engine.drafter).expanduser().resolve())
+        return dataclasses.replace(engine, model=str(model), drafter=drafter)
+
+
+def load_config(environ: Mapping[str, str] | None = None, file: Path | None = None) -> ServiceConfig:
+    """Read the configuration. ``file``: a TOML file; without it ``FIRSTWORD_CONFIG``, then ``firstword.toml`` if there.
+
+    Raises ConfigError for an unreadable file, an unknown key and a value out of range, and names each.
+    """
+    environ = os.environ if environ is None else environ
+    values = _read_file(environ, file)
+    _overlay_environment(values, environ)
+    telemetry = values.setdefault("telemetry", {})
+    if isinstance(telemetry, dict) and environ.get("OTEL_SDK_DISABLED", "").lower() != "true":
+        for variable, key in OTEL_VARIABLES.items():
+            if environ.get(variable):
+                telemetry.setdefault(key, environ[variable])
+    try:
+        return ServiceConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_describe(e["loc"], e["msg"]) for e in error.errors())) from None
+
+
+def _read_file(environ: Mapping[str, str], file: Path | None) -> dict[str, Any]:
+    path = file
+    if path is None and environ.get(FILE_VARIABLE):
+        path = Path(environ[FILE_VARIABLE])
+    if path is None:
+        path = Path(DEFAULT_FILE)
+        if not path.is_file():
+            return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _overlay_environment(values: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """Put ``FIRSTWORD_A__B`` at ``values["a"]["b"]``. Values stay text; validation turns them into what they mean."""
+    for name, value in sorted(environ.items()):
+        if not name.startswith(PREFIX) or name == FILE_VARIABLE:
+            continue
+        section, separator, key = name[len(PREFIX) :].lower().partition("__")
+        if not separator or not key:
+            raise ConfigError(f"{name}: unknown variable; settings are named {PREFIX}SECTION__KEY")
+        target = values.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"{name}: {section} is no section")
+        target[key] = value
+
+
+def _describe(location: tuple[int | str, ...], message: str) -> str:
+    """One complaint of the validation, under both names that a setting has."""
+    dotted = ".".join(str(part) for part in location)
+    if message == "Extra inputs are not permitted":
+        message = "unknown key"
+    variable = PREFIX + "__".join(str(part).upper() for part in location)
+    return f"{dotted} ({variable}): {message.removeprefix('Value error, ')}"

@@ -1,0 +1,52 @@
+"""What a conversation is made of, as content: messages, tool calls and their results. Knows no token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class MessageItem:
+    """Something said. interrupted: of the assistant, and the caller spoke over it."""
+
+    id: str
+    role: Role
+    text: str
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class ToolCallItem:
+    """arguments: the JSON text of an object."""
+
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class ToolResultItem:
+    """name: of the tool that was called."""
+
+    id: str
+    call_id: str
+    name: str
+    output: str
+    is_error: bool = False
+
+
+@dataclass(frozen=True)
+class ToolDefinition:
+    """parameters: a JSON Schema of an object, parsed."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, object]
+
+
+Item = MessageItem | ToolCallItem | ToolResultItem

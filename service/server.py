@@ -1,0 +1,71 @@
+"""The gRPC server: health per service, reflection, limits and an orderly end. Knows calls only as a set to drain."""
+
+from __future__ import annotations
+
+import logging
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from firstword.v1 import call_service_pb2, call_service_pb2_grpc
+from service.config import ServerConfig
+from service.servicer import CallServicer
+
+log = logging.getLogger(__name__)
+
+SERVICE_NAME: str = call_service_pb2.DESCRIPTOR.services_by_name["CallService"].full_name
+
+
+class Server:
+    """One listening socket with the call service on it, not serving until told so."""
+
+    def __init__(self, config: ServerConfig, servicer: CallServicer) -> None:
+        self._config = config
+        self._servicer = servicer
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=_options(config))
+        self.port = 0
+
+    async def start(self) -> int:
+        """Listen; returns the port. Health says NOT_SERVING until ``set_serving``. Raises OSError for a taken port."""
+        call_service_pb2_grpc.add_CallServiceServicer_to_server(self._servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if self._config.reflection:
+            names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+        await self.set_serving(False)
+        try:
+            self.port = self._server.add_insecure_port(self._config.address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self._config.address}: {error}") from None
+        await self._server.start()
+        log.info("listening", extra={"host": self._config.host, "port": self.port})
+        return self.port
+
+    async def set_serving(self, serving: bool) -> None:
+        """Say for the whole server and for the call service whether new calls are welcome."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in (health.OVERALL_HEALTH, SERVICE_NAME):
+            await self._health.set(name, status)
+
+    async def stop(self) -> None:
+        """Refuse new calls, tell the open ones, give them the grace, then end what is left."""
+        await self._health.enter_graceful_shutdown()
+        calls = self._servicer.drain(self._config.stop_grace_s)
+        log.info("draining", extra={"calls": calls, "grace_s": self._config.stop_grace_s})
+        await self._server.stop(self._config.stop_grace_s)
+
+
+def _options(config: ServerConfig) -> list[tuple[str, int]]:
+    """A call may be silent for minutes while somebody listens, so clients may ping without data."""
+    return [
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", config.max_message_bytes),
+        ("grpc.keepalive_time_ms", config.keepalive_time_ms),
+        ("grpc.keepalive_timeout_ms", config.keepalive_timeout_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", config.min_ping_interval_ms),
+        ("grpc.so_reuseport", 0),
+    ]

@@ -1,0 +1,89 @@
+"""Configuration: sources, their order, and that nothing unknown passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from service.config import EMBEDDED_MODEL, ConfigError, load_config
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_defaults_serve_the_embedded_model() -> None:
+    config = load_config({})
+    assert config.engine.model == str(EMBEDDED_MODEL)
+    assert config.server.address == "127.0.0.1:50051"
+
+
+def test_environment_overrides_the_file(tmp_path: Path) -> None:
+    (tmp_path / "firstword.toml").write_text("[server]\nport = 1\nhost = '0.0.0.0'\n[engine]\nthreads = 3\n")
+    config = load_config({"FIRSTWORD_SERVER__PORT": "2"})
+    assert (config.server.host, config.server.port, config.engine.threads) == ("0.0.0.0", 2, 3)
+
+
+def test_the_file_can_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text("[log]\nlevel = 'debug'\n")
+    assert load_config({"FIRSTWORD_CONFIG": str(path)}).log.level == "debug"
+    with pytest.raises(ConfigError, match=r"missing\.toml"):
+        load_config({"FIRSTWORD_CONFIG": "missing.toml"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({"FIRSTWORD_SERVER__PROT": "1"}, "FIRSTWORD_SERVER__PROT"),
+        ({"FIRSTWORD_SEVER__PORT": "1"}, "FIRSTWORD_SEVER"),
+        ({"FIRSTWORD_PORT": "1"}, "FIRSTWORD_PORT"),
+        ({"FIRSTWORD_ENGINE__MODLE": "x"}, "modle"),
+        ({"FIRSTWORD_SERVER__PORT": "many"}, "FIRSTWORD_SERVER__PORT"),
+        ({"FIRSTWORD_SERVER__PORT": "70000"}, "server.port"),
+        ({"FIRSTWORD_CALL__MAX_REPLY_TOKENS": "5000"}, "max_reply_tokens"),
+        ({"OTEL_TRACES_EXPORTER": "jaeger"}, "telemetry.traces"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name(environ: dict[str, str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load_config(environ)
+
+
+def test_an_unknown_key_of_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "firstword.toml").write_text("[server]\nprot = 1\n")
+    with pytest.raises(ConfigError, match=r"server\.prot.*unknown key"):
+        load_config({})
+
+
+def test_engine_values_from_the_environment_have_their_types() -> None:
+    environ = {"FIRSTWORD_ENGINE__DRAFT_NODES": "16", "FIRSTWORD_ENGINE__DRAFT_LAYER_IDS": "2,6,11"}
+    engine = load_config(environ).engine
+    assert engine.draft_nodes == 16
+    assert engine.draft_layer_ids == (2, 6, 11)
+    assert load_config({}).engine.draft_nodes == "auto"
+
+
+def test_a_drafter_inside_the_model_directory_is_found_and_can_be_refused(tmp_path: Path) -> None:
+    (tmp_path / "m" / "eagle3").mkdir(parents=True)
+    (tmp_path / "m" / "eagle3" / "config.json").write_text("{}")
+    found = load_config({"FIRSTWORD_ENGINE__MODEL": "m"}).engine
+    assert found.model == str(tmp_path / "m")
+    assert found.drafter == str(tmp_path / "m" / "eagle3")
+    assert load_config({"FIRSTWORD_ENGINE__MODEL": "m", "FIRSTWORD_ENGINE__DRAFTER": ""}).engine.drafter is None
+
+
+def test_exporters_come_from_the_standard_variables_unless_ours_are_set() -> None:
+    environ = {"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "prometheus"}
+    assert load_config(environ).telemetry.traces == "console"
+    assert load_config({**environ, "FIRSTWORD_TELEMETRY__TRACES": "none"}).telemetry.traces == "none"
+    assert load_config({**environ, "OTEL_SDK_DISABLED": "true"}).telemetry.metrics == "none"
+
+
+def test_it_is_frozen() -> None:
+    config = load_config({})
+    with pytest.raises(pydantic.ValidationError):
+        config.server.port = 1  # type: ignore[misc]
