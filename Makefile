@@ -7,7 +7,8 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve talk test lint proto proto-check model bench-acceptance bench-first-token bench-decode clean
+.PHONY: help setup demo serve talk picture test equality lint proto proto-check model eval bench-acceptance \
+	bench-first-token bench-decode clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -38,6 +39,27 @@ lint: $(READY) ## ruff, mypy --strict, stale stubs, and buf where npm is there
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(MAKE) --no-print-directory proto-check
+
+equality: $(READY) ## The whole equality suite: with transformers, and with and without drafting
+	$(PY) -m tests.equality
+
+model: $(READY) ## Make the embedded model and its drafter from nothing (about two hours, resumable)
+	$(PY) -m training.make_model
+
+eval: $(READY) ## The embedded model's tool calls on calls it never saw
+	$(PY) -m evals.tool_calls
+
+bench-acceptance: $(READY) ## Tokens per forward and acceptance by position, tree, temperature and kind of text
+	$(PY) -m bench.acceptance
+
+bench-first-token: $(READY) ## Time to first token over gRPC against the length of the call, beside transformers
+	$(PY) -m bench.first_token
+
+bench-decode: $(READY) ## Seconds per token: plain, drafted, transformers; embedded and grown model
+	$(PY) -m bench.decode
+
+picture: $(READY) ## Draw the README's picture of a live conversation
+	$(VENV)/bin/firstword demo --svg docs/conversation.svg
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -44,10 +44,17 @@ class Muon(torch.optim.Optimizer):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
 
 
+def is_token_table(name: str) -> bool:
+    """Whether a parameter has a row per token."""
+    return "embed" in name or "lm_head" in name
+
+
 def optimisers(model: nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
-    """The optimisers of a model's parameters; learning rates are set by the schedule before each step."""
-    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
+    """The optimisers of a model's parameters: hidden matrices apart from embeddings and output rows. The schedule sets
+    their learning rates before each step.
+    """
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and not is_token_table(name)]
+    others = [p for name, p in model.named_parameters() if p.dim() != 2 or is_token_table(name)]
     settings = {"lr": 0.0, "betas": (0.9, 0.95), "fused": True}
     if muon:
         return [Muon(matrices, 0.0), torch.optim.AdamW(others, weight_decay=0.0, **settings)]
