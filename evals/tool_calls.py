@@ -1,5 +1,5 @@
-"""The embedded model's tool calls on conversations it never saw: per-field exact match, right tool, and bits per
-spoken turn.
+"""The embedded model's tool calls on conversations it never saw: per-field exact match, right tool, and how many bits
+its spoken turns carry.
 
 `python -m evals.tool_calls --model DIR`. Greedy, gold history. Owns the measure; the conversations are
 `training.dialogues`'.
@@ -7,6 +7,9 @@ spoken turn.
 A gold call is first forced through the model: where every token is the model's own greedy choice, the greedy reply
 *is* the gold call. Only the others are generated. Fields count over the union of gold and said arguments, so that an
 argument too many is an error as well.
+
+Bits are counted twice: "bits of the gold turn" are the cross-entropy of the wording in the data; the figure that is
+judged (at least 8 bits are wanted) is that of the model's own turns, sampled at temperature 1.
 """
 
 import argparse
@@ -49,7 +52,7 @@ class Score:
     right: Counter[str] = field(default_factory=Counter)
     spoken_turns: int = 0
     called_instead: int = 0
-    bits: float = 0.0
+    gold_bits: float = 0.0
     sampled_bits: float | None = None
     misses: list[dict[str, Any]] = field(default_factory=list)
 
@@ -80,7 +83,8 @@ def count(score: Score, gold: dict[str, Any], said: dict[str, Any] | None, text:
     score.whole_call += said == gold
     for key in gold["arguments"] | arguments:
         score.fields[key] += 1
-        score.right[key] += gold["arguments"].get(key) == arguments.get(key)
+        in_both = key in gold["arguments"] and key in arguments
+        score.right[key] += in_both and gold["arguments"][key] == arguments[key]
     if said != gold:
         score.misses.append({"gold": gold, "said": said if said else text})
 
@@ -103,7 +107,7 @@ def judge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, item: Dial
             target = torch.tensor(row)
             score.spoken_turns += 1
             score.called_instead += int(predicted[0].argmax()) == call_id
-            score.bits -= float(predicted.gather(1, target[:, None]).sum()) / math.log(2)
+            score.gold_bits -= float(predicted.gather(1, target[:, None]).sum()) / math.log(2)
             continue
         gold = next(calls)
         if predicted.argmax(-1).tolist() == row:
@@ -168,8 +172,8 @@ def as_json(scores: dict[str, Score]) -> dict[str, Any]:
             },
             "spoken_turns": s.spoken_turns,
             "called_where_gold_speaks": s.called_instead / max(1, s.spoken_turns),
-            "bits_per_spoken_turn": s.bits / max(1, s.spoken_turns),
-            "bits_per_sampled_turn": s.sampled_bits,
+            "bits_of_the_gold_turn": s.gold_bits / max(1, s.spoken_turns),
+            "bits_of_the_sampled_turn": s.sampled_bits,
             "misses": s.misses[:40],
         }
         for name, s in scores.items()
@@ -180,11 +184,12 @@ def as_markdown(scores: dict[str, Score]) -> str:
     """Two tables: by split, and by field and split."""
     names = list(scores)
     lines = [
-        "| split | calls | fields exact | right tool | whole call | valid JSON | bits per spoken turn |",
+        "| split | calls | fields exact | right tool | whole call | valid JSON | bits of the gold turn |",
         "|---|---|---|---|---|---|---|",
         *(
             f"| {name} | {s.calls} | {s.field_match:.3f} | {s.right_tool / s.calls:.3f} "
-            f"| {s.whole_call / s.calls:.3f} | {s.valid_json / s.calls:.3f} | {s.bits / max(1, s.spoken_turns):.1f} |"
+            f"| {s.whole_call / s.calls:.3f} | {s.valid_json / s.calls:.3f} "
+            f"| {s.gold_bits / max(1, s.spoken_turns):.1f} |"
             for name, s in scores.items()
         ),
         "",
@@ -199,7 +204,9 @@ def as_markdown(scores: dict[str, Score]) -> str:
     said = scores[JUDGED].sampled_bits
     lines += [
         "",
-        f"The model's own spoken turns, sampled at temperature 1, carry {said:.1f} bits each." if said else "",
+        f"The model's own spoken turns, sampled at temperature 1, carry {said:.1f} bits each (at least 8 are wanted)."
+        if said is not None
+        else "",
     ]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -50,7 +50,8 @@ class Corpus:
         return cls(np.concatenate([ids for ids, _ in kept]), np.concatenate([w for _, w in kept]), offsets)
 
     def save(self, path: Path) -> None:
-        np.savez(path, ids=self.ids, weights=self.weights, offsets=self.offsets)
+        with path.open("wb") as file:  # given a path, numpy would choose the suffix itself
+            np.savez(file, ids=self.ids, weights=self.weights, offsets=self.offsets)
 
     @classmethod
     def load(cls, path: Path) -> "Corpus":

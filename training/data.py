@@ -7,7 +7,9 @@ training.
 import argparse
 import json
 import re
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -30,6 +32,18 @@ def _plain(dialogues: Iterator[Dialogue]) -> Iterator[str]:
             yield from (piece for piece in re.split(r"<\|\w+\|>|</?tool_call>", segment.text) if piece)
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write a file or a folder to, which becomes `path` once all of it is there."""
+    part = path.with_name(path.name + ".part")
+    if part.is_dir():
+        shutil.rmtree(part)
+    yield part
+    if path.is_dir():
+        shutil.rmtree(path)
+    part.replace(path)
+
+
 def write_conversations(path: Path, dialogues: Iterator[Dialogue]) -> None:
     """One JSON object a line: `messages` and `tools`, as `apply_chat_template` takes them."""
     with path.open("w") as lines:
@@ -38,10 +52,11 @@ def write_conversations(path: Path, dialogues: Iterator[Dialogue]) -> None:
 
 
 def build(out: Path) -> None:
-    """Write every file of the stage that is not there yet."""
+    """Write every file of the stage that is not there yet. A file is there whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "tokenizer" / "tokenizer.json").exists():
-        tokens.train(_plain(dialogue(seed) for seed in range(TOKENIZER_DIALOGUES))).save_pretrained(out / "tokenizer")
+        with whole(out / "tokenizer") as part:
+            tokens.train(_plain(dialogue(seed) for seed in range(TOKENIZER_DIALOGUES))).save_pretrained(part)
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
     first = VALIDATION_SEED
     sets = {
@@ -53,12 +68,12 @@ def build(out: Path) -> None:
     for name, dialogues in sets.items():
         if not (out / f"{name}.npz").exists():
             corpus = Corpus.encode(tokenizer, dialogues)
-            corpus.save(out / f"{name}.npz")
+            with whole(out / f"{name}.npz") as part:
+                corpus.save(part)
             print(f"{name}: {len(corpus)} conversations, {len(corpus.ids) / 1e6:.1f} M tokens", flush=True)
     if not (out / "conversations.jsonl").exists():
-        write_conversations(
-            out / "conversations.jsonl", (dialogue(seed) for seed in range(HEAD_SEED, HEAD_SEED + HEAD_DIALOGUES))
-        )
+        with whole(out / "conversations.jsonl") as part:
+            write_conversations(part, (dialogue(seed) for seed in range(HEAD_SEED, HEAD_SEED + HEAD_DIALOGUES)))
 
 
 def main() -> None:

@@ -2,16 +2,19 @@
 stages and where files go.
 
 `python -m training.make_model`. Every stage is skipped where its result is there and resumes where it was
-interrupted; the target and then the head use one core each, so a build of two cores leaves one free. The minutes
-of each stage are printed at the end.
+interrupted, but starts over where an earlier stage has made something else since; the target and then the head use
+one core each, so a build of two cores leaves one free. The minutes of each stage are printed at the end.
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from training.data import HEAD_SEED
@@ -19,8 +22,19 @@ from training.dialogues import dialogue
 
 WORK = Path("build/model")
 MODEL = Path("models/receptionist")
-TARGET_MINUTES, HEAD_MINUTES = 60.0, 36.0
+TARGET_MINUTES, HEAD_MINUTES = 60.0, 28.0
 EXAMPLE_CALLS = 3
+RESULTS = Path("evals/results")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """run makes the files in `made`. stale: folders that must go before it starts over."""
+
+    name: str
+    run: Callable[[], None]
+    made: Path
+    stale: tuple[Path, ...] = ()
 
 
 def run(module: str, *arguments: str | Path) -> None:
@@ -55,6 +69,38 @@ def make_head(work: Path, model: Path, minutes: float) -> None:
     run("training.eagle3", *inputs, *outputs, "--minutes", str(minutes))
 
 
+def digest(folder: Path) -> str:
+    """Of the names and contents of the files in a folder."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in folder.glob("*") if path.is_file()):
+        found.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()[:16]
+
+
+def run_stage(stage: Stage, source: str, done: Path) -> str:
+    """Run the stage unless it is done; returns the digest of what it made.
+
+    source: that of the stage before it. What was begun with another source is thrown away, whether it was finished or
+    not: a head drafts for the target that it was trained with.
+    """
+    marker, begun = done / stage.name, done / f"{stage.name}.from"
+    if begun.exists() and begun.read_text() != source:
+        marker.unlink(missing_ok=True)
+        for folder in stage.stale:
+            shutil.rmtree(folder, ignore_errors=True)
+    begun.write_text(source)
+    if marker.exists():
+        print(f"== {stage.name}: there already ({marker.read_text().strip()})", flush=True)
+    else:
+        print(f"== {stage.name}", flush=True)
+        started = time.monotonic()
+        stage.run()
+        marker.write_text(f"{(time.monotonic() - started) / 60:.1f} min, made {digest(stage.made)}\n")
+    return marker.read_text().split()[-1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=WORK, help="checkpoints and data; may be deleted afterwards")
@@ -63,23 +109,19 @@ def main() -> None:
     parser.add_argument("--head-minutes", type=float, default=HEAD_MINUTES)
     arguments = parser.parse_args()
     work, model = arguments.work, arguments.model
-    stages = {
-        "data": lambda: make_data(work),
-        "target": lambda: make_target(work, model, arguments.target_minutes),
-        "head": lambda: make_head(work, model, arguments.head_minutes),
-        "evaluation": lambda: run("evals.tool_calls", "--model", model),
-    }
+    head = model / "eagle3"
+    stages = (
+        Stage("data", lambda: make_data(work), work / "data"),
+        Stage("target", lambda: make_target(work, model, arguments.target_minutes), model, (work / "target",)),
+        Stage("head", lambda: make_head(work, model, arguments.head_minutes), head, (work / "head", head)),
+        Stage("evaluation", lambda: run("evals.tool_calls", "--model", model, "--out", RESULTS), RESULTS),
+    )
     done = work / "done"
     done.mkdir(parents=True, exist_ok=True)
-    for name, stage in stages.items():
-        if (done / name).exists():
-            print(f"== {name}: there already ({(done / name).read_text().strip()})", flush=True)
-            continue
-        print(f"== {name}", flush=True)
-        started = time.monotonic()
-        stage()
-        (done / name).write_text(f"{(time.monotonic() - started) / 60:.1f} min\n")
-    print("\n".join(f"{name}: {(done / name).read_text().strip()}" for name in stages))
+    source = ""
+    for stage in stages:
+        source = run_stage(stage, source, done)
+    print("\n".join(f"{stage.name}: {(done / stage.name).read_text().strip()}" for stage in stages))
 
 
 if __name__ == "__main__":

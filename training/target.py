@@ -184,10 +184,10 @@ class Trainer:
         self.step += 1
         return float(loss.detach())
 
-    def report(self, validation: bool = False) -> None:
-        if validation:
-            for name, corpus in self.validation.items():
-                print(f"  {name}: {validate(self.model, corpus, min(60, len(corpus)), self.end)}", flush=True)
+    def report(self) -> None:
+        """Print how the model does on the validation sets."""
+        for name, corpus in self.validation.items():
+            print(f"  {name}: {validate(self.model, corpus, min(60, len(corpus)), self.end)}", flush=True)
 
     def run(self) -> None:
         """Train until the time is used, then write the final checkpoint."""
@@ -216,10 +216,10 @@ class Trainer:
                 losses, seen, last_report = [], 0, self.spent
             if self.spent - last_checkpoint > CHECKPOINT_SECONDS:
                 self.checkpoint()
-                self.report(validation=True)
+                self.report()
                 last_checkpoint = self.spent
         self.checkpoint()
-        self.report(validation=True)
+        self.report()
 
 
 def main() -> None:

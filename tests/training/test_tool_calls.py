@@ -79,12 +79,12 @@ def test_an_untrained_model_scores_nothing_and_near_uniform_bits(untrained):
     spoken = [piece for piece in tokens.segments(item.messages, item.tools) if piece.kind == "text"]
     count_tokens = sum(len(tokenizer(piece.text, add_special_tokens=False)["input_ids"]) for piece in spoken)
     assert score.spoken_turns == len(spoken)
-    assert score.bits == pytest.approx(11 * count_tokens, rel=0.05), "2,048 tokens, all about as likely"
+    assert score.gold_bits == pytest.approx(11 * count_tokens, rel=0.05), "2,048 tokens, all about as likely"
 
 
 def test_the_tables_have_every_split_and_field():
     score = scored(GOLD)
-    score.spoken_turns, score.bits, score.sampled_bits = 2, 20.0, 9.0
+    score.spoken_turns, score.gold_bits, score.sampled_bits = 2, 20.0, 9.0
     table = as_markdown({"held names and paraphrases": score})
     assert "| held names and paraphrases | 1 | 1.000 | 1.000 | 1.000 | 1.000 | 10.0 |" in table
     assert all(f"| {key} | 1.000 (1) |" in table for key in GOLD["arguments"]) and "9.0 bits" in table

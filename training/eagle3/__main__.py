@@ -8,6 +8,7 @@ replies; later steps go on from the head's own states (training-time test, arXiv
 """
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -27,9 +28,9 @@ from training.optimiser import Muon, optimisers
 
 STEPS, STEP_DECAY = 6, 0.8
 DRAFT_VOCAB = 1536
-BATCH_TOKENS = 4096
-PEAK_LR, MUON_RATE, WARM_UP_STEPS = 1.5e-3, 0.5, 30
-CHECKPOINT_SECONDS, REPORT_SECONDS = 120.0, 20.0
+BATCH_TOKENS = 1536
+PEAK_LR, MUON_RATE, WARM_UP_STEPS = 1.5e-3, 0.5, 50
+CHECKPOINT_SECONDS, REPORT_SECONDS = 300.0, 30.0
 VALIDATED = 60
 
 
@@ -179,8 +180,19 @@ def validate(head: Eagle3Head, teacher: Teacher, corpus: Corpus) -> str:
     return f"accepted by position {' '.join(f'{r:.3f}' for r in rate.tolist())}; chain of 4 emits {tau:.2f} a forward"
 
 
+def identity(target: Llama, draft_ids: Tensor) -> str:
+    """Of what a head is trained for: SHA-256 of the target's weights and the draft vocabulary."""
+    digest = hashlib.sha256(draft_ids.numpy().tobytes())
+    for _, weight in sorted(target.state_dict().items()):
+        digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()
+
+
 class Trainer:
-    """One run: head, optimisers, and the seconds it has used of its budget."""
+    """One run: head, optimisers, and the seconds it has used of its budget.
+
+    Goes on with what is in `work`, unless that was begun for another target or draft vocabulary.
+    """
 
     def __init__(self, target: Llama, draft_ids: Tensor, work: Path, minutes: float, seed: int) -> None:
         torch.manual_seed(seed)
@@ -191,18 +203,30 @@ class Trainer:
         self.head.begin_like(target)
         self.optimisers = optimisers(self.head, muon=True)
         self.work, self.budget, self.seed, self.step, self.spent = work, minutes * 60, seed, 0, 0.0
+        self.target = identity(target, draft_ids)
         work.mkdir(parents=True, exist_ok=True)
         if (work / "state.pt").exists():
-            state = torch.load(work / "state.pt")
-            self.head.load_state_dict(state["head"])
-            for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-                optimiser.load_state_dict(saved)
-            self.step, self.spent = state["step"], state["spent"]
+            self.restore()
+
+    def restore(self) -> None:
+        state = torch.load(self.work / "state.pt")
+        if state.get("target") != self.target:
+            print(f"{self.work} holds a head of another target: starting over", flush=True)
+            return
+        self.head.load_state_dict(state["head"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.step, self.spent = state["step"], state["spent"]
 
     def checkpoint(self) -> None:
         """Written whole or not at all."""
-        optimiser_states = [optimiser.state_dict() for optimiser in self.optimisers]
-        state = {"head": self.head.state_dict(), "optimisers": optimiser_states, "step": self.step, "spent": self.spent}
+        state = {
+            "target": self.target,
+            "head": self.head.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "step": self.step,
+            "spent": self.spent,
+        }
         torch.save(state, self.work / "state.part")
         (self.work / "state.part").replace(self.work / "state.pt")
 

@@ -86,7 +86,7 @@ class Eagle3Head(nn.Module):
         """
         length = ids.shape[1]
         following = F.pad(ids[:, 1:], (0, 1))
-        fused = self.fc(features)
+        fused = self.fc(features).float()  # the stream stays in fp32, whose norms are fused kernels
         q, k, v, residual = self._project(fused, following, embedding, torch.arange(length))
         q, residual = _gather(q, rows.at), _gather(residual, rows.at)
         past_k, past_v = self._expand(k), self._expand(v)
