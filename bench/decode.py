@@ -32,15 +32,21 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True)
 class Timed:
-    """One reply: its ids, the seconds after the first token and the forwards that took."""
+    """One reply: its ids, the seconds after its first step, their forwards, and the tokens of the first step."""
 
     tokens: list[int]
     seconds: float
     forwards: int
+    first: int = 1
+
+    @property
+    def timed(self) -> int:
+        """Tokens that the seconds brought."""
+        return max(1, len(self.tokens) - self.first)
 
     @property
     def per_token(self) -> float:
-        return self.seconds / max(1, len(self.tokens) - 1)
+        return self.seconds / self.timed
 
 
 Mode = Callable[[harness.Prompt], Timed]
@@ -56,8 +62,8 @@ def engine_mode(engine: Engine, stop: frozenset[int], max_tokens: int) -> Mode:
 
 def peer_mode(peer: TransformersPeer, max_tokens: int, prompt_lookup: int | None) -> Mode:
     def reply(prompt: harness.Prompt) -> Timed:
-        tokens, _, seconds = peer.reply(prompt.ids, max_tokens, prompt_lookup=prompt_lookup)
-        return Timed(tokens, seconds, 0)
+        tokens, _, first, seconds = peer.reply(prompt.ids, max_tokens, prompt_lookup=prompt_lookup)
+        return Timed(tokens, seconds, 0, first)
 
     return reply
 
@@ -93,31 +99,39 @@ def interleave(modes: dict[str, Mode], prompts: list[harness.Prompt], seed: int 
     return results
 
 
+SHORTEST = 6
+"""Replies of fewer tokens are left out: there is nothing to time in them."""
+
+
+def overall(runs: list[Timed]) -> float:
+    """Milliseconds per token over all replies."""
+    return 1e3 * sum(run.seconds for run in runs) / sum(run.timed for run in runs)
+
+
 def summarise(results: dict[str, list[Timed]]) -> list[list[Any]]:
-    """Per mode: ms per token, tokens per forward, and paired speed ratios to plain and to transformers greedy."""
-    plain, peer = results["plain"], results["transformers greedy"]
+    """Per mode: ms per token, tokens per forward, and paired speed ratios to plain and to transformers."""
+    long = [i for i, run in enumerate(results["plain"]) if len(run.tokens) >= SHORTEST]
+    kept = {name: [runs[i] for i in long] for name, runs in results.items()}
+    plain, greedy = kept["plain"], kept["transformers greedy"]
+    best = min((runs for name, runs in kept.items() if name.startswith("transformers")), key=overall)
     rows: list[list[Any]] = []
-    for name, runs in results.items():
-        kept = [i for i, run in enumerate(runs) if len(run.tokens) > 4]
-        tokens = sum(len(runs[i].tokens) - 1 for i in kept)
-        forwards = sum(runs[i].forwards for i in kept)
-        to_plain = harness.interval([plain[i].per_token / runs[i].per_token for i in kept])
-        to_peer = harness.interval([peer[i].per_token / runs[i].per_token for i in kept])
-        same = sum(runs[i].tokens == plain[i].tokens for i in range(len(runs)))
-        rows.append(
-            [
-                name,
-                1e3 * sum(runs[i].seconds for i in kept) / tokens,
-                tokens / forwards if forwards else "",
-                "{:.2f} [{:.2f}, {:.2f}]".format(*to_plain),
-                "{:.2f} [{:.2f}, {:.2f}]".format(*to_peer),
-                f"{same}/{len(runs)}",
-            ]
-        )
+    for name, runs in kept.items():
+        forwards = sum(run.forwards for run in runs)
+        tokens_per_forward = sum(run.timed for run in runs) / forwards if forwards else ""
+        same = sum(mine.tokens == theirs.tokens for mine, theirs in zip(results[name], results["plain"], strict=True))
+        row = [name, overall(runs), tokens_per_forward]
+        rows.append([*row, *(times(base, runs) for base in (plain, greedy, best)), f"{same}/{len(results[name])}"])
     return rows
 
 
-HEADER = ["mode", "ms per token", "tokens per forward", "x plain", "x transformers greedy", "same text as plain"]
+def times(base: list[Timed], runs: list[Timed]) -> str:
+    """How many times faster than ``base``: median over the paired replies, with its 95 % interval."""
+    ratios = [slow.per_token / fast.per_token for slow, fast in zip(base, runs, strict=True)]
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*harness.interval(ratios))
+
+
+HEADER = ["mode", "ms per token", "tokens per forward", "x plain", "x transformers greedy", "x best transformers"]
+HEADER.append("same text as plain")
 
 
 def cost_table(costs: StepCosts) -> str:

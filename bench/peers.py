@@ -34,8 +34,8 @@ class TransformersPeer:
     @torch.inference_mode()
     def reply(
         self, prompt: Sequence[int], max_tokens: int, *, prompt_lookup: int | None = None
-    ) -> tuple[list[int], float, float]:
-        """(ids of the greedy reply, seconds to its first token, seconds from there to its last)."""
+    ) -> tuple[list[int], float, int, float]:
+        """(ids of the greedy reply, seconds of its first step, tokens of that step, seconds from there on)."""
         clock = _Clock()
         ids = torch.tensor([list(prompt)])
         started = time.perf_counter()
@@ -49,4 +49,5 @@ class TransformersPeer:
             prompt_lookup_num_tokens=prompt_lookup,
             stopping_criteria=StoppingCriteriaList([clock]),
         )
-        return output[0, len(prompt) :].tolist(), clock.at[0] - started, clock.at[-1] - clock.at[0]
+        tokens = output[0, len(prompt) :].tolist()
+        return tokens, clock.at[0] - started, clock.lengths[0] - len(prompt), clock.at[-1] - clock.at[0]

@@ -56,29 +56,31 @@ class PagePool:
         )
         self._refs = [0] * num_pages
         self._num_free = num_pages
+        self.releases = 0
+        """Counts pages that became free, so that whoever waits for one knows when to try again."""
 
     @property
     def pages_in_use(self) -> int:
         return self.num_pages - self._num_free
 
-    def allocate(self, after: int | None) -> int:
+    def require(self, num_pages: int) -> None:
+        """Raises OutOfPages unless that many are free."""
+        if num_pages > self._num_free:
+            used, size = self.pages_in_use, self.page_tokens
+            raise OutOfPages(f"{num_pages} pages of {size} tokens are wanted, {used} of {self.num_pages} are in use")
+
+    def allocate(self, after: int | None, room: int = 1) -> int:
         """Take a free page: the one behind ``after`` where possible, else where there is most room to grow.
 
-        Raises OutOfPages when none is free.
+        room: pages that will be wanted from there on. Raises OutOfPages when none is free.
         """
-        if self._num_free == 0:
-            raise OutOfPages(f"all {self.num_pages} pages of {self.page_tokens} tokens are in use")
+        self.require(1)
         page = after + 1 if after is not None else -1
         if not (0 <= page < self.num_pages and self._refs[page] == 0):
-            page = self._roomiest_page()
+            page = self._roomiest_page(room)
         self._refs[page] = 1
         self._num_free -= 1
         return page
-
-    def find_run(self, num_pages: int) -> int | None:
-        """First page of a free run of at least ``num_pages``, or None."""
-        start, length = self._longest_free_run()
-        return start if length >= num_pages else None
 
     def share(self, page: int) -> None:
         self._refs[page] += 1
@@ -87,6 +89,7 @@ class PagePool:
         self._refs[page] -= 1
         if self._refs[page] == 0:
             self._num_free += 1
+            self.releases += 1
 
     def is_shared(self, page: int) -> bool:
         return self._refs[page] > 1
@@ -104,13 +107,14 @@ class PagePool:
                 start = page + 1
         return best_start, best_length
 
-    def _roomiest_page(self) -> int:
-        """Start of the longest free run if it is untouched from its left neighbour's growth, else its middle.
+    def _roomiest_page(self, room: int) -> int:
+        """Middle of the longest free run; its start where nobody grows into it, or else ``room`` pages would not fit.
 
         A run that begins right behind a used page is that page's room to grow, so a newcomer starts in its middle.
         """
         start, length = self._longest_free_run()
-        return start if start == 0 else start + length // 2
+        middle = start + length // 2
+        return start if start == 0 or start + length - middle < room else middle
 
 
 class KVCache:
@@ -133,17 +137,19 @@ class KVCache:
     def reserve(self, num_tokens: int) -> None:
         """Make ``num_tokens`` positions behind ``length`` present and private, before a forward writes there.
 
-        Copy-on-write and running out of pages happen here and nowhere else. Raises OutOfPages; committed positions
-        are unharmed and pages taken so far stay with the cache, to be used or released later.
+        Copy-on-write and running out of pages happen here and nowhere else. Raises OutOfPages, and nothing was changed.
         """
         size = self.pool.page_tokens
-        first = self.length // size
         needed = -(-(self.length + num_tokens) // size)
-        for index in range(first, min(needed, len(self._pages))):
-            if self.pool.is_shared(self._pages[index]):
-                self._make_private(index)
-        while len(self._pages) < needed:
-            self._grow(needed)
+        present = range(self.length // size, min(needed, len(self._pages)))
+        shared = [index for index in present if self.pool.is_shared(self._pages[index])]
+        missing = max(0, needed - len(self._pages))
+        if shared or missing:
+            self.pool.require(len(shared) + missing)
+        for index in shared:
+            self._make_private(index)
+        for room in range(missing, 0, -1):
+            self._grow(room)
 
     def commit(self, path: list[int]) -> None:
         """Keep the scratch positions ``path`` (node indices, increasing) and forget the others."""
@@ -165,12 +171,18 @@ class KVCache:
         self._note_layout()
 
     def fork(self) -> KVCache:
-        """A cache with the same committed positions that shares every page until one of the two writes to it."""
+        """A cache with the same committed positions that shares every page until one of the two writes to it.
+
+        A last page that is not full is copied at once where there is a page for it: this cache goes on writing there,
+        and would have to move out of its run of pages otherwise.
+        """
         child = KVCache(self.pool)
         child.length = self.length
         child._pages = self._pages[: -(-self.length // self.pool.page_tokens)]
         for page in child._pages:
             self.pool.share(page)
+        if self.length % self.pool.page_tokens and self.pool.pages_in_use < self.pool.num_pages:
+            child._make_private(len(child._pages) - 1)
         child._note_layout()
         return child
 
@@ -194,13 +206,9 @@ class KVCache:
             return None
         return slice(self._first_slot, self._first_slot + stop)
 
-    def _grow(self, needed: int) -> None:
-        last = self._pages[-1] if self._pages else None
-        if last is None:
-            run = self.pool.find_run(needed)
-            last = run - 1 if run == 0 else None
-        page = self.pool.allocate(last)
-        self._pages.append(page)
+    def _grow(self, room: int) -> None:
+        """Add one page, the first of ``room`` that are wanted."""
+        self._pages.append(self.pool.allocate(self._pages[-1] if self._pages else None, room))
         self._note_layout()
 
     def _make_private(self, index: int) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
 import torch
 
 from engine.cache import KVCache
-from engine.errors import OutOfPages
+from engine.errors import ModelError
 from engine.interfaces import Draft, Proposer, Target, Window
 from engine.policy import StepCosts
 from engine.tree import DraftTree
@@ -22,12 +23,15 @@ def measure_costs(
 ) -> StepCosts:
     """Median seconds of a forward of n nodes and of drafting n nodes, behind ``context_tokens`` of context.
 
-    Runs on scratch sessions that are closed again. Budgets for which the proposer drafts nothing more than for a
-    smaller one are left out of the ladder. Raises OutOfPages when the pool is smaller than the measurement.
+    Runs on scratch sessions that are closed again. Budgets that the longest context has no room for, and those for
+    which the proposer drafts nothing more than for a smaller one, are left out of the ladder. Raises OutOfPages when
+    the pool is smaller than the measurement, and ModelError for a context that holds no reply.
     """
-    context_tokens = min(context_tokens, target.max_context_tokens - max(ladder) - 1)
-    if context_tokens < 1:
-        raise OutOfPages("the context is too short to measure a step in")
+    room = target.max_context_tokens - 1  # beside one node of the smallest tree, or one token of context
+    if room < 1:
+        raise ModelError(f"a context of {target.max_context_tokens} token has no room for a reply")
+    ladder = (1, *(nodes for nodes in ladder if 1 < nodes < room))
+    context_tokens = max(1, min(context_tokens, room - ladder[-1]))
     cache, draft = target.new_cache(), proposer.start()
     try:
         prompt = DraftTree.chain(torch.arange(context_tokens) % target.vocab_size)
@@ -64,7 +68,8 @@ def _verify_seconds(target: Target, proposer: Proposer, cache: KVCache, tree: Dr
 
 
 def _draft_seconds(proposer: Proposer, draft: Draft, budget: int, repeats: int) -> float:
-    return _median_seconds(lambda: proposer.propose([draft], [1], [None], budget), repeats)
+    roots = itertools.cycle((2, 1))  # a new root each time, as in a reply: its pair is part of what drafting costs
+    return _median_seconds(lambda: proposer.propose([draft], [next(roots)], [None], budget), repeats)
 
 
 def _median_seconds(work: Callable[[], object], repeats: int) -> float:

@@ -7,6 +7,7 @@ things. It knows tokens; it knows no text, no socket and no clock but the one it
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from typing import Literal
 
 import torch
 
-from engine.errors import ContextFull, EngineError, OutOfPages, UnknownSession
-from engine.interfaces import Draft, Grammar, Output, Proposer, Target, TextWatcher, Window
+from engine.errors import ContextFull, EngineError, OutOfPages, ReplyFailed, UnknownSession
+from engine.interfaces import Grammar, Output, Proposer, Target, TextWatcher, Window
 from engine.policy import DraftPolicy
 from engine.sampling import Sampler, Sampling
 from engine.session import Finish, Session, Turn
@@ -75,11 +76,16 @@ class Engine:
         """Add given tokens to the log. Raises ContextFull, and ValueError while a reply is being made."""
         if session.turn is not None:
             raise ValueError(f"session {session.name} is replying; cancel first")
-        if len(session.tokens) + len(tokens) > self.target.max_context_tokens:
-            raise ContextFull(
-                f"{len(session.tokens)} tokens and {len(tokens)} more do not fit {self.target.max_context_tokens}"
-            )
+        self.check(len(session.tokens), tokens)
         session.tokens.extend(tokens)
+
+    def check(self, num_tokens: int, tokens: Sequence[int]) -> None:
+        """Raises ContextFull where ``tokens`` do not fit behind ``num_tokens``, ValueError for unknown ids."""
+        limit, vocab = self.target.max_context_tokens, self.target.vocab_size
+        if num_tokens + len(tokens) > limit:
+            raise ContextFull(f"{num_tokens} tokens and {len(tokens)} more do not fit {limit}")
+        if tokens and not 0 <= min(tokens) <= max(tokens) < vocab:
+            raise ValueError(f"token ids {min(tokens)} to {max(tokens)} are not all in the vocabulary of {vocab}")
 
     def truncate(self, session: Session, num_tokens: int) -> None:
         """Rewind the log to its first ``num_tokens`` tokens. The reply in progress must have been cancelled."""
@@ -98,13 +104,21 @@ class Engine:
         watcher: TextWatcher | None = None,
         grammar: Grammar | None = None,
         request: int = 0,
+        first_index: int = 0,
         drafting: bool = True,
     ) -> Turn:
-        """Ask for a reply to the log as it stands. ``forced`` tokens are its beginning, already decided."""
+        """Ask for a reply to the log as it stands. ``forced`` tokens are its beginning, already decided.
+
+        first_index: tokens of the reply before this part of it, where it goes on behind tool results.
+        Raises ContextFull where not even one more token fits.
+        """
+        if max_tokens < 1:
+            raise ValueError("a reply has at least one token")
         if session.turn is not None:
             raise ValueError(f"session {session.name} is replying already")
         if not session.tokens:
             raise ValueError("a reply needs at least one token before it")
+        self.check(len(session.tokens) + 1, forced)
         turn = Turn(
             session,
             sampling,
@@ -114,6 +128,7 @@ class Engine:
             watcher=watcher,
             grammar=grammar,
             request=request,
+            first_index=first_index,
             drafting=drafting,
         )
         turn.stats.prompt_tokens = len(session.tokens)
@@ -142,6 +157,13 @@ class Engine:
         self.sessions[name] = child
         return child
 
+    @torch.inference_mode()
+    def catch_up(self, session: Session) -> None:
+        """Nobody waits: let the session's drafter do what it would otherwise do in the next reply."""
+        if session.draft is not None:
+            with contextlib.suppress(OutOfPages):  # the drafter kept its queue; ``propose`` tries again
+                self.proposer.catch_up(session.draft)
+
     def close(self, session: Session) -> None:
         """End the session and return its pages. Idempotent."""
         if session.turn is not None:
@@ -153,12 +175,15 @@ class Engine:
     def step(self, plan: Sequence[Work]) -> list[Step]:
         """Do each work item's share of one step: one forward for all of them.
 
-        An item that fails (out of pages, context full) is reported in its own Step and harms no other.
+        An item that fails (out of pages, context full) is reported in its own Step and harms no other. Prefill that
+        runs out of pages only waits, and an item with nothing to do has no Step.
         """
         started = time.monotonic()
         ready: list[tuple[Session, DraftTree, int]] = []
         steps: list[Step] = []
         for work in plan:
+            if work.session.turn is None and work.session.num_pending <= 1:
+                continue
             try:
                 ready.append(self._window(work))
             except EngineError as error:
@@ -188,14 +213,23 @@ class Engine:
             given, tree = 1, self._draft(session, turn)
         if turn is not None and turn.stats.started == 0.0:
             turn.stats.started = time.monotonic()
-        session.cache.reserve(len(tree))
+        try:
+            session.cache.reserve(len(tree))
+        except OutOfPages:
+            if len(tree) == given:
+                raise
+            tree = DraftTree.chain(tree.tokens[:1])  # a draft that finds no room must not end a reply that does
+            session.cache.reserve(1)
         return session, tree, given
 
     def _draft(self, session: Session, turn: Turn) -> DraftTree:
-        """A tree behind the session's last token, no deeper than the context and the reply have room for."""
+        """A tree behind the session's last token, no deeper than the context has room for."""
         root = session.tokens[-1]
-        room = min(self.target.max_context_tokens - len(session.tokens), turn.max_tokens - turn.num_tokens - 1)
-        budget = self.policy.budget(session.cache.length, room)
+        context_room = self.target.max_context_tokens - len(session.tokens)
+        room = min(context_room, turn.max_tokens - turn.num_tokens - 1)
+        budget = min(self.policy.budget(session.cache.length, room), context_room + 1)  # n nodes are at most n - 1 deep
+        turn.stats.mode = self.proposer.name if budget > 1 else "plain"
+        turn.stats.reason = self.policy.reason
         if budget <= 1 or session.draft is None:
             return DraftTree.chain(torch.tensor([root]))
         started = time.monotonic()
@@ -203,7 +237,6 @@ class Engine:
             tree = self.policy.prune(self.proposer.propose([session.draft], [root], [None], budget)[0])
         except OutOfPages:  # drafting is a luxury: the reply goes on without it
             tree = DraftTree.chain(torch.tensor([root]))
-        turn.stats.reason = self.policy.reason
         turn.stats.draft_seconds += time.monotonic() - started
         return tree
 
@@ -220,18 +253,14 @@ class Engine:
         if output.logits is None or turn is None:
             path = list(range(given))
             self._commit(session, tree, path, output)
-            if turn is None and session.draft is not None:
-                self._catch_up(session.draft)
             return Step(session.name, turn, prefilled=given, seconds=time.monotonic() - started)
         drafted = len(tree) > 1 and given == 1 and output.logits.shape[0] == len(tree)
         chosen = self._choose(turn, tree if drafted else None, output)
         path = accept(tree, chosen) if drafted else list(range(given))
         candidates = tree.tokens[path[1:]].tolist() if drafted else []
         candidates.append(int(chosen[path[-1] if drafted else 0]))
-        kept, finish = self._emit(turn, candidates)
-        if drafted:
-            path = path[: len(kept)]
-        self._commit(session, tree, path, output)
+        kept, finish, error = self._emit(turn, candidates)
+        self._commit(session, tree, path[: len(kept)] if drafted else path, output)
         accepted = min(len(path) - 1, len(kept)) if drafted else 0
         now = time.monotonic()
         if turn.stats.first_token == 0.0:
@@ -251,13 +280,14 @@ class Engine:
             prefilled=0 if drafted else given,
             seconds=now - started,
             finish=finish,
+            error=error,
         )
 
     def _choose(self, turn: Turn, tree: DraftTree | None, output: Output) -> torch.Tensor:
         assert output.logits is not None
         sampling = turn.sampling
         levels = 1 if tree is None else int(tree.depth.max()) + 1
-        noise = None if sampling.greedy else self.sampler.noise(turn.seed, turn.num_tokens, levels)
+        noise = None if sampling.greedy else self.sampler.noise(turn.seed, turn.first_index + turn.num_tokens, levels)
         allowed = None
         if turn.grammar is not None:
             root = DraftTree.chain(torch.tensor(turn.session.tokens[-1:]))
@@ -265,19 +295,25 @@ class Engine:
         seen = turn.seen(self.target.vocab_size, self.target.device)
         return self.sampler.choose(output.logits, sampling, tree=tree, noise=noise, seen=seen, allowed=allowed)
 
-    def _emit(self, turn: Turn, candidates: list[int]) -> tuple[list[int], Finish | None]:
-        """Append the target's choices to the log up to whatever ends the reply; nothing behind that is kept."""
+    def _emit(self, turn: Turn, candidates: list[int]) -> tuple[list[int], Finish | None, EngineError | None]:
+        """Append the target's choices to the log up to whatever ends the reply; nothing behind that is kept.
+
+        A grammar or a watcher is injected: what it raises ends its own reply and no other.
+        """
         log = turn.session.tokens
         kept: list[int] = []
         for token in candidates:
             log.append(token)
             kept.append(token)
-            finish = turn.push(token)
+            try:
+                finish = turn.push(token)
+            except Exception as error:
+                return kept, Finish.FAILED, ReplyFailed(f"{type(error).__name__}: {error}")
             if finish is None and len(log) >= self.target.max_context_tokens:
                 finish = Finish.CONTEXT
             if finish is not None:
-                return kept, finish
-        return kept, None
+                return kept, finish, None
+        return kept, None, None
 
     def _commit(self, session: Session, tree: DraftTree, path: list[int], output: Output) -> None:
         session.cache.commit(path)
@@ -289,18 +325,13 @@ class Engine:
         tokens = tree.tokens if len(path) == len(tree) else tree.tokens[path]
         self.proposer.observe(session.draft, tokens, features, None)
 
-    def _catch_up(self, draft: Draft) -> None:
-        """Nobody waits for this session: let its drafter do what it would otherwise do in the next reply."""
-        try:
-            self.proposer.catch_up(draft)
-        except OutOfPages:
-            return  # the drafter kept its queue; ``propose`` tries again
-
     def _failed(self, session: Session, error: EngineError) -> Step:
         finish = Finish.OUT_OF_PAGES if isinstance(error, OutOfPages) else Finish.FAILED
         turn = session.turn
-        if turn is not None:
-            self._end(turn, finish)
+        if turn is None:
+            session.stall()
+            return Step(session.name, None)
+        self._end(turn, finish)
         return Step(session.name, turn, finish=finish, error=error)
 
     def _end(self, turn: Turn, finish: Finish) -> None:

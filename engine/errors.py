@@ -19,6 +19,10 @@ class ContextFull(EngineError):
     """The session would grow past the longest context that the model or its limits allow."""
 
 
+class ReplyFailed(EngineError):
+    """What constrains or reads a reply raised; the message says what."""
+
+
 class UnknownSession(EngineError):
     """No session of that name is open."""
 

@@ -39,60 +39,74 @@ class EngineHost:
     scheduler: Scheduler
     new_reader: Callable[[records.Submit], ReplyReader]
     _replies: dict[str, _Reply] = field(default_factory=dict)
+    _behind: set[str] = field(default_factory=set)
+    """Sessions whose drafter has something to catch up on when there is nothing else to do."""
+    _taken_back: dict[str, list[int]] = field(default_factory=dict)
+    """By session, the tokens of a stop string that were reported before it was known to be one."""
     _steps: int = 0
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return any(s.turn is not None or s.num_pending > 1 for s in self.engine.sessions.values())
+        return bool(self._behind) or any(self.scheduler.has_work(s) for s in self.engine.sessions.values())
 
     def handle(self, command: records.Command) -> list[records.Event]:
-        """Carry out one command. Whatever a caller got wrong comes back as ``Failed`` and changes nothing."""
+        """Carry out one command. Whatever a caller got wrong comes back as ``Failed``, and what went before stands."""
+        events: list[records.Event] = []
         try:
-            return self._dispatch(command)
+            self._dispatch(command, events)
         except (EngineError, ValueError) as error:
             session = getattr(command, "session", "")
             turn = command.turn if isinstance(command, records.Submit) else None
-            return [records.Failed(session, turn, type(error).__name__, str(error))]
+            events.append(records.Failed(session, turn, type(error).__name__, str(error)))
+        return events
 
     def advance(self) -> list[records.Event]:
-        """Do the most urgent step and report it."""
-        plan = self.scheduler.plan(self.engine)
-        if not plan:
-            return []
-        self._steps += 1
+        """Do the most urgent step and report it; with none to do, let one session's drafter catch up."""
         events: list[records.Event] = []
-        for step in self.engine.step(plan):
-            events += self._report(step)
+        if plan := self.scheduler.plan(self.engine):
+            self._steps += 1
+            for step in self.engine.step(plan):
+                if step.turn is None and step.prefilled:
+                    self._behind.add(step.session)
+                events += self._report(step)
+        elif self._behind:
+            session = self.engine.sessions.get(self._behind.pop())
+            if session is not None:
+                self.engine.catch_up(session)
         return events
 
     def beat(self) -> records.Beat:
         pool = self.engine.target.new_cache().pool
         return records.Beat(time.monotonic(), len(self.engine.sessions), pool.pages_in_use, self._steps)
 
-    def _dispatch(self, command: records.Command) -> list[records.Event]:
+    def _dispatch(self, command: records.Command, events: list[records.Event]) -> None:
         match command:
             case records.Open():
                 self.engine.open(command.session, command.tokens, seed=command.seed)
             case records.Sync():
-                return self._sync(self.engine.session(command.session), command.keep, command.tokens)
+                self._sync(self.engine.session(command.session), command.keep, command.tokens, events)
             case records.Submit():
-                return self._submit(command)
+                self._submit(command, events)
             case records.Cancel():
-                return self._cancel(command.session, command.turn)
+                self._cancel(command.session, command.turn, events)
             case records.Fork():
                 self.engine.fork(self.engine.session(command.session), command.child)
             case records.Close():
-                return self._close(command.session)
+                self._close(command.session, events)
             case records.Ping():
-                return [self.beat()]
-        return []
+                events.append(self.beat())
 
-    def _sync(self, session: Session, keep: int, tokens: tuple[int, ...]) -> list[records.Event]:
+    def _sync(self, session: Session, keep: int, tokens: tuple[int, ...], events: list[records.Event]) -> None:
         """Make the log equal to its first ``keep`` tokens and ``tokens``, keeping all that agrees already."""
-        if not 0 <= keep <= len(session.tokens):
+        taken_back = self._taken_back.pop(session.name, [])
+        missing = keep - len(session.tokens)
+        if keep < 0 or missing > len(taken_back):
             raise ValueError(f"the log has {len(session.tokens)} tokens, not the {keep} to keep")
-        events = self._cancel(session.name, None)
+        self.engine.check(keep, tokens)
+        self._cancel(session.name, None, events)
+        if missing > 0:  # the command was sent before the stop string's end was known
+            self.engine.append(session, taken_back[:missing])
         agreeing = 0
         for old, new in zip(session.tokens[keep : keep + len(tokens)], tokens, strict=False):
             if old != new:
@@ -101,12 +115,11 @@ class EngineHost:
         if keep + agreeing < len(session.tokens):
             self.engine.truncate(session, keep + agreeing)
         self.engine.append(session, tokens[agreeing:])
-        return events
 
-    def _submit(self, command: records.Submit) -> list[records.Event]:
+    def _submit(self, command: records.Submit, events: list[records.Event]) -> None:
         session = self.engine.session(command.session)
-        events = self._sync(session, command.keep, command.tokens)
         reader = self.new_reader(command)
+        self._sync(session, command.keep, command.tokens, events)
         turn = self.engine.submit(
             session,
             command.sampling,
@@ -115,6 +128,7 @@ class EngineHost:
             forced=command.forced,
             watcher=reader,
             request=command.request,
+            first_index=command.first_index,
             drafting=command.drafting,
         )
         reply = _Reply(command.turn, turn, reader)
@@ -122,23 +136,20 @@ class EngineHost:
         self.scheduler.expect(session.name, command.deadline)
         if turn.finish is not None:
             events.append(self._ended(session.name, reply))
-        return events
 
-    def _cancel(self, name: str, number: int | None) -> list[records.Event]:
+    def _cancel(self, name: str, number: int | None, events: list[records.Event]) -> None:
         """End the reply numbered ``number`` (any, for None), if it is still being made."""
         reply = self._replies.get(name)
-        if reply is None or (number is not None and reply.number != number):
-            return []
-        self.engine.cancel(reply.turn)
-        return [self._ended(name, reply)]
+        if reply is not None and number in (None, reply.number):
+            self.engine.cancel(reply.turn)
+            events.append(self._ended(name, reply))
 
-    def _close(self, name: str) -> list[records.Event]:
-        if name not in self.engine.sessions:
-            return []
-        events = self._cancel(name, None)
-        self.engine.close(self.engine.session(name))
-        self.scheduler.forget(name)
-        return events
+    def _close(self, name: str, events: list[records.Event]) -> None:
+        if name in self.engine.sessions:
+            self._cancel(name, None, events)
+            self.engine.close(self.engine.session(name))
+            self.scheduler.forget(name)
+            self._taken_back.pop(name, None)
 
     def _report(self, step: Step) -> list[records.Event]:
         reply = self._replies.get(step.session)
@@ -171,7 +182,9 @@ class EngineHost:
         turn = reply.turn
         assert turn.finish is not None
         if turn.finish is Finish.STOP_STRING:
-            self.engine.truncate(turn.session, turn.start + reply.reader.kept_tokens)
+            stop = turn.start + reply.reader.kept_tokens
+            self._taken_back[name] = turn.session.tokens[stop:]
+            self.engine.truncate(turn.session, stop)
         return records.Ended(
             session=name,
             turn=reply.number,

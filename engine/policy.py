@@ -82,8 +82,9 @@ class MeasuredPolicy:
     """Chooses the budget with the most expected tokens per second, and plain decoding where no draft pays.
 
     The gain of a budget is a running mean over about its last ``memory`` steps. A budget that is not chosen is tried
-    again after ``probe_every`` steps, and after twice as many each time that it proves clearly worse, so a change in
-    the text is noticed and a hopeless drafter costs next to nothing. Each tree is then cut by calibrated acceptance:
+    again after ``probe_every`` steps, and after twice as many each time that it is clearly worse, so a hopeless drafter
+    costs next to nothing; a probe that beats plain decoding brings the next ones soon, and probes forget fast, so a
+    change in the text is noticed. Each tree is then cut by calibrated acceptance:
     of the nodes whose score fell in the same half octave, the share kept. Trees that probe are not cut, so that
     calibration sees all of them.
     """
@@ -137,7 +138,9 @@ class MeasuredPolicy:
                 self._waited[arm] = 0
                 hopeless = self.rate(arm) < 0.8 * self.rate(best)
                 self._interval[arm] = (
-                    min(2 * self._interval[arm], 64 * self._probe_every) if hopeless else self._probe_every
+                    min(2 * self._interval[arm], _LONGEST_INTERVAL * self._probe_every)
+                    if hopeless
+                    else self._probe_every
                 )
                 return arm
         return None
@@ -159,9 +162,14 @@ class MeasuredPolicy:
 
     def observe(self, tree: DraftTree, path: Sequence[int]) -> None:
         arm = self._arm
-        self._tokens[arm] = self._tokens[arm] * self._decay + len(path)
         spent = self.costs.draft[arm] + self.costs.verify_seconds(len(tree))
-        self._seconds[arm] = self._seconds[arm] * self._decay + spent
+        decay = self._decay
+        if self._probing:
+            decay = _PROBE_DECAY
+            if len(path) / spent > self.rate(0):
+                self._interval[arm] = self._probe_every
+        self._tokens[arm] = self._tokens[arm] * decay + len(path)
+        self._seconds[arm] = self._seconds[arm] * decay + spent
         kept = set(path)
         for node, score in enumerate(tree.score.tolist()):
             if node:
@@ -175,6 +183,8 @@ class MeasuredPolicy:
 
 
 _HALF_OCTAVES = 24
+_PROBE_DECAY = 1.0 - 1.0 / 16
+_LONGEST_INTERVAL = 16
 
 
 def _half_octave(score: float) -> int:

@@ -40,7 +40,8 @@ class Submit:
 
     turn: the caller's name for the reply. deadline: ``time.monotonic()`` (one clock for the whole machine) by which the
     first token is wanted. stop_tokens end a reply and stay in the log; stop_strings end it and are not emitted.
-    forced: tokens that the reply begins with, already decided. tools: the reply may hold tool calls.
+    forced: tokens that the reply begins with, already decided. first_index: tokens of the reply before this part of it,
+    where it goes on behind tool results. tools: the reply may hold tool calls.
     """
 
     session: str
@@ -53,6 +54,7 @@ class Submit:
     stop_strings: tuple[str, ...] = ()
     forced: tuple[int, ...] = ()
     request: int = 0
+    first_index: int = 0
     deadline: float = 0.0
     drafting: bool = True
     tools: bool = False
@@ -119,8 +121,8 @@ class Progress:
     """One step of a reply.
 
     tokens: the ids it gained. text: what became safe to emit. clause_ends: code point offsets into the whole reply's
-    text where a clause ends, known since the last record. drafted_chars: how many code points at the front of ``text``
-    came from tokens that the drafter had guessed. at: ``time.monotonic()`` when the step was done.
+    text where a clause ends, known since the last record. accepted: how many of ``tokens``, from the front, the drafter
+    had guessed. at: ``time.monotonic()`` when the step was done. calls: tool calls that became complete.
     """
 
     session: str
@@ -138,7 +140,7 @@ class Ended:
     """A reply is over.
 
     finish: value of ``engine.session.Finish``. log_tokens: length of the session's log now. reply_tokens: tokens of the
-    reply that the log holds. token_ends: for each of them, code points of the reply's text up to its end.
+    reply that the log holds.
     """
 
     session: str

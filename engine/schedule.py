@@ -1,7 +1,8 @@
 """Which session's work comes next. Knows deadlines and waiting, no model and no cost of its own.
 
 A caller who waits for a first token comes first, then replies in progress, the least recently served first, then
-prefill of what has been heard but not yet asked about.
+prefill of what has been heard but not yet asked about. Whoever has waited beyond the patience of their kind comes
+first as well, so that neither a long prompt stops the replies of others nor a long reply what is being heard.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ import time
 
 from engine.engine import Engine, Work
 from engine.session import Session
+
+REPLY_PATIENCE_S = 0.1
+"""Speech plays at three to four tokens a second: a reply that stands still for this long is not heard to."""
+PREFILL_PATIENCE_S = 0.2
 
 
 class Scheduler:
@@ -23,30 +28,35 @@ class Scheduler:
     def expect(self, session: str, deadline: float) -> None:
         """A reply was asked for whose first token is wanted by ``deadline`` (monotonic seconds; 0: at once)."""
         self._deadlines[session] = deadline
+        self._served.pop(session, None)
 
     def forget(self, session: str) -> None:
         self._deadlines.pop(session, None)
         self._served.pop(session, None)
 
+    @staticmethod
+    def has_work(session: Session) -> bool:
+        """Whether a step would do anything for the session."""
+        return session.turn is not None or (session.num_pending > 1 and not session.waits_for_pages)
+
     def plan(self, engine: Engine) -> list[Work]:
         """The most urgent piece of work, or nothing. One item a step, so that none waits for another's forward."""
-        best: tuple[tuple[int, float], Session] | None = None
-        for session in engine.sessions.values():
-            urgency = self._urgency(session)
-            if urgency is not None and (best is None or urgency < best[0]):
-                best = (urgency, session)
-        if best is None:
+        now = time.monotonic()
+        waiting = [session for session in engine.sessions.values() if self.has_work(session)]
+        if not waiting:
             return []
-        (_, deadline), session = best
-        self._served[session.name] = time.monotonic()
+        session = min(waiting, key=lambda session: self._urgency(session, now))
+        deadline = self._deadlines.get(session.name, 0.0)
+        self._served[session.name] = now
         return [Work(session, deadline=deadline, max_tokens=self._chunk)]
 
-    def _urgency(self, session: Session) -> tuple[int, float] | None:
+    def _urgency(self, session: Session, now: float) -> tuple[int, float]:
+        """Class, and within it what is wanted first. Times are monotonic seconds."""
         turn = session.turn
         if turn is not None and turn.stats.first_token == 0.0:
-            return 0, self._deadlines.get(session.name, 0.0) or turn.stats.submitted
-        if turn is not None:
-            return 1, self._served.get(session.name, 0.0)
-        if session.num_pending > 1:
-            return 2, self._served.get(session.name, 0.0)
-        return None
+            # One chunk of a long prompt is as urgent as the time at which the chunk before it was done.
+            asked = self._deadlines.get(session.name, 0.0) or turn.stats.submitted
+            return 0, max(asked, self._served.get(session.name, 0.0))
+        served = self._served.setdefault(session.name, now)
+        due = served + (PREFILL_PATIENCE_S if turn is None else REPLY_PATIENCE_S)
+        return (0, due) if due < now else (2 if turn is None else 1, served)

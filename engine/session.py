@@ -79,8 +79,12 @@ class Turn:
         watcher: TextWatcher | None = None,
         grammar: Grammar | None = None,
         request: int = 0,
+        first_index: int = 0,
         drafting: bool = True,
     ) -> None:
+        """first_index: index of the first token in the reply that the noise is keyed by, above 0 where the reply goes
+        on behind tool results.
+        """
         self.session = session
         self.sampling = sampling
         self.max_tokens = max_tokens
@@ -89,6 +93,7 @@ class Turn:
         self.grammar = grammar
         self.drafting = drafting
         self.start = len(session.tokens)
+        self.first_index = first_index
         self.seed = derive_seed(session.seed, self.start, request) if sampling.seed is None else sampling.seed
         self.forced = list(forced)
         self.num_tokens = 0
@@ -138,6 +143,16 @@ class Session:
         self.draft = draft
         self.tokens: list[int] = []
         self.turn: Turn | None = None
+        self._stalled_at: int | None = None
+
+    @property
+    def waits_for_pages(self) -> bool:
+        """Whether prefill ran out of pages and none has been released since."""
+        return self._stalled_at == self.cache.pool.releases
+
+    def stall(self) -> None:
+        """Prefill ran out of pages: it is tried again when some are released."""
+        self._stalled_at = self.cache.pool.releases
 
     @property
     def num_pending(self) -> int:

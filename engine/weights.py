@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import ModelError
@@ -62,7 +62,11 @@ class Weights:
         if name not in self._shard_of:
             raise ModelError(f"{self._directory}: tensor {name} is missing")
         self._taken.add(name)
-        tensor: Tensor = self._open(self._shard_of[name]).get_tensor(name)
+        shard = self._shard_of[name]
+        try:
+            tensor: Tensor = self._open(shard).get_tensor(name)
+        except SafetensorError as error:
+            raise ModelError(f"{self._directory / shard} cannot give {name}, which {INDEX} says it holds") from error
         if tuple(tensor.shape) != shape:
             raise ModelError(f"{self._directory}: {name} has shape {tuple(tensor.shape)}, {shape} was expected")
         return tensor.to(self._device, self._dtype)
@@ -79,7 +83,9 @@ class Weights:
     def _index(self) -> dict[str, str]:
         """Tensor name to file name."""
         if (self._directory / INDEX).exists():
-            shards: dict[str, str] = read_json(self._directory / INDEX)["weight_map"]
+            shards = read_json(self._directory / INDEX).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+                raise ModelError(f"{self._directory / INDEX} has no weight_map from tensors to files")
             for shard in sorted(set(shards.values())):
                 if not (self._directory / shard).exists():
                     raise ModelError(f"{self._directory}: shard {shard} is missing")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import traceback
 from multiprocessing.connection import Connection
 
 from engine import records
@@ -40,7 +41,9 @@ def main(argv: list[str]) -> int:
         assert isinstance(config, EngineConfig)
         try:
             host, ready = load_host(config)
-        except EngineError as error:
+        except Exception as error:  # whatever it was, the parent hears it by name
+            if not isinstance(error, EngineError):
+                traceback.print_exc()
             connection.send(records.Failed("", None, type(error).__name__, str(error)))
             return 1
         # What the model brought stays for good: collections during a call need not look at it again.

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.cache import KVCache
-from engine.errors import ModelError
 from engine.tree import DraftTree
 
 
@@ -67,16 +66,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _inverse_frequency(parameters: Mapping[str, Any], head_dim: int) -> Tensor:
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    theta = float(parameters.get("rope_theta", 10_000.0))
-    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
-    if kind == "default":
+    """parameters: as ``engine.models.config.rope_parameters`` has checked them."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    frequency: Tensor = 1.0 / parameters["rope_theta"] ** exponent
+    if parameters["rope_type"] == "default":
         return frequency
-    if kind == "linear":
+    if parameters["rope_type"] == "linear":
         return frequency / float(parameters["factor"])
-    if kind != "llama3":
-        raise ModelError(f"RoPE type {kind!r} is not supported; default, linear and llama3 are")
-    factor, low, high = (float(parameters[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
+    factor, low, high = (float(parameters[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     original = float(parameters["original_max_position_embeddings"])
     wavelength = 2 * math.pi / frequency
     smooth = ((original / wavelength - low) / (high - low)).clamp(0.0, 1.0)

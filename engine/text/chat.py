@@ -7,7 +7,9 @@ call. A template whose pieces depend on their place is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,8 @@ Tool = dict[str, Any]
 
 _FIRST, _SECOND, _THIRD = "qzxfirstqzx", "qzxsecondqzx", "qzxthirdqzx"
 _DATE = "01 Jan 2026"  # templates that print today's date would differ from one day to the next
+_MARK = re.compile(r'qzx(content|value)(\d+)(\\?)"qzx')
+"""The place of a text, by its number. A template that quotes the text (Llama 3.1: what a tool says) quotes this too."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,18 @@ class Chat:
         prompted = self._render([_user(_FIRST), _assistant(_SECOND), _user(f" {_THIRD} ")], prompt=True)
         self.tail = _after(replied, _SECOND)
         turn = _after(third, _SECOND)
-        if not turn.startswith(self.tail) or not prompted.startswith(third):
+        if not third.startswith(opening) or not turn.startswith(self.tail) or not prompted.startswith(third):
             raise ModelError("the chat template changes what it has said before when a turn is added")
         self._trims = f" {_THIRD} " not in turn
         self._user_prefix, self._user_suffix = turn[len(self.tail) :].split(_THIRD if self._trims else f" {_THIRD} ")
         self._opening_prefix = opening.split(_FIRST)[0]
         self.prompt_text = prompted[len(third) :]
         self.prompt = tuple(codec.encode(self.prompt_text))
+        # Before a past reply a template writes the prompt, or more (Mistral's space), or less (Qwen3's empty thought).
+        self._past_prompt = third[len(opening) :].partition(_SECOND)[0]
+        self._said_prefix = self._past_prompt[len(self.prompt_text) :]
+        if not self._past_prompt.startswith(self.prompt_text):
+            self._said_prefix = ""
         self._tail_ids = tuple(codec.encode(self.tail))
         self.writes_hermes_calls = "<tool_call>" in self._template_source()
         self._verify()
@@ -68,7 +77,8 @@ class Chat:
                 return Head(tuple(self.codec.encode(prefix.removesuffix(self._user_prefix))), self._user_prefix)
             return Head((), prefix)
         started = any(message["role"] == "user" for message in messages)
-        marked, contents = _mark(messages)
+        marks = _Marks(self.codec)
+        marked, tools = marks.messages(messages), marks.within(tools)
         probe = [] if started else [_user(_FIRST)]
         text = self._render([*marked, *probe], tools)
         if tools and text == self._render([*marked, *probe]):
@@ -76,16 +86,13 @@ class Chat:
         first_user = None
         if not started:
             text = text.split(_FIRST)[0]
-            first_user = self._user_prefix
-            if text.endswith(first_user):
-                text = text.removesuffix(first_user)
-            else:
-                whole = text
-                text = self._render(marked) if marked else ""
-                if not whole.startswith(text):
-                    raise ValueError("the chat template does not begin with the instructions alone")
-                first_user = whole[len(text) :]
-        return Head(tuple(self._encode_marked(text, contents)), first_user)
+            if not self._render([*marked, *probe, _assistant(_SECOND), _user(_THIRD)], tools).startswith(text):
+                raise ValueError("the chat template moves the instructions or the tools when a turn is added")
+            start = text.rfind(self._user_prefix)
+            if start < 0:
+                raise ValueError("the chat template writes a first turn otherwise than it writes one later")
+            text, first_user = text[:start], self._fill_plain(text[start:], marks.texts)
+        return Head(tuple(self._encode_marked(text, marks.texts)), first_user)
 
     def user(self, text: str, *, first: str | None = None) -> list[int]:
         """Ids of a caller's turn. ``first``: ``Head.first_user`` for the first turn of a conversation."""
@@ -94,40 +101,60 @@ class Chat:
 
     def close(self, last: int | None) -> list[int]:
         """Ids that end a reply whose last id is ``last``: nothing that the model itself wrote is written again."""
-        ended = last is not None and last in self.codec.stop_tokens
+        stops = self.codec.stop_tokens
+        ended = last in stops and self._tail_ids[:1] and self._tail_ids[0] in stops
         return list(self._tail_ids[1:] if ended else self._tail_ids)
 
     def said(self, text: str) -> list[int]:
         """Ids of given assistant text, without the prompt before it and the tail after it."""
-        return self.codec.encode_plain(text)
+        return self.codec.encode_around(self._said_prefix, text, "")
 
     def tool_results(self, results: Sequence[tuple[str, str]]) -> list[int]:
         """Ids of tool results, given as (tool name, output), after the reply that called for them was closed."""
         call = {"type": "function", "function": {"name": results[0][0], "arguments": {"x": _SECOND}}}
         stub: list[Message] = [_user(_FIRST), {"role": "assistant", "content": "", "tool_calls": [call]}]
         answers = [{"role": "tool", "name": name, "content": output} for name, output in results]
-        marked, contents = _mark(answers)
-        closing = _after(self._render(stub), _SECOND)
+        marks = _Marks(self.codec)
+        marked = marks.messages(answers)
+        called = self._render(stub)
+        if _SECOND not in called:
+            raise ValueError("the model's chat template has no place for tool calls")
+        closing = _after(called, _SECOND)
         added = _after(self._render([*stub, *marked]), _SECOND)
         if not added.startswith(closing):
             raise ValueError("the chat template changes a tool call when its result is added")
-        return self._encode_marked(added[len(closing) :], contents)
+        return self._encode_marked(added[len(closing) :], marks.texts)
 
-    def _encode_marked(self, text: str, contents: Sequence[str]) -> list[int]:
-        """Ids of a rendering whose contents were replaced by marks, each content encoded as plain text."""
-        safe = all(self.codec.is_plain(content) for content in contents)
+    def _encode_marked(self, rendering: str, texts: Sequence[str]) -> list[int]:
+        """Ids of a rendering in which marks stand for the texts, each text encoded as plain text."""
+        pieces = self._fill(rendering, texts)
+        if all(self.codec.is_plain(text) for text in pieces[1::2]):
+            return self.codec.encode("".join(pieces))
         ids: list[int] = []
-        for index, content in enumerate(contents):
-            mark = _content_mark(index)
-            before, found, rest = text.partition(mark)
-            if not found:
-                continue  # a template may leave a message out
-            if safe:
-                text = before + content.strip() + rest if self._trims else before + content + rest
-                continue
-            ids += self.codec.encode(before) + self.codec.encode_plain(content.strip() if self._trims else content)
-            text = rest
-        return ids + self.codec.encode(text)
+        for index, piece in enumerate(pieces):
+            ids += self.codec.encode_plain(piece) if index % 2 else self.codec.encode(piece)
+        return ids
+
+    def _fill_plain(self, rendering: str, texts: Sequence[str]) -> str:
+        """A rendering with the texts in the place of their marks. ValueError where they spell a special token."""
+        pieces = self._fill(rendering, texts)
+        if not all(self.codec.is_plain(text) for text in pieces[1::2]):
+            raise ValueError("instructions inside a caller's turn must not spell a special token")
+        return "".join(pieces)
+
+    def _fill(self, rendering: str, texts: Sequence[str]) -> list[str]:
+        """The rendering cut at its marks: markup, a text as the template writes it, markup, a text, ... markup."""
+        pieces, start = [], 0
+        for mark in _MARK.finditer(rendering):
+            kind, number, quoted = mark.groups()
+            text = texts[int(number)]
+            if quoted:
+                text = json.dumps(text, ensure_ascii=False)[1:-1]
+            elif kind == "content" and self._trims:
+                text = text.strip()
+            pieces += [rendering[start : mark.start()], text]
+            start = mark.end()
+        return [*pieces, rendering[start:]]
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, prompt: bool = False) -> str:
         try:
@@ -148,7 +175,10 @@ class Chat:
         return template if isinstance(template, str) else "".join(template.values())
 
     def _verify(self) -> None:
-        """The pieces, put together, must be what the template writes for a conversation of several turns."""
+        """The pieces, put together, must be what the template writes for a conversation of several turns.
+
+        All but the beginning of a past reply, which some templates write otherwise than their prompt.
+        """
         words = [f"alpha {number} beta" for number in range(4)]
         messages: list[Message] = []
         pieces = self._opening_prefix
@@ -157,9 +187,9 @@ class Chat:
             before = self._user_prefix if number else ""
             pieces += before + word + self._user_suffix
             whole = self._render(messages[:-1], prompt=True)
-            if whole != pieces + self.prompt_text and number == 0:
-                raise ModelError("the chat template writes a first turn otherwise than it writes one later")
-            pieces += self.prompt_text + word + self.tail
+            if whole != pieces + self.prompt_text:
+                raise ModelError("the pieces of the chat template depend on their place in the conversation")
+            pieces += self._past_prompt + word + self.tail
 
 
 def _user(text: str) -> Message:
@@ -170,22 +200,37 @@ def _assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
-def _content_mark(index: int) -> str:
-    return f"qzxcontent{index}qzx"
+class _Marks:
+    """Puts marks in the place of ``texts``, so that a rendering shows where the template writes which."""
 
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self.texts: list[str] = []
 
-def _mark(messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
-    """The messages with their contents replaced by marks, and those contents."""
-    marked: list[Message] = []
-    contents: list[str] = []
-    for message in messages:
-        content = message.get("content")
-        if content:
-            marked.append({**message, "content": _content_mark(len(contents))})
-            contents.append(content)
-        else:
-            marked.append(message)
-    return marked, contents
+    def messages(self, messages: Sequence[Message]) -> list[Message]:
+        """Marked are the contents, and whatever else spells a special token (an argument of a tool call, say)."""
+        return [
+            {
+                key: self._put("content", value) if key == "content" and value else self.within(value)
+                for key, value in message.items()
+            }
+            for message in messages
+        ]
+
+    def within(self, value: Any) -> Any:
+        """A JSON value in which every string that spells a special token, or looks like a mark, is marked."""
+        if isinstance(value, str):
+            plain = self._codec.is_plain(value) and "qzx" not in value
+            return value if plain else self._put("value", value)
+        if isinstance(value, Mapping):
+            return {self.within(key): self.within(item) for key, item in value.items()}
+        if isinstance(value, Sequence):
+            return [self.within(item) for item in value]
+        return value
+
+    def _put(self, kind: str, text: str) -> str:
+        self.texts.append(text)
+        return f'qzx{kind}{len(self.texts) - 1}"qzx'
 
 
 def _after(text: str, mark: str) -> str:

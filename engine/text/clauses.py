@@ -11,14 +11,16 @@ import re
 _ABBREVIATIONS = frozenset(
     re.findall(
         r"\S+",
-        """dr mr mrs ms prof rev hon st ave blvd rd no nos vs etc inc ltd co corp jr sr dept est approx ext fig gen sgt
-        capt jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thur thurs fri sat sun e.g i.e a.m
-        p.m u.s u.k ph.d""",
+        """dr mr mrs ms prof rev hon st ave blvd rd nos vs etc inc ltd co corp jr sr dept est approx ext gen sgt
+        capt jan feb apr jun jul aug sep sept oct nov dec mon tue tues wed thu thur thurs fri e.g i.e a.m p.m
+        u.s u.k ph.d""",
     )
 )
+_WORDS_TOO = frozenset(("no", "fig", "mar", "sat", "sun"))
+"""Abbreviations before a number ("No. 5", "Sat. 10"), and words that end a sentence elsewhere."""
 _STRONG, _WEAK = ".!?…", ",;:—–"
 _WIDE_STRONG, _WIDE_WEAK = "。！？", "，；："  # written without a space after them
-_CLOSERS = "\"'”’)]»"
+_CLOSERS = "\"'”’)]»」』）"
 _WORD_BEFORE = re.compile(r"[^\s(\[\"“'‘]+$")
 
 
@@ -55,8 +57,8 @@ class ClauseFinder:
             if stop is None:
                 at += 1
                 continue
-            if stop == len(self._text) and not final and self._text[at] not in _WIDE_STRONG:
-                break  # whether this ends a clause depends on what comes next
+            if not final and self._depends_on_more(at, stop):
+                break
             if self._ends_clause(at, stop, final):
                 ends.append(self._start + stop)
                 self._start += stop
@@ -77,6 +79,17 @@ class ClauseFinder:
             stop += 1
         return stop
 
+    def _depends_on_more(self, at: int, stop: int) -> bool:
+        """Whether it takes more text than there is to tell if the marks from ``at`` to ``stop`` end a clause."""
+        if stop == len(self._text):
+            return True
+        doubtful = self._text[at:stop] == "." and _word_before(self._text[:at]) in _WORDS_TOO
+        return doubtful and not self._following(stop)
+
+    def _following(self, stop: int) -> str:
+        """The first character from ``stop`` on that is a new line or no space; empty while there is none."""
+        return next((c for c in self._text[stop:] if c == "\n" or not c.isspace()), "")
+
     def _ends_clause(self, at: int, stop: int, final: bool) -> bool:
         mark, before, after = self._text[at], self._text[:at], self._text[stop : stop + 1]
         if not before.strip():
@@ -89,17 +102,22 @@ class ClauseFinder:
             return False  # 3.50, 3:30, example.com, 1,200
         if mark in _WEAK:
             return len(before.split()) >= self._min_words
-        return mark != "." or final or not self._abbreviates(before, self._text[at:stop])
+        return self._text[at:stop] != "." or final or not _abbreviates(before, self._following(stop))
 
-    @staticmethod
-    def _abbreviates(before: str, marks: str) -> bool:
-        """Whether a full stop after ``before`` belongs to an abbreviation, an initial or a numbered point."""
-        found = _WORD_BEFORE.search(before)
-        if found is None or len(marks) > 1:
-            return False
-        word = found.group().lower()
-        if word in _ABBREVIATIONS:
-            return True
-        if len(word) == 1 and word.isalpha() and word != "i":
-            return True
-        return word.isdigit() and not before[: found.start()].strip()
+
+def _word_before(text: str) -> str:
+    """The word, in small letters, that the text ends with."""
+    found = _WORD_BEFORE.search(text)
+    return found.group().lower() if found else ""
+
+
+def _abbreviates(before: str, following: str) -> bool:
+    """Whether a full stop between the two belongs to an abbreviation, an initial or a numbered point."""
+    word = _word_before(before)
+    if word in _ABBREVIATIONS:
+        return True
+    if word in _WORDS_TOO:
+        return following.isdigit()
+    if len(word) == 1 and word.isalpha() and word != "i":
+        return True
+    return word.isdigit() and before.strip().lower() == word

@@ -81,14 +81,29 @@ class Codec:
 
 
 class IncrementalDecoder:
-    """Ids in, text out as soon as it is whole characters. Special tokens give no text."""
+    """Ids in, text out as soon as it is whole characters. Special tokens give no text.
+
+    Text that is out stays as it was. A tokenizer with byte fallback decodes a run of bytes as a whole, so bytes that
+    complete no character can spoil those before them, which are spoken already; then the text goes on with what the ids
+    since then spell by themselves.
+    """
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
         self._stream = DecodeStream(skip_special_tokens=True)
+        self._pending: list[int] = []  # ids since text last came out
 
     def push(self, token: int) -> str:
-        return self._stream.step(self._backend, token) or ""
+        self._pending.append(token)
+        try:
+            text = self._stream.step(self._backend, token)
+        except Exception:  # nothing narrower is raised: "Invalid prefix encountered"
+            self._stream = DecodeStream(skip_special_tokens=True)
+            text = self._stream.step(self._backend, self._pending)
+        if not text:
+            return ""
+        self._pending.clear()
+        return text
 
 
 def _stop_tokens(directory: Path, hf: PreTrainedTokenizerFast) -> frozenset[int]:

@@ -7,6 +7,7 @@ with one turn; knows no session.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -60,10 +61,13 @@ class ReplyReader:
 
     @property
     def kept_tokens(self) -> int:
-        """Ids to keep: all, or those that end at or before the stop string's beginning."""
+        """Ids to keep: all, or those up to the last that ends on a whole character at or before the stop string."""
         if self._stop_at is None:
             return len(self._token_ends)
-        return sum(end <= self._stop_at for end in self._token_ends)
+        fitting = bisect_right(self._token_ends, self._stop_at)
+        # Behind the id that completes a character there may be some that begin the next one.
+        end = self._token_ends[fitting - 1] if fitting else 0
+        return bisect_left(self._token_ends, end) + 1 if end else 0
 
     def push(self, token: int) -> str:
         """Add one id; returns the text that became safe to emit (also kept for ``take``)."""
@@ -85,7 +89,7 @@ class ReplyReader:
         return read
 
     def finish(self) -> str:
-        """Release what was held back. A call that was never finished is reported as malformed."""
+        """Release what was held back. A call whose end mark never came counts if it is whole, else as malformed."""
         text = ""
         if not self.stopped and self._pending:
             if self._call is None:
@@ -140,10 +144,10 @@ class ReplyReader:
             self._read.calls.append(call)
 
     def _first_mark(self) -> tuple[int, str | None]:
-        """Where the first stop string or call begins in the pending text."""
+        """Where the stop string or call mark begins that is complete first, however the text was cut into tokens."""
         marks = (*self._stops, CALL) if self._tools else self._stops
-        found = [(at, mark) for mark in marks if (at := self._pending.find(mark)) >= 0]
-        return min(found) if found else (-1, None)
+        found = [(at + len(mark), at, mark) for mark in marks if (at := self._pending.find(mark)) >= 0]
+        return min(found)[1:] if found else (-1, None)
 
     def _held_back(self) -> int:
         """Length of the longest end of the pending text that could be the beginning of a mark."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -47,10 +49,12 @@ CONFIGS: dict[str, PretrainedConfig] = {
 """GQA in all; tied and untied; llama3 RoPE; biases; QK-norm; heads times head_dim unlike the width."""
 
 
-def write(name: str, directory: Path, *, seed: int = 0) -> PreTrainedModel:
-    """Save the named configuration with random weights; returns transformers' model of it in float64."""
+def write(name: str, directory: Path, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """Save the named configuration, changed so, with random weights; returns transformers' model of it in float64."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    config = deepcopy(CONFIGS[name])
+    config.update(changes)
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith(("norm.weight", "bias")):  # fresh ones are constant, which would hide mistakes

@@ -9,5 +9,5 @@ import torch
 from engine.models.decoder import Decoder, load_target
 
 
-def load(directory: Path, dtype: torch.dtype, *, pool_tokens: int = 2048) -> Decoder:
-    return load_target(directory, dtype=dtype, pool_tokens=pool_tokens)
+def load(directory: Path, dtype: torch.dtype, *, pool_tokens: int = 2048, page_tokens: int = 16) -> Decoder:
+    return load_target(directory, dtype=dtype, pool_tokens=pool_tokens, page_tokens=page_tokens)

@@ -14,9 +14,10 @@ from engine.tree import DraftTree
 
 
 class OracleProposer:
-    """Drafts the target's own continuation up to a random depth, wrong from there on, among wrong siblings.
+    """Drafts the target's own continuation up to a random depth, wrong from there on, with or without wrong siblings.
 
-    reference: the whole token log as the target alone would write it. chain: draft a chain instead of a tree.
+    reference: the whole token log as the target alone would write it. chain: draft a chain instead of a tree. Depths
+    are drawn without putting back, so over many replies every one occurs.
     """
 
     name = "oracle"
@@ -28,6 +29,7 @@ class OracleProposer:
         self._vocab_size = vocab_size
         self._random = random.Random(seed)
         self._chain = chain
+        self._deck: list[tuple[int, bool]] = []
 
     def start(self) -> NoDraft:
         return NoDraft()
@@ -46,7 +48,7 @@ class OracleProposer:
 
     def _tree(self, position: int, root: int, budget: int) -> DraftTree:
         right = self.reference[position + 1 : position + budget]
-        depth = self._random.randint(0, len(right))
+        depth, crowded = self._draw(len(right), budget)
         tokens, parents, children = [root], [-1], [set[int]()]
 
         def add(parent: int, token: int) -> int:
@@ -58,7 +60,7 @@ class OracleProposer:
 
         tip = 0
         for token in right[:depth]:
-            if not self._chain and self._random.random() < 0.3 and len(tokens) < budget - 1:
+            if crowded and self._random.random() < 0.3 and len(tokens) < budget - 1:
                 self._add_wrong(add, children, tip, token)
             if len(tokens) < budget:
                 tip = add(tip, token)
@@ -70,6 +72,15 @@ class OracleProposer:
                 break
         n = len(tokens)
         return DraftTree(torch.tensor(tokens), torch.tensor(parents), torch.full((n,), 0.5), torch.zeros(n).long())
+
+    def _draw(self, most: int, budget: int) -> tuple[int, bool]:
+        """(right tokens to draft, whether wrong siblings stand beside them)."""
+        if not any(depth <= most for depth, _ in self._deck):
+            self._deck = [(depth, crowded) for depth in range(budget) for crowded in {False, not self._chain}]
+            self._random.shuffle(self._deck)
+        fitting = [at for at, (depth, _) in enumerate(self._deck) if depth <= most]
+        deepest = max(fitting, key=lambda at: self._deck[at])  # there is room for it only where a reply begins
+        return self._deck.pop(deepest if self._random.random() < 0.5 else fitting[0])
 
     def _add_wrong(self, add, children, parent: int, avoid: int) -> bool:  # type: ignore[no-untyped-def]
         token = self._random.randrange(self._vocab_size)

@@ -13,12 +13,14 @@ from engine.errors import ContextFull, UnknownSession
 from engine.interfaces import Proposer
 from engine.models.decoder import Decoder
 from engine.policy import FixedPolicy
+from engine.proposers.eagle3 import load_eagle3
 from engine.proposers.none import NoProposer
 from engine.sampling import Sampling
 from engine.session import Finish, Session, Turn
 from tests.engine import checkpoints
 from tests.engine.loading import load
 from tests.engine.oracle import OracleProposer
+from tests.engine.proposers import heads
 
 PROMPT = [5, 17, 3, 99, 42]
 _ENGINES: list[Engine] = []
@@ -56,8 +58,8 @@ def reference(target: Decoder) -> list[int]:
     return finish(*start(plain(target), max_tokens=60)).tokens
 
 
-def start(engine: Engine, **more: object) -> tuple[Engine, Turn]:
-    session = engine.open("call", PROMPT)
+def start(engine: Engine, prompt: list[int] = PROMPT, **more: object) -> tuple[Engine, Turn]:
+    session = engine.open("call", prompt)
     options: dict[str, object] = {"max_tokens": 40, **more}
     return engine, engine.submit(session, Sampling(), **options)  # type: ignore[arg-type]
 
@@ -154,6 +156,41 @@ def test_a_full_context(target: Decoder, tmp_path: Path) -> None:
     assert turn.finish is Finish.CONTEXT
     assert len(session.tokens) == target.max_context_tokens
     engine.close(session)
+
+
+@pytest.mark.parametrize("chain", [False, True])
+@pytest.mark.parametrize("nodes", [5, 60])
+def test_a_draft_is_no_deeper_than_what_is_left_of_the_context(target: Decoder, nodes: int, chain: bool) -> None:
+    prompt = [1] * 480
+    wanted = finish(*start(plain(target), prompt, max_tokens=100)).tokens
+    proposer = OracleProposer(checkpoints.VOCAB, 0, chain=chain)
+    proposer.reference = [*prompt, *wanted, *[1] * 60]
+    turn = finish(*start(make_engine(target, proposer, nodes), prompt, max_tokens=100))
+    assert turn.finish is Finish.CONTEXT
+    assert turn.tokens == wanted
+    assert len(turn.session.tokens) == target.max_context_tokens
+
+
+def test_a_head_drafts_up_to_the_end_of_the_context(target: Decoder, tmp_path: Path) -> None:
+    head = heads.write(tmp_path, heads.random_head(target.config), heads.head_config(target.config))
+    proposer = load_eagle3(head, target, pool_tokens=2048, taps=(1, 2, 4))
+    prompt = [1] * 480
+    wanted = finish(*start(plain(target), prompt, max_tokens=100)).tokens
+    for nodes in (5, 60):
+        turn = finish(*start(make_engine(target, proposer, nodes), prompt, max_tokens=100))
+        assert (turn.finish, turn.tokens) == (Finish.CONTEXT, wanted)
+
+
+def test_a_reply_for_which_there_is_no_room_is_refused(target: Decoder) -> None:
+    engine = plain(target)
+    session = engine.open("call", [1] * 512)
+    with pytest.raises(ContextFull):
+        engine.submit(session, Sampling(), max_tokens=4)
+    engine.truncate(session, 508)
+    with pytest.raises(ContextFull):
+        engine.submit(session, Sampling(), max_tokens=9, forced=[1, 2, 3, 4])
+    assert (len(session.tokens), session.turn) == (508, None)
+    assert finish(engine, engine.submit(session, Sampling(), max_tokens=9, forced=[1, 2, 3])).finish is Finish.CONTEXT
 
 
 def test_closing_is_idempotent_and_returns_every_page(target: Decoder, reference: list[int]) -> None:

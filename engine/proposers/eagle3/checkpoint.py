@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.models.config import DecoderConfig, read_json, rope_parameters
+from engine.models.config import DecoderConfig, read_json, read_number, rope_parameters
 
 HEAD_THETA = 10_000.0
 """RoPE base of a head whose config states none: the published ones were trained with transformers' default."""
@@ -51,15 +51,28 @@ def read_head(
 ) -> tuple[HeadConfig, dict[str, Tensor]]:
     """(config, tensors by EAGLE's names without ``midlayer.``). Overrides win over what the checkpoint says.
 
-    Raises ModelError by name for what is no EAGLE-3 head of this target.
+    Raises ModelError by name for what is no EAGLE-3 head of this target, and for what its config promises and its
+    tensors lack. Whoever takes the tensors refuses those that are left.
     """
-    raw = read_json(directory / "config.json")
+    path = directory / "config.json"
+    raw = read_json(path)
     tensors = _canonical(_tensors(directory), directory)
     speculators = "transformer_layer_config" in raw or "speculators_model_type" in raw
-    layer = {**raw, **raw.get("transformer_layer_config", {})}
+    nested = raw.get("transformer_layer_config") or {}
+    if not isinstance(nested, Mapping):
+        raise ModelError(f"{path}: transformer_layer_config is {nested!r}, an object was expected")
+    layer = {**raw, **nested}
     for name in ("fc.weight", "self_attn.q_proj.weight", "norm.weight"):
         if name not in tensors:
             raise ModelError(f"{directory} is no EAGLE-3 head: {name} is missing (an EAGLE-1 or -2 head?)")
+    for name in ("fc.weight", "self_attn.q_proj.weight"):
+        if tensors[name].dim() != 2:
+            raise ModelError(f"{directory}: {name} has shape {tuple(tensors[name].shape)}, a matrix was expected")
+    for flag, name in (("norm_before_fc", "input_norm.weight"), ("fc_norm", "fc_norm.0.weight")):
+        if raw.get(flag) and name not in tensors:
+            raise ModelError(f"{path} says {flag}, but tensor {name} is missing")
+    if (layer.get("hidden_act") or "silu") != "silu":
+        raise ModelError(f"{path}: hidden_act {layer['hidden_act']!r} is not supported; silu is")
     fc = tensors["fc.weight"]
     hidden = fc.shape[0]
     num_taps = fc.shape[1] // target.hidden_size
@@ -68,12 +81,10 @@ def read_head(
             f"{directory}: fc reads {fc.shape[1]} features, no multiple of the target's hidden size "
             f"{target.hidden_size}; the head belongs to another target"
         )
-    try:
-        heads, kv_heads = int(layer["num_attention_heads"]), int(layer["num_key_value_heads"])
-        eps = float(layer["rms_norm_eps"])
-    except KeyError as error:
-        raise ModelError(f"config.json in {directory} lacks {error.args[0]}") from error
-    rope = rope_parameters(layer, HEAD_THETA)
+    heads, kv_heads = (int(read_number(layer, key, path)) for key in ("num_attention_heads", "num_key_value_heads"))
+    if heads % kv_heads:
+        raise ModelError(f"{path}: {heads} attention heads do not share {kv_heads} key heads evenly")
+    rope = rope_parameters(layer, path, HEAD_THETA)
     if rope_theta is not None:
         rope["rope_theta"] = rope_theta
     chosen = _taps(raw, target.num_layers, num_taps, directory) if taps is None else taps
@@ -88,7 +99,7 @@ def read_head(
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=tensors["self_attn.q_proj.weight"].shape[0] // heads,
-        rms_norm_eps=eps,
+        rms_norm_eps=read_number(layer, "rms_norm_eps", path),
         rope=rope,
         taps=chosen,
         # vLLM's importer takes True where a speculators config is silent; EAGLE's own layout means False.
@@ -99,13 +110,20 @@ def read_head(
 
 
 def _tensors(directory: Path) -> dict[str, Tensor]:
-    if (directory / "model.safetensors").exists():
-        return dict(load_file(directory / "model.safetensors"))
-    if (directory / "pytorch_model.bin").exists():
-        loaded = torch.load(directory / "pytorch_model.bin", map_location="cpu", weights_only=True)
-        if isinstance(loaded, dict):
-            return {str(name): tensor for name, tensor in loaded.items()}
-    raise ModelError(f"{directory} holds neither model.safetensors nor pytorch_model.bin")
+    path = directory / "model.safetensors"
+    if not path.exists():
+        path = directory / "pytorch_model.bin"
+    if not path.exists():
+        raise ModelError(f"{directory} holds neither model.safetensors nor pytorch_model.bin")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling raises what it likes
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise ModelError(f"{path} does not hold tensors by name")
+    return {str(name): tensor for name, tensor in loaded.items()}
 
 
 def _canonical(tensors: dict[str, Tensor], directory: Path) -> dict[str, Tensor]:
@@ -127,14 +145,18 @@ def _taps(raw: Mapping[str, Any], num_layers: int, count: int, directory: Path) 
     """The residual-stream indices of the fused states.
 
     At the top of a config an id names the layer that reads the state, which is the residual index itself; inside
-    ``eagle_config`` it names the layer that writes it, one less. Silent configs mean EAGLE's own choice.
+    ``eagle_config`` it names the layer that writes it, one less. Both are published in either place: where one reading
+    gives EAGLE's own choice, that is it. Silent configs mean EAGLE's own choice.
     """
+    default = (2, num_layers // 2, num_layers - 3)
     ids = raw.get("eagle_aux_hidden_state_layer_ids")
     nested = (raw.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
-    if ids:
-        return tuple(int(i) for i in ids)
-    if nested:
-        return tuple(int(i) + 1 for i in nested)
+    if listed := ids or nested:
+        if not isinstance(listed, list) or not all(isinstance(i, int) for i in listed):
+            raise ModelError(f"{directory}: eagle_aux_hidden_state_layer_ids is {listed!r}, numbers were expected")
+        read = tuple(listed)
+        written = tuple(i + 1 for i in read)
+        return default if default in (read, written) else read if ids else written
     if count != 3:
         raise ModelError(f"{directory}: fc fuses {count} states and the config does not say which")
-    return (2, num_layers // 2, num_layers - 3)
+    return default

@@ -63,7 +63,8 @@ class Eagle3Draft:
         features = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting)
         wanted = features[start - self._waiting_from : stop - self._waiting_from]
         # The last feature stays: its pair is made again when another root takes the place of this one.
-        self._waiting, self._waiting_from, self._num_waiting = [features[-1:]], self.length - 1, 1
+        # It is copied, or else it would keep the features of the whole prefill alive.
+        self._waiting, self._waiting_from, self._num_waiting = [features[-1:].clone()], self.length - 1, 1
         return wanted, torch.tensor(known[: stop - start])
 
     def redo_root(self) -> None:
@@ -105,14 +106,14 @@ class Eagle3Draft:
         if keep <= 0:
             self._waiting, self._waiting_from, self._num_waiting = [], length, 0
             return
-        features = torch.cat(self._waiting)[:keep]
+        features = torch.cat(self._waiting)[:keep].clone()
         self._waiting, self._num_waiting = [features], keep
 
     def _restart(self) -> None:
         """Start over with a window: the pairs before it are given up, and their keys with them."""
         keep = MAX_WAITING // 2
         first = self.length - keep
-        features = torch.cat(self._waiting)[first - self._waiting_from :]
+        features = torch.cat(self._waiting)[first - self._waiting_from :].clone()
         self._tokens = self._tokens[first - self.base :]
         self.base, self._waiting_from, self._num_waiting = first, first, keep
         self._waiting = [features]

@@ -22,17 +22,21 @@ class Head:
     """Weights of one head beside its target's embedding.
 
     to_target: int64 [draft vocabulary], the target's id of each draft id (published as offsets, ``d2t``).
+    tensors: as ``read_head`` gives them; taken out one by one, so that none is held twice. Raises ModelError by name
+    for those that are missing, of another shape, or unknown.
     """
 
     def __init__(self, config: HeadConfig, tensors: dict[str, Tensor], target: Decoder, directory: Path) -> None:
         self.config = config
-        self._tensors = tensors
+        self._tensors = tensors  # emptied here: what is left belongs to no part of a head
         self._directory = directory
         self._dtype, self._device = target.dtype, target.device
         hidden, heads, kv_heads = config.hidden_size, config.num_heads, config.num_kv_heads
         q_rows, kv_rows = heads * config.head_dim, kv_heads * config.head_dim
         self._fc = pack(self._take("fc.weight", (hidden, len(config.taps) * target.config.hidden_size)))
-        self._input_norm = self._take("input_norm.weight", None) if "input_norm.weight" in tensors else None
+        self._input_norm = None
+        if "input_norm.weight" in tensors:
+            self._input_norm = self._take("input_norm.weight", (self._fc.shape[1],))
         self._fc_norm = self._stacked_fc_norm(target.config.hidden_size)
         self._hidden_norm = self._take("hidden_norm.weight", (hidden,))
         self._embedding_norm = self._take("input_layernorm.weight", (hidden,))
@@ -46,12 +50,15 @@ class Head:
             self._qk_norm = tuple(self._take(name, (config.head_dim,)) for name in names)
         self._output = pack(self._take("self_attn.o_proj.weight", (hidden, q_rows)))
         self._mlp_norm = self._take("post_attention_layernorm.weight", (hidden,))
-        self._gate_up = pack(torch.cat([self._take(f"mlp.{name}_proj.weight", None) for name in ("gate", "up")]))
-        self._down = pack(self._take("mlp.down_proj.weight", (hidden, self._gate_up.shape[0] // 2)))
+        gate = self._take("mlp.gate_proj.weight", (None, hidden))
+        inner = gate.shape[0]
+        self._gate_up = pack(torch.cat([gate, self._take("mlp.up_proj.weight", (inner, hidden))]))
+        self._down = pack(self._take("mlp.down_proj.weight", (hidden, inner)))
         self._norm = self._take("norm.weight", (hidden,))
         self._embedding = self._embedding_of(target)
         self._lm_head = self._lm_head_of(target)
         self.to_target = self._vocabulary(target.vocab_size)
+        self._refuse_unused()
         self.rotary = Rotary(config.rope, config.head_dim, target.config.max_positions, self._dtype, self._device)
 
     def fuse(self, features: Tensor) -> Tensor:
@@ -94,13 +101,28 @@ class Head:
         logits = F.linear(normed, self._lm_head)
         return logits.float().log_softmax(-1), normed if self.config.feed_normed else x
 
-    def _take(self, name: str, shape: tuple[int, ...] | None) -> Tensor:
+    def _take(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
+        """The tensor, out of those that are left. shape: None stands for any size."""
         if name not in self._tensors:
             raise ModelError(f"{self._directory}: tensor {name} is missing")
-        tensor = self._tensors[name]
-        if shape is not None and tuple(tensor.shape) != shape:
+        tensor = self._tensors.pop(name)
+        if len(shape) != tensor.dim() or any(n not in (None, m) for n, m in zip(shape, tensor.shape, strict=True)):
             raise ModelError(f"{self._directory}: {name} has shape {tuple(tensor.shape)}, {shape} was expected")
         return tensor.to(self._device, self._dtype)
+
+    def _refuse_unused(self) -> None:
+        """Ignoring a tensor (a bias, say) would draft with another function than the one that was trained.
+
+        t2d is d2t the other way round, a verifier's tensors are the target's own, and inv_freq is in the config.
+        """
+        unused = sorted(
+            name
+            for name in self._tensors
+            if name != "t2d" and not name.startswith("verifier_") and not name.endswith("inv_freq")
+        )
+        if unused:
+            raise ModelError(f"{self._directory}: unexpected tensors: {', '.join(unused[:5])}")
+        self._tensors.clear()
 
     def _stacked_fc_norm(self, target_hidden: int) -> list[Tensor] | None:
         if "fc_norm.0.weight" not in self._tensors:
@@ -119,17 +141,14 @@ class Head:
 
     def _lm_head_of(self, target: Decoder) -> Tensor:
         if "lm_head.weight" in self._tensors:
-            tensor = self._take("lm_head.weight", None)
-            if tensor.shape[1] != self.config.hidden_size:
-                raise ModelError(f"{self._directory}: lm_head.weight reads {tensor.shape[1]} features")
-            return pack(tensor)
+            return pack(self._take("lm_head.weight", (None, self.config.hidden_size)))
         if target.config.hidden_size != self.config.hidden_size:
             raise ModelError(f"{self._directory}: tensor lm_head.weight is missing")
         return target.lm_head_weight
 
     def _vocabulary(self, target_vocab: int) -> Tensor:
         size = self._lm_head.shape[0]
-        offsets = self._tensors.get("d2t")
+        offsets = self._tensors.pop("d2t", None)
         if offsets is None:
             if size != target_vocab:
                 raise ModelError(
