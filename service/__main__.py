@@ -8,16 +8,18 @@ import signal
 import sys
 
 from engine.errors import EngineError
-from service import events, logs
+from service import logs
+from service.call_services import CallServices
 from service.config import ConfigError, ServiceConfig, load_config
 from service.conversation import Conversation, load_chat
-from service.engine_client import EngineClient, EngineStartError, EngineState
+from service.engine_client import EngineClient, EngineState
+from service.engine_process import EngineStartError
 from service.server import Server
+from service.server_events import EngineRestarted
 from service.servicer import CallServicer
 from service.store import MemoryStore
 from service.telemetry import Telemetry, recording
 from service.telemetry.setup import install
-from service.turns import CallServices
 
 log = logging.getLogger("service")
 
@@ -87,7 +89,7 @@ class _Follower:
             return
         serving = state is EngineState.SERVING
         if serving:
-            self._servicer.notify(events.EngineRestarted(self._servicer.services.model))
+            self._servicer.notify(EngineRestarted(self._servicer.services.model))
         task = asyncio.get_running_loop().create_task(self._server.set_serving(serving))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

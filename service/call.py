@@ -12,9 +12,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from service import events
+from service import client_events as events
+from service.call_services import CallServices
+from service.history import History
 from service.problems import Problem, Reason, invalid
-from service.turns import CallServices, Turns
+from service.reporter import Reporter
+from service.server_events import Envelope, Failure, LimitReached, Notice, Opened, ServerEvent
+from service.terms import Terms
+from service.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +36,7 @@ class Call:
     """
 
     services: CallServices
-    send: Callable[[events.Envelope], None]
+    send: Callable[[Envelope], None]
     end: Callable[[Problem | None], None]
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -40,8 +45,9 @@ class Call:
         self.ended = False
         self._seq = 0
         self._client_seq = 0
-        self._replay: deque[events.Envelope] = deque(maxlen=self.services.config.replay_events)
+        self._replay: deque[Envelope] = deque(maxlen=self.services.config.replay_events)
         self._turns: Turns | None = None
+        self._reporter: Reporter | None = None
         self._closing = False
 
     def handle(self, client_seq: int, event: events.ClientEvent) -> None:
@@ -70,14 +76,13 @@ class Call:
     def no_more_events(self) -> None:
         """The client has said all it will: the call ends with the reply in progress, if there is one."""
         self._closing = True
-        if self._turns is None or not self._turns.generating:
-            self._finish(None)
+        self._turn_over()
 
     def disconnect(self) -> None:
         """The client is gone: whatever is being generated stops, and the pages return. Idempotent."""
         self._finish(None)
 
-    def notify(self, notice: events.Notice) -> None:
+    def notify(self, notice: Notice) -> None:
         """Tell the client something that ends nothing."""
         if not self.ended and self._turns is not None:
             self._emit(notice)
@@ -100,6 +105,7 @@ class Call:
         if conversation.length >= limit:
             message = f"the conversation has {conversation.length} tokens, of at most {limit}"
             raise Problem(Reason.CONTEXT_FULL, message, field="open.items")
+        terms = Terms.of(event, services.config, conversation.vocab_size, limit)
         self.session = event.session_id or f"call-{secrets.token_hex(8)}"
         try:
             services.store.open(self.session)
@@ -107,23 +113,26 @@ class Call:
             raise Problem(Reason.SESSION_EXISTS, "a call of this name is open", field="open.session_id") from None
         seed = secrets.randbits(62) if event.seed is None else event.seed
         recorder = services.telemetry.call(self.session, self.metadata)
-        self._turns = turns = Turns(services, self.session, event, conversation, recorder, self._emit, self._turn_over)
-        turns.on_lost = self._finish
+        history = History(services, self.session, conversation)
+        emit, over = self._emit, self._turn_over
+        self._reporter = reporter = Reporter(self.session, services.model, terms, history, recorder, emit, over)
+        self._turns = turns = Turns(self.session, terms, history, reporter, self._finish)
         turns.start(seed)
         log.info("call opened", extra={"session": self.session, "tokens": conversation.length})
         self._emit(
-            events.Opened(
+            Opened(
                 session_id=self.session,
                 model=services.model,
                 seed=seed,
                 used_tokens=conversation.length,
                 max_context_tokens=limit,
-                generation=turns.generation,
-                limits=turns.limits,
+                generation=terms.generation,
+                limits=terms.limits,
                 item_ids=conversation.item_ids(),
-                history_version=turns.history_version,
+                history_version=history.version,
             )
         )
+        reporter.announce()
 
     def _dispatch(self, turns: Turns, event: events.ClientEvent) -> None:
         match event:
@@ -163,17 +172,19 @@ class Call:
         turn_id = getattr(event, "turn_id", 0)
         begun = self._turns is None or turn_id <= self._turns.last_turn
         request_id = getattr(event, "request_id", 0)
-        self._emit(events.Failure(problem, None if begun else turn_id, client_seq, request_id))
+        self._emit(Failure(problem, None if begun else turn_id, client_seq, request_id))
+        if problem.reached is not None:
+            self._emit(LimitReached(*problem.reached))
 
     def _turn_over(self) -> None:
-        if self._closing:
+        if self._closing and (self._reporter is None or not self._reporter.speaking):
             self._finish(None)
 
-    def _emit(self, event: events.ServerEvent) -> int:
+    def _emit(self, event: ServerEvent) -> int:
         """Number an event and send it; returns its number."""
         self._seq += 1
         durable = self.services.store.durable_seq(self.session)
-        envelope = events.Envelope(GENERATION, self._seq, durable, self._client_seq, event)
+        envelope = Envelope(GENERATION, self._seq, durable, self._client_seq, event)
         self._replay.append(envelope)
         self.send(envelope)
         return self._seq

@@ -73,14 +73,16 @@ class Conversation:
     def stop_tokens(self) -> frozenset[int]:
         return self._chat.codec.stop_tokens
 
-    def take_change(self, ahead: Sequence[int] = ()) -> tuple[int, tuple[int, ...]]:
+    def take_change(self, ahead: Sequence[int] = (), *, limit: int | None = None) -> tuple[int, tuple[int, ...]]:
         """(keep, tokens) that make the engine's log this one, followed by ``ahead``; the engine counts as told.
 
-        ``ahead`` is no part of the history: the next change replaces it.
+        ``ahead`` is no part of the history: the next change replaces it. ``limit``: how many tokens the engine's log
+        can have; the rest of this one is not told.
         """
         keep = self._known
-        self._known = len(self._tokens)
-        return keep, (*self._tokens[keep:], *ahead)
+        told = self._tokens[keep:limit]
+        self._known = keep + len(told)
+        return keep, (*told, *ahead)
 
     def user_tokens(self, text: str) -> tuple[int, ...]:
         """A turn of the caller as it would follow now."""
@@ -128,9 +130,12 @@ class Conversation:
     def put_heard(self, segment: Segment, chars: int, calls: Sequence[ToolCallItem]) -> str:
         """Append what was heard of a generation, and the tool calls it made; returns the text that this holds.
 
-        The cut is at the last token that ends on a whole character at or before ``chars``.
+        The cut is at the last token that ends on a whole character at or before ``chars``. Nothing at all is appended
+        where that leaves nothing.
         """
         tokens, text = self._cut(segment, chars, with_calls=bool(calls))
+        if not text and not calls:
+            return ""
         self.put_prompt()
         start = len(self._tokens)
         self._put(tokens)
@@ -140,8 +145,11 @@ class Conversation:
     def put_results(self, results: Sequence[ToolResultItem]) -> None:
         """Append the results of a generation's tool calls. Raises ValueError where the template has no place."""
         if results:
-            tokens = self._chat.tool_results([(result.name, result.output) for result in results])
-            self._put(tokens, *results)
+            self._put(self._result_tokens(results), *results)
+
+    def result_tokens(self, results: Sequence[ToolResultItem]) -> int:
+        """How many tokens ``put_results`` will append."""
+        return len(self._result_tokens(results))
 
     def rewind(self, length: int) -> None:
         """Forget everything behind the first ``length`` tokens, which must end a span."""
@@ -155,6 +163,9 @@ class Conversation:
         return self._first_user is None or any(
             isinstance(item, MessageItem) and item.role == "user" for span in self.spans for item in span.items
         )
+
+    def _result_tokens(self, results: Sequence[ToolResultItem]) -> list[int]:
+        return self._chat.tool_results([(result.name, result.output) for result in results])
 
     def _put(self, tokens: Sequence[int], *items: Item) -> None:
         start = len(self._tokens)

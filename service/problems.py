@@ -31,12 +31,20 @@ class Reason(enum.Enum):
     INTERNAL = "INTERNAL"
 
 
+class Guardrail(enum.Enum):
+    """Limits of a call that a client is told of when they are reached."""
+
+    OUTPUT_TOKENS_PER_TURN = "max_output_tokens_per_turn"
+    TURNS = "max_turns"
+    INPUT_SIZE = "max_input_code_points"
+
+
 @dataclass(eq=False)
 class Problem(Exception):
     """Something that a client has to be told.
 
     field: path of the client event's field at fault. retry_after_s: when the same may be tried again; None: never
-    as it is.
+    as it is. reached: the guardrail that refuses, and its value in force.
     """
 
     reason: Reason
@@ -44,6 +52,7 @@ class Problem(Exception):
     field: str = ""
     retry_after_s: float | None = None
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    reached: tuple[Guardrail, int] | None = None
 
     def __str__(self) -> str:
         return f"{self.reason.value}: {self.message}"
@@ -56,3 +65,14 @@ def invalid(name: str, message: str) -> Problem:
 
 def unimplemented(what: str) -> Problem:
     return Problem(Reason.UNIMPLEMENTED, f"{what} is not implemented yet", metadata={"feature": what})
+
+
+def engine_problem(reason: str, message: str) -> Problem:
+    """What an error of ``engine.errors``, given by its name, is to a client."""
+    match reason:
+        case "ContextFull":
+            return Problem(Reason.CONTEXT_FULL, message)
+        case "OutOfPages":
+            return Problem(Reason.OUT_OF_PAGES, message, retry_after_s=1.0)
+        case _:
+            return Problem(Reason.INTERNAL, f"the engine failed: {reason}")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from firstword.v1 import call_service_pb2, call_service_pb2_grpc
 from service.config import ServerConfig
 from service.servicer import CallServicer
 
 log = logging.getLogger(__name__)
+
+CLOSING_S = 2.0
+"""How long streams may take to carry out what they end with, once every call is over."""
 
 SERVICE_NAME: str = call_service_pb2.DESCRIPTOR.services_by_name["CallService"].full_name
 
@@ -52,9 +55,8 @@ class Server:
     async def stop(self) -> None:
         """Refuse new calls, tell the open ones, give them the grace, then end what is left."""
         await self._health.enter_graceful_shutdown()
-        calls = self._servicer.drain(self._config.stop_grace_s)
-        log.info("draining", extra={"calls": calls, "grace_s": self._config.stop_grace_s})
-        await self._server.stop(self._config.stop_grace_s)
+        await self._servicer.drain(self._config.stop_grace_s)
+        await self._server.stop(CLOSING_S)
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:
@@ -66,6 +68,6 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", config.keepalive_timeout_ms),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", config.min_ping_interval_ms),
+        ("grpc.http2.min_ping_interval_without_data_ms", config.min_ping_interval_ms),
         ("grpc.so_reuseport", 0),
     ]

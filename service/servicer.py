@@ -11,12 +11,13 @@ import grpc
 
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import call_service_pb2_grpc
-from service import events, wire
+from service import wire
 from service.call import Call
+from service.call_services import CallServices
 from service.config import ServerConfig
 from service.errors import abort
 from service.problems import Problem, Reason
-from service.turns import CallServices
+from service.server_events import Draining, Envelope, Notice
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +28,14 @@ class Outbox:
     """What a call has said and the stream has not taken yet. Bounded: a client that does not read loses its call."""
 
     def __init__(self, max_events: int) -> None:
-        self._queue: deque[events.Envelope] = deque()
+        self._queue: deque[Envelope] = deque()
         self._max = max_events
         self._news = asyncio.Event()
         self._ended = False
         self.problem: Problem | None = None
         self.overrun = asyncio.Event()
 
-    def put(self, envelope: events.Envelope) -> None:
+    def put(self, envelope: Envelope) -> None:
         if len(self._queue) >= self._max:
             self.overrun.set()
             return
@@ -65,6 +66,8 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         self.services: CallServices | None = None
         self._config = config
         self._calls: set[Call] = set()
+        self._nobody_calls = asyncio.Event()
+        self._nobody_calls.set()
         self._draining = False
 
     async def Call(  # type: ignore[override]  # grpc.aio also takes a coroutine that writes to the context itself
@@ -78,6 +81,7 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         call = Call(services, outbox.put, outbox.end, metadata)
         self._calls.add(call)
+        self._nobody_calls.clear()
         reader = asyncio.create_task(_read(request_iterator, call))
         writer = asyncio.create_task(outbox.drain(context))
         overrun = asyncio.create_task(outbox.overrun.wait())
@@ -89,25 +93,28 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
             # Also where the client has vanished, which cancels this task: its turn stops and its pages return.
             call.disconnect()
             self._calls.discard(call)
+            if not self._calls:
+                self._nobody_calls.set()
             for task in (reader, writer, overrun):
                 task.cancel()
         if outbox.problem is not None:
             await abort(context, outbox.problem)
 
-    def drain(self, grace_s: float) -> int:
-        """Take no more calls and tell the open ones how long they may go on. Returns how many there are."""
+    async def drain(self, grace_s: float) -> None:
+        """Take no more calls, tell the open ones how long they may go on, and end what is left then."""
         self._draining = True
-        self.notify(events.Draining(round(grace_s * 1000)))
-        return len(self._calls)
+        log.info("draining", extra={"calls": len(self._calls), "grace_s": grace_s})
+        self.notify(Draining(round(grace_s * 1000)))
+        try:
+            await asyncio.wait_for(self._nobody_calls.wait(), grace_s)
+        except TimeoutError:
+            for call in list(self._calls):
+                call.abandon(Problem(Reason.DRAINING, "the service stops", retry_after_s=1.0))
 
-    def notify(self, notice: events.Notice) -> None:
+    def notify(self, notice: Notice) -> None:
         """Tell every open call."""
         for call in list(self._calls):
             call.notify(notice)
-
-    @property
-    def active_calls(self) -> int:
-        return len(self._calls)
 
     def _admit(self) -> CallServices | Problem:
         if self._draining:

@@ -95,6 +95,7 @@ def test_imports_respect_the_layers(path: Path) -> None:
         ("engine/x.py", "import os; os.environ['A']"),
         ("firstword/x.py", "from engine import tree"),
         ("firstword/x.py", "import torch"),
+        ("firstword/x.py", "from grpc_status import rpc_status"),
         ("service/call.py", "import redis"),
         ("service/call.py", "from opentelemetry.sdk.trace import TracerProvider"),
         ("service/call.py", "import grpc"),

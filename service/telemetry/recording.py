@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
@@ -76,6 +76,10 @@ class TurnRecord:
     end_reason: str = "completed"
     error: str = ""
     stats: list[TurnStats] = field(default_factory=list)
+
+    def snapshot(self) -> TurnRecord:
+        """The account as it stands, which the turn's going on does not change."""
+        return replace(self, stats=self.stats.copy())
 
 
 class Telemetry:

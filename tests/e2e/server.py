@@ -152,12 +152,15 @@ class CallStream:
         return await self.turn()
 
     async def turn(self) -> Turn:
-        """Read until the current turn is over, answering its tool calls; or until its event was refused."""
+        """Read until the current turn is over, answering its tool calls; or until its event was refused.
+
+        What an older one still said before it was overtaken is passed over.
+        """
         turn = Turn()
         while turn.ended is None:
             message = await self.next()
             match message.WhichOneof("event"):
-                case "text_delta":
+                case "text_delta" if message.text_delta.turn_id == self.turn_id:
                     assert message.text_delta.offset_code_points == len(turn.text)
                     assert sum(span.code_points for span in message.text_delta.spans) == len(message.text_delta.text)
                     turn.text += message.text_delta.text

@@ -63,7 +63,8 @@ async def vanish_mid_turn(stub: Stub, client: int) -> None:
     sampling = options_pb.Sampling(max_output_tokens=200)
     await call.open(system_prompt=system, tools=tools, sampling=sampling, seed=client)
     await call.send(final=client_pb.Final(turn_id=1, text=lines[0]))
-    await call.expect("text_delta")
+    while (await call.next()).WhichOneof("event") != "text_delta":
+        pass  # the engine may be struck before it has said anything
     call.stream.cancel()
 
 

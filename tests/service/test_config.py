@@ -83,6 +83,57 @@ def test_exporters_come_from_the_standard_variables_unless_ours_are_set() -> Non
     assert load_config({**environ, "OTEL_SDK_DISABLED": "true"}).telemetry.metrics == "none"
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "key", "expected"),
+    [
+        ("OTEL_TRACES_EXPORTER", "otlp", "traces", "otlp"),
+        ("OTEL_METRICS_EXPORTER", "console", "metrics", "console"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", "otlp_protocol", "http/protobuf"),
+        ("OTEL_EXPORTER_PROMETHEUS_HOST", "0.0.0.0", "prometheus_host", "0.0.0.0"),
+        ("OTEL_EXPORTER_PROMETHEUS_PORT", "9999", "prometheus_port", 9999),
+    ],
+)
+def test_each_standard_variable_stands_for_its_key(
+    tmp_path: Path, variable: str, value: str, key: str, expected: object
+) -> None:
+    assert getattr(load_config({variable: value}).telemetry, key) == expected
+    default = getattr(load_config({}).telemetry, key)
+    assert default != expected
+    assert getattr(load_config({variable: ""}).telemetry, key) == default
+    assert getattr(load_config({variable: value, "OTEL_SDK_DISABLED": "TRUE"}).telemetry, key) == default
+    written = repr(default) if isinstance(default, str) else default
+    (tmp_path / "firstword.toml").write_text(f"[telemetry]\n{key} = {written}\n")
+    assert getattr(load_config({variable: value}).telemetry, key) == default
+
+
+def test_other_standard_variables_are_left_to_opentelemetry() -> None:
+    environ = {"OTEL_SERVICE_NAME": "x", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://nowhere:1", "OTEL_NO_SUCH_THING": "1"}
+    assert load_config(environ) == load_config({})
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[sever]\nport = 1\n", r"sever.*unknown key"),
+        ("port = 1\n", r"port.*unknown key"),
+        ("[engine]\nmodle = 'x'\n", r"engine.*unknown key modle"),
+        ("[telemetry]\ntrace = 'none'\n", r"telemetry\.trace.*unknown key"),
+        ("[server\n", r"firstword\.toml"),
+        ("server = 1\n", r"server"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_refused_by_name(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "firstword.toml").write_text(text)
+    with pytest.raises(ConfigError, match=named):
+        load_config({})
+
+
+def test_a_section_cannot_be_overlaid_on_a_value(tmp_path: Path) -> None:
+    (tmp_path / "firstword.toml").write_text("server = 1\n")
+    with pytest.raises(ConfigError, match="FIRSTWORD_SERVER__PORT"):
+        load_config({"FIRSTWORD_SERVER__PORT": "1"})
+
+
 def test_it_is_frozen() -> None:
     config = load_config({})
     with pytest.raises(pydantic.ValidationError):

@@ -1,0 +1,41 @@
+"""What all calls on one model share: the engine, the store, telemetry and the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine import records
+from service import client_events as events
+from service.config import CallConfig
+from service.conversation import Conversation
+from service.store import SessionStore
+from service.telemetry import Telemetry
+
+Record = records.Progress | records.Ended | records.Failed
+"""What the engine says about one generation."""
+
+
+class EnginePort(Protocol):
+    """What a call needs of ``service.engine_client.EngineClient``."""
+
+    def open(
+        self, session: str, tokens: tuple[int, ...], seed: int, on_failed: Callable[[records.Failed], None]
+    ) -> None: ...
+    def sync(self, session: str, keep: int, tokens: tuple[int, ...]) -> None: ...
+    def submit(self, command: records.Submit, sink: Callable[[Record], None]) -> None: ...
+    def close(self, session: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class CallServices:
+    """What all calls on one model share. model: the name that clients see."""
+
+    engine: EnginePort
+    new_conversation: Callable[[events.Open], Conversation]
+    store: SessionStore
+    telemetry: Telemetry
+    config: CallConfig
+    model: str
+    max_context_tokens: int

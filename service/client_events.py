@@ -1,0 +1,157 @@
+"""What a client says to a call, as plain values: ``client_events.proto`` without its wire format.
+
+``service.wire`` makes them. Text offsets and lengths are Unicode code points. What this version of the service does not
+do never gets this far as a value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from service.items import Item, ToolDefinition
+from service.options import GenerationPatch, Limits, TurnOptions
+from service.problems import Problem
+
+
+@dataclass(frozen=True)
+class Open:
+    """Begin a call. seed: of the call's noise; None draws one. announce_at_tokens: when to say that the context is
+    nearly full; None for the service's share."""
+
+    session_id: str = ""
+    model: str = ""
+    system: str = ""
+    items: tuple[Item, ...] = ()
+    tools: tuple[ToolDefinition, ...] = ()
+    generation: GenerationPatch = field(default_factory=GenerationPatch)
+    seed: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    announce_at_tokens: int | None = None
+    first_token_deadline_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class SpeechStarted:
+    """The caller makes a sound."""
+
+
+@dataclass(frozen=True)
+class Partial:
+    """The recogniser's hypothesis so far. Replaces the one before it; stale revisions are dropped."""
+
+    turn_id: int
+    revision: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Final:
+    """The caller's turn is complete: reply to it."""
+
+    turn_id: int
+    text: str
+    options: TurnOptions = field(default_factory=TurnOptions)
+    item_id: str = ""
+
+
+@dataclass(frozen=True)
+class Respond:
+    """The agent speaks without a turn of the caller before it."""
+
+    turn_id: int
+    options: TurnOptions = field(default_factory=TurnOptions)
+
+
+@dataclass(frozen=True)
+class Say:
+    """Put given text into the history as the assistant's own."""
+
+    turn_id: int
+    text: str
+    item_id: str = ""
+    traceparent: str = ""
+    tracestate: str = ""
+
+
+@dataclass(frozen=True)
+class WordTiming:
+    """When a synthesised word ends, and which one it is: by where it ends in the turn's text, or as it was spoken."""
+
+    end_ms: int
+    end_chars: int | None = None
+    word: str = ""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """How much of a turn's text was played: one of text, chars and played_ms is given. words: newly known timings."""
+
+    text: str | None = None
+    chars: int | None = None
+    played_ms: int | None = None
+    words: tuple[WordTiming, ...] = ()
+
+
+@dataclass(frozen=True)
+class Interrupt:
+    """The caller spoke over turn ``turn_id``. heard None: as far as playback was reported."""
+
+    turn_id: int
+    heard: Heard | None
+
+
+@dataclass(frozen=True)
+class Playback:
+    """How far turn ``turn_id`` has been played."""
+
+    turn_id: int
+    heard: Heard
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What a tool call gave. output: text, usually JSON. no_reply: it asks for none."""
+
+    turn_id: int
+    call_id: str
+    output: str
+    is_error: bool = False
+    no_reply: bool = False
+    item_id: str = ""
+
+
+@dataclass(frozen=True)
+class Acknowledge:
+    """Every server event up to ``seq`` has been received."""
+
+    seq: int
+
+
+@dataclass(frozen=True)
+class CloseCall:
+    """The call is over."""
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """An event that cannot be used, or that a later version of the service will know."""
+
+    problem: Problem
+    turn_id: int = 0
+    request_id: int = 0
+
+
+ClientEvent = (
+    Open
+    | SpeechStarted
+    | Partial
+    | Final
+    | Respond
+    | Say
+    | Interrupt
+    | Playback
+    | ToolResult
+    | Acknowledge
+    | CloseCall
+    | Malformed
+)

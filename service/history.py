@@ -1,0 +1,179 @@
+"""A call's history in the three places that hold it: the conversation, the engine's log and the store.
+
+The conversation is the truth; the engine is told of its changes as late as it may be, and the store with the engine.
+Knows replies as what history is written from; knows no client and no order of events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from engine import records
+from service.call_services import CallServices, Record
+from service.conversation import Conversation
+from service.items import ToolCallItem, ToolResultItem
+from service.problems import Problem, Reason
+from service.reply import Reply, Segment
+from service.server_events import HistoryState
+from service.store import LogEntry
+
+INTERRUPTED_RESULT = '{"status": "interrupted"}'
+"""What the history holds as the result of a tool call that the caller spoke over and whose result never came."""
+
+UNHELD_RESULT = '{"status": "done", "output": "too long"}'
+"""What the history holds in place of results that the context has no room for."""
+
+
+class History:
+    """The history of one call. ``version`` grows with each reply that stops and with each cut."""
+
+    def __init__(self, services: CallServices, session: str, conversation: Conversation) -> None:
+        self._services = services
+        self._session = session
+        self._conversation = conversation
+        self._submissions = 0
+        self.version = 1
+
+    @property
+    def length(self) -> int:
+        """Tokens in use."""
+        return self._conversation.length
+
+    def open(self, seed: int, on_failed: Callable[[records.Failed], None]) -> None:
+        """Open the call's session in the engine. ``on_failed``: told of commands that belong to no reply."""
+        _, tokens = self._conversation.take_change()
+        self._services.engine.open(self._session, tokens, seed, on_failed)
+        self._services.store.append(self._session, LogEntry(0, 0, tokens))
+
+    def close(self) -> None:
+        """Nothing is generated any more, and the engine forgets."""
+        self._services.engine.close(self._session)
+
+    def state(self, item_ids: tuple[str, ...] = ()) -> HistoryState:
+        return HistoryState(self.version, self._conversation.length, item_ids)
+
+    def require_room(self, more: int, path: str = "") -> None:
+        """The policy for a full context: refuse. Raises Problem unless the tokens and one more fit."""
+        used, limit = self._conversation.length, self._services.max_context_tokens
+        if used + more >= limit:
+            message = f"the conversation has {used} tokens; {more} more do not fit {limit}"
+            raise Problem(Reason.CONTEXT_FULL, message, field=path)
+
+    def item_ids(self, reply: Reply) -> tuple[str, ...]:
+        """Ids of the items that the newest reply's turn has put there, the caller's message included."""
+        return self._conversation.item_ids(reply.begin)
+
+    def new_id(self) -> str:
+        return self._conversation.new_id()
+
+    # What is added
+
+    def put_user(self, text: str, item_id: str) -> None:
+        """Add a turn of the caller. Raises Problem, and changes nothing, where no reply to it would fit."""
+        tokens = self._conversation.user_tokens(text)
+        self.require_room(len(tokens) + len(self._conversation.prompt))
+        self._conversation.put_user(text, tokens, item_id)
+
+    def put_said(self, text: str, item_id: str) -> Segment:
+        """Add given text as the assistant's. Raises Problem, and changes nothing, where it does not fit."""
+        self.require_room(self._conversation.said_tokens(text))
+        return self._conversation.put_said(text, self._next_submission(), item_id)
+
+    def require_prompt(self) -> None:
+        """Raises Problem where no reply fits any more."""
+        self.require_room(len(self._conversation.prompt))
+
+    def result(self, call: ToolCallItem, output: str, *, is_error: bool = False, item_id: str = "") -> ToolResultItem:
+        """The result of a call, not yet put anywhere."""
+        return ToolResultItem(item_id or self.new_id(), call.call_id, call.name, output, is_error)
+
+    def require_results(self, results: Sequence[ToolResultItem], *, reply: bool) -> None:
+        """Raises Problem where the results of a generation, and a reply to them if there shall be one, do not fit."""
+        prompt = len(self._conversation.prompt) if reply else 0
+        self.require_room(self._conversation.result_tokens(results) + prompt, "tool_result.output")
+
+    def put_results(self, segment: Segment) -> None:
+        """Add the results of a generation's calls, in the order of the calls."""
+        self._conversation.put_results([segment.results[call.call_id] for call in segment.calls])
+
+    def adopt(self, segment: Segment) -> None:
+        """A whole generation is in the engine's log: it is history."""
+        if segment.tokens:
+            self._conversation.adopt(segment)
+            self._persist(segment.start, tuple(segment.tokens))
+        else:
+            self.drop(segment)
+
+    def drop(self, segment: Segment) -> None:
+        """A generation came to nothing: what asked for it goes too."""
+        self._conversation.rewind(segment.start - len(self._conversation.prompt))
+
+    def rewrite(self, reply: Reply, chars: int) -> str:
+        """Make the history hold the first ``chars`` code points of the reply, and the tools it has used.
+
+        Returns the text that it holds then. A tool call whose result is still to come is put there with that.
+        """
+        conversation = self._conversation
+        conversation.rewind(reply.before)
+        text = ""
+        for segment in reply.segments:
+            heard = min(len(segment.text), max(0, chars))
+            chars -= len(segment.text)
+            calls = () if segment.outstanding else tuple(segment.calls)
+            if heard > 0 or calls:
+                text += conversation.put_heard(segment, heard, calls)
+            if calls:
+                self.put_results(segment)
+        return text
+
+    # What the engine is told
+
+    def flush(self) -> None:
+        """Tell the engine what the history is now. Whatever it was generating on the old one ends.
+
+        What is longer than the context is told as far as it fits: nothing is asked of it before it is shorter.
+        """
+        keep, tokens = self._conversation.take_change(limit=self._services.max_context_tokens)
+        self._services.engine.sync(self._session, keep, tokens)
+        self._persist(keep, tokens)
+
+    def prefill(self, text: str) -> None:
+        """Let the engine compute the caller's turn as far as it is known; it is no part of the history yet."""
+        conversation = self._conversation
+        # With the prompt behind it: a final that says the same finds everything but one position computed.
+        ahead = (*conversation.user_tokens(text), *conversation.prompt)
+        if conversation.length + len(ahead) < self._services.max_context_tokens:
+            keep, tokens = conversation.take_change(ahead)
+            self._services.engine.sync(self._session, keep, tokens)
+
+    def submit(self, reply: Reply, sink: Callable[[Segment, Record], None]) -> None:
+        """Ask for the next generation of a reply: the first, or the one after its tool results."""
+        conversation = self._conversation
+        conversation.put_prompt()
+        keep, tokens = conversation.take_change()
+        segment = conversation.begin_segment(self._next_submission())
+        generation = reply.generation
+        command = records.Submit(
+            session=self._session,
+            turn=segment.number,
+            keep=keep,
+            tokens=tokens,
+            sampling=generation.sampling,
+            max_tokens=generation.max_tokens - reply.output_tokens,
+            stop_tokens=conversation.stop_tokens | generation.stop_token_ids,
+            stop_strings=generation.stop_strings,
+            first_index=reply.output_tokens,
+            deadline=reply.deadline,
+            drafting=generation.drafting,
+            tools=conversation.has_tools,
+        )
+        reply.segments.append(segment)
+        self._services.engine.submit(command, lambda record: sink(segment, record))
+        self._persist(keep, tokens)
+
+    def _next_submission(self) -> int:
+        self._submissions += 1
+        return self._submissions
+
+    def _persist(self, keep: int, tokens: tuple[int, ...]) -> None:
+        self._services.store.append(self._session, LogEntry(0, keep, tokens))

@@ -1,0 +1,177 @@
+"""What the engine process should hold of one session, kept where its death does not reach.
+
+From a mirror a fresh process is brought to where the last one would be by now: the log is opened again, and a reply in
+progress goes on from the tokens that were got, so that whoever reads it sees a pause and the same text. Knows tokens
+and records; knows no items, no calls and no process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+from engine import records
+from engine.session import Finish, TurnStats
+
+MAX_RESUMES = 3
+"""How many engine deaths one reply survives: one that kills every engine must not take the others with it for ever."""
+
+ReplySink = Callable[[records.Progress | records.Ended | records.Failed], None]
+"""Called on the event loop with each record of one reply, in order; the last is Ended or Failed."""
+
+
+@dataclasses.dataclass
+class Repeat:
+    """What of a resumed reply the engine will say a second time, and nobody must hear twice."""
+
+    chars: int
+    clause_ends: int
+    calls: int
+
+    def strip(self, progress: records.Progress) -> records.Progress:
+        """``progress`` without what was handed on before the restart."""
+        text = progress.text[self.chars :]
+        ends = progress.clause_ends[self.clause_ends :]
+        calls = progress.calls[self.calls :]
+        self.chars -= min(self.chars, len(progress.text))
+        self.clause_ends -= min(self.clause_ends, len(progress.clause_ends))
+        self.calls -= min(self.calls, len(progress.calls))
+        return dataclasses.replace(progress, text=text, clause_ends=ends, calls=calls)
+
+
+@dataclasses.dataclass(eq=False)
+class ReplyMirror:
+    """A reply asked for and not over, with what has been handed on of it."""
+
+    submit: records.Submit
+    sink: ReplySink
+    tokens: list[int]
+    chars: int = 0
+    clause_ends: int = 0
+    calls: int = 0
+    resumes: int = 0
+    repeat: Repeat | None = None
+
+    def progress(self, record: records.Progress) -> None:
+        """Hand on one step, but for what was handed on before."""
+        self.tokens.extend(record.tokens)
+        if self.repeat is not None:
+            record = self.repeat.strip(record)
+        self.chars += len(record.text)
+        self.clause_ends += len(record.clause_ends)
+        self.calls += len(record.calls)
+        self.sink(record)
+
+
+class SessionMirror:
+    """One session as the engine has it once it has done all that was sent.
+
+    send: takes each command for the engine. on_failed: told when a command fails that belongs to no reply.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        seed: int,
+        tokens: tuple[int, ...],
+        send: Callable[[records.Command], None],
+        on_failed: Callable[[records.Failed], None],
+    ) -> None:
+        self._name = name
+        self._seed = seed
+        self._send = send
+        self._on_failed = on_failed
+        self._reply: ReplyMirror | None = None
+        self._overtaken: dict[int, ReplyMirror] = {}
+        self.tokens = list(tokens)
+        """The token log, the reply in progress not included."""
+
+    def open(self) -> None:
+        """Open the session, with the log as it is now."""
+        self._send(records.Open(self._name, tuple(self.tokens), self._seed))
+
+    def sync(self, keep: int, tokens: tuple[int, ...]) -> None:
+        """Make the log its first ``keep`` tokens and ``tokens``. The reply in progress, if any, ends there."""
+        self._rewrite(keep, tokens)
+        self._send(records.Sync(self._name, keep, tokens))
+
+    def submit(self, command: records.Submit, sink: ReplySink) -> None:
+        """Ask for a reply. One in progress is overtaken: it ends, and only its Ended still comes."""
+        self._rewrite(command.keep, command.tokens)
+        self._reply = ReplyMirror(command, sink, list(command.forced))
+        self._send(command)
+
+    def reopen(self) -> None:
+        """Bring a fresh process to where the last one would be by now."""
+        self.open()
+        overtaken, self._overtaken = self._overtaken, {}
+        for reply in overtaken.values():
+            reply.sink(self._ended_here(reply, Finish.CANCELLED))
+        if self._reply is not None:
+            self._resume(self._reply)
+
+    # What the engine says
+
+    def progress(self, record: records.Progress) -> None:
+        """More of a reply. What an overtaken one still said is not in the log any more."""
+        if self._reply is not None and self._reply.submit.turn == record.turn:
+            self._reply.progress(record)
+
+    def ended(self, record: records.Ended) -> None:
+        """A reply is over: its tokens are part of the log, unless it was overtaken."""
+        reply = self._overtaken.pop(record.turn, None)
+        if reply is None and self._reply is not None and self._reply.submit.turn == record.turn:
+            reply, self._reply = self._reply, None
+            self.tokens.extend(reply.tokens[: record.reply_tokens])
+            if len(self.tokens) != record.log_tokens:
+                raise AssertionError(f"log of {record.log_tokens} tokens, mirror of {len(self.tokens)}")
+        if reply is not None:
+            reply.sink(record)
+
+    def failed(self, record: records.Failed) -> None:
+        """A command was not carried out. Of an overtaken reply's nobody expects anything any more but its end."""
+        if record.turn is not None and (overtaken := self._overtaken.pop(record.turn, None)) is not None:
+            overtaken.sink(record)
+        elif record.turn is not None and self._reply is not None and self._reply.submit.turn == record.turn:
+            reply, self._reply = self._reply, None
+            # The log may have been rewound before the command failed: say again what it should be.
+            self._send(records.Sync(self._name, 0, tuple(self.tokens)))
+            reply.sink(record)
+        else:
+            self._on_failed(record)
+
+    def _rewrite(self, keep: int, tokens: tuple[int, ...]) -> None:
+        """Apply to the mirror what ``Sync`` does to the log. ``keep`` may reach into what the reply has said so far."""
+        if (reply := self._reply) is not None:
+            self.tokens.extend(reply.tokens)
+            self._overtaken[reply.submit.turn] = reply
+            self._reply = None
+        if not 0 <= keep <= len(self.tokens):
+            raise ValueError(f"the log has {len(self.tokens)} tokens, not the {keep} to keep")
+        self.tokens[keep:] = tokens
+
+    def _resume(self, reply: ReplyMirror) -> None:
+        """Submit a reply again with the tokens that were got as its beginning, unless too many engines died of it."""
+        reply.resumes += 1
+        start = len(self.tokens)
+        if reply.resumes > MAX_RESUMES:
+            self._reply = None
+            self.tokens.extend(reply.tokens)
+            self._send(records.Sync(self._name, start, tuple(reply.tokens)))
+            reply.sink(self._ended_here(reply, Finish.FAILED))
+            return
+        reply.repeat = Repeat(reply.chars, reply.clause_ends, reply.calls)
+        self._send(dataclasses.replace(reply.submit, keep=start, tokens=(), forced=tuple(reply.tokens)))
+
+    def _ended_here(self, reply: ReplyMirror, finish: Finish) -> records.Ended:
+        """The end of a reply whose engine process did not live to say it."""
+        return records.Ended(
+            session=self._name,
+            turn=reply.submit.turn,
+            finish=finish.value,
+            log_tokens=len(self.tokens),
+            reply_tokens=len(reply.tokens),
+            stats=TurnStats(ended=time.monotonic()),
+            error="" if finish is Finish.CANCELLED else f"{MAX_RESUMES + 1} engine processes died over this reply",
+        )

@@ -1,0 +1,65 @@
+"""How replies are made and what a call may cost, as plain values: ``options.proto`` without its wire format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from engine.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a reply is generated. max_tokens: of the whole reply, all its generations together; 0 is not decided yet."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 0
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    drafting: bool = True
+
+
+@dataclass(frozen=True)
+class GenerationPatch:
+    """What a client said about generation; None and empty leave what was there."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    drafting: bool | None = None
+
+    def apply(self, to: Generation) -> Generation:
+        """``to`` with what was said. Raises ``engine.errors.InvalidSampling`` for a value out of range."""
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return Generation(
+            sampling=replace(to.sampling, **given),
+            max_tokens=to.max_tokens if self.max_tokens is None else self.max_tokens,
+            stop_strings=self.stop_strings or to.stop_strings,
+            stop_token_ids=self.stop_token_ids or to.stop_token_ids,
+            drafting=to.drafting if self.drafting is None else self.drafting,
+        )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Guardrails of a call; None leaves the service's own."""
+
+    max_turns: int | None = None
+    max_output_tokens_per_turn: int | None = None
+    max_input_code_points: int | None = None
+
+
+@dataclass(frozen=True)
+class TurnOptions:
+    """What a turn needs of its own. first_token_deadline_ms: None for the call's."""
+
+    traceparent: str = ""
+    tracestate: str = ""
+    first_token_deadline_ms: int | None = None
+    generation: GenerationPatch = GenerationPatch()

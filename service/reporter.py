@@ -1,0 +1,142 @@
+"""What comes of turns, as it is told: to the client first, then to whoever measures. Decides nothing."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+
+from engine import records
+from service.history import History
+from service.items import ToolCallItem
+from service.problems import Guardrail, Problem
+from service.reply import Phase, Reply, Segment
+from service.server_events import (
+    ContextNearlyFull,
+    Failure,
+    Interrupted,
+    LimitReached,
+    ServerEvent,
+    TextDelta,
+    ToolCalled,
+    TurnEnd,
+    TurnEnded,
+    TurnWaiting,
+)
+from service.telemetry import CallRecorder, TurnRecord
+from service.terms import Terms
+
+
+class Reporter:
+    """The turns of one call, from their beginning to the word that they are over, which comes once for each.
+
+    model: the name that clients see. emit: sends a server event. on_over: called when a turn has ended, or waits for
+    the client.
+    """
+
+    def __init__(
+        self,
+        session: str,
+        model: str,
+        terms: Terms,
+        history: History,
+        recorder: CallRecorder,
+        emit: Callable[[ServerEvent], int],
+        on_over: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._model = model
+        self._terms = terms
+        self._history = history
+        self._recorder = recorder
+        self._emit = emit
+        self._on_over = on_over
+        self._open: list[Reply] = []
+        self._announced = False
+
+    @property
+    def speaking(self) -> bool:
+        """Whether there is more to come of a turn without another word of the client."""
+        return any(reply.phase is not Phase.WAITING for reply in self._open)
+
+    def announce(self) -> None:
+        """Say once when the context is nearly full, so that the policy does not come as a surprise."""
+        used = self._history.length
+        if used >= self._terms.announce_at and not self._announced:
+            self._announced = True
+            self._emit(ContextNearlyFull(used, self._terms.max_context_tokens))
+
+    def begin(self, reply: Reply) -> None:
+        """The end of this turn is to be told."""
+        self._open.append(reply)
+
+    def progress(self, reply: Reply, segment: Segment, record: records.Progress) -> None:
+        """One step of a generation: more text, or tool calls."""
+        before, in_segment = len(reply.text), len(segment.text)
+        spans = segment.grow(record.tokens, record.accepted, record.text)
+        account = reply.record
+        if record.text or record.clause_ends:
+            now = time.monotonic()
+            ends = tuple(before - in_segment + end for end in record.clause_ends)
+            gain, since_s = segment.take_unsent(), now - account.committed
+            counts = (gain.tokens, gain.accepted)
+            self._emit(TextDelta(reply.turn_id, record.text, before, ends, *counts, spans, since_s))
+            account.first_text = account.first_text or now
+            account.first_clause = account.first_clause or (now if ends else 0.0)
+        for made in record.calls:
+            call_id = f"{self._session}-{secrets.token_hex(6)}"
+            call = ToolCallItem(self._history.new_id(), call_id, made.name, made.arguments)
+            segment.calls.append(call)
+            segment.take_unsent()  # behind a call, not behind text
+            account.tool_calls += 1
+            self._emit(ToolCalled(reply.turn_id, call, len(reply.text)))
+
+    def waiting(self, reply: Reply) -> None:
+        """The reply goes on when its tools have answered."""
+        call_ids = tuple(call.call_id for call in reply.current.outstanding)
+        account = _account(reply).snapshot()
+        self._emit(TurnWaiting(reply.turn_id, call_ids, account, self._history.state()))
+        self._on_over()
+
+    def interrupted(self, reply: Reply) -> None:
+        """The history holds a beginning of the reply."""
+        assert reply.kept is not None
+        self._emit(Interrupted(reply.turn_id, reply.kept, self._history.state()))
+
+    def failed(self, reply: Reply, problem: Problem) -> None:
+        """Why the turn will end."""
+        reply.record.error = problem.reason.value
+        self._emit(Failure(problem, reply.turn_id))
+
+    def limit_reached(self, reply: Reply, guardrail: Guardrail, limit: int) -> None:
+        """Which guardrail ends the turn."""
+        self._emit(LimitReached(guardrail, limit, reply.turn_id))
+
+    def ended(self, reply: Reply, reason: TurnEnd) -> None:
+        """The turn is over. Told once."""
+        if reply not in self._open:
+            return
+        self._open.remove(reply)
+        reply.record.end_reason = "interrupted" if reason is TurnEnd.INTERRUPTED else "completed"
+        account = _account(reply)
+        text = reply.text if reply.kept is None else reply.kept
+        ids = self._history.item_ids(reply) if reply.item_ids is None else reply.item_ids
+        history = self._history.state(ids)
+        self._emit(TurnEnded(reply.turn_id, reason, self._model, text, reply.generated, account, history))
+        if reply.generated:
+            self._recorder.turn(account)
+        self._on_over()
+
+    def close(self, error: str) -> None:
+        """The call is over, and with it every turn that is not; ``error``: why, or empty."""
+        for reply in self._open:
+            reply.record.end_reason = "session_closed"
+            self._recorder.turn(_account(reply))
+        self._recorder.end(error)
+
+
+def _account(reply: Reply) -> TurnRecord:
+    """What is known of the turn by now."""
+    reply.record.ended = time.monotonic()
+    reply.record.output_tokens = reply.output_tokens if reply.generated else 0
+    return reply.record

@@ -1,0 +1,169 @@
+"""What a call says to its client, as plain values: server events and notices without their wire format.
+
+``service.wire`` makes messages of them. Text offsets and lengths are Unicode code points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from service.items import ToolCallItem
+from service.options import Generation, Limits
+from service.problems import Guardrail, Problem
+from service.telemetry import TurnRecord
+
+
+@dataclass(frozen=True)
+class Opened:
+    session_id: str
+    model: str
+    seed: int
+    used_tokens: int
+    max_context_tokens: int
+    generation: Generation
+    limits: Limits
+    item_ids: Sequence[str]
+    history_version: int
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """More of a turn's text.
+
+    offset: code points of the turn's text before it. clause_ends: offsets into the whole turn's text, known since the
+    last delta. accepted: of the step's ``tokens``, those that the drafter had guessed. spans: the text in pieces, as
+    (length, drafted). since_commit_s: age of the turn.
+    """
+
+    turn_id: int
+    text: str
+    offset: int
+    clause_ends: tuple[int, ...]
+    tokens: int
+    accepted: int
+    spans: tuple[tuple[int, bool], ...]
+    since_commit_s: float
+
+
+@dataclass(frozen=True)
+class ToolCalled:
+    """offset: where in the turn's text the call stands."""
+
+    turn_id: int
+    call: ToolCallItem
+    offset: int
+
+
+class TurnEnd(Enum):
+    """Why a turn ended."""
+
+    COMPLETED = "completed"
+    LENGTH = "length"
+    CONTEXT_FULL = "context_full"
+    INTERRUPTED = "interrupted"
+    LIMIT_REACHED = "limit_reached"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class HistoryState:
+    """version: grows with each reply that stops and each cut. item_ids: of the items that the event is about."""
+
+    version: int
+    used_tokens: int
+    item_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TurnEnded:
+    """text: the turn's as the history holds it. account: its times and statistics. generated: a model made it, rather
+    than the client's ``say``."""
+
+    turn_id: int
+    reason: TurnEnd
+    model: str
+    text: str
+    generated: bool
+    account: TurnRecord
+    history: HistoryState
+
+
+@dataclass(frozen=True)
+class TurnWaiting:
+    """The turn goes on when the results of these calls are there. account: of the turn so far."""
+
+    turn_id: int
+    call_ids: tuple[str, ...]
+    account: TurnRecord
+    history: HistoryState
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """What the history now holds of the turn."""
+
+    turn_id: int
+    text: str
+    history: HistoryState
+
+
+@dataclass(frozen=True)
+class Draining:
+    """The service is about to stop: what is still open in ``grace_ms`` ends then."""
+
+    grace_ms: int
+
+
+@dataclass(frozen=True)
+class ContextNearlyFull:
+    used_tokens: int
+    max_context_tokens: int
+
+
+@dataclass(frozen=True)
+class EngineRestarted:
+    """The engine process was replaced; replies go on where they were."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class LimitReached:
+    """limit: the guardrail's value in force. turn_id: of the turn that it ended; None where it refused an event."""
+
+    guardrail: Guardrail
+    limit: int
+    turn_id: int | None = None
+
+
+Notice = Draining | ContextNearlyFull | EngineRestarted | LimitReached
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A problem in-band: of a turn, of a client event, of a side question; None and 0 where of none."""
+
+    problem: Problem
+    turn_id: int | None = None
+    client_seq: int | None = None
+    request_id: int = 0
+
+
+ServerEvent = Opened | TextDelta | ToolCalled | TurnWaiting | TurnEnded | Interrupted | Notice | Failure
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """One server event as it is sent.
+
+    generation: of the lease. seq: grows by one per event of a call. durable_seq: how far the store has it.
+    client_seq: the last client event seen.
+    """
+
+    generation: int
+    seq: int
+    durable_seq: int
+    client_seq: int
+    event: ServerEvent

@@ -1,0 +1,87 @@
+"""What one call may have: the guardrails and defaults in force, out of what the client asked and the service allows."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from service import client_events as events
+from service.config import CallConfig
+from service.options import Generation, GenerationPatch, Limits, TurnOptions
+from service.problems import Guardrail, Problem, Reason, invalid
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of one call.
+
+    generation: of a reply that asks for nothing of its own. deadline_ms: for a first token; None where there is none.
+    announce_at: tokens in use from which the context counts as nearly full. max_tool_rounds: of one reply.
+    """
+
+    limits: Limits
+    max_output_tokens: int
+    max_input_code_points: int
+    generation: Generation
+    deadline_ms: int | None
+    announce_at: int
+    max_tool_rounds: int
+    max_context_tokens: int
+    vocab_size: int
+
+    @staticmethod
+    def of(opening: events.Open, config: CallConfig, vocab_size: int, max_context_tokens: int) -> Terms:
+        """Raises Problem for what this model or this service cannot grant."""
+        asked, announce_at = opening.limits, opening.announce_at_tokens
+        if announce_at is not None and announce_at > max_context_tokens:
+            path = "open.context_policy.announce_at_tokens"
+            raise invalid(path, f"is above the {max_context_tokens} tokens that there are")
+        output = _lower(asked.max_output_tokens_per_turn, config.max_reply_tokens_limit)
+        text = _lower(asked.max_input_code_points, config.max_input_chars)
+        terms = Terms(
+            limits=Limits(asked.max_turns, output, text),
+            max_output_tokens=output,
+            max_input_code_points=text,
+            generation=Generation(max_tokens=config.max_reply_tokens),
+            deadline_ms=opening.first_token_deadline_ms,
+            announce_at=int(max_context_tokens * config.nearly_full) if announce_at is None else announce_at,
+            max_tool_rounds=config.max_tool_rounds,
+            max_context_tokens=max_context_tokens,
+            vocab_size=vocab_size,
+        )
+        return dataclasses.replace(terms, generation=terms._merged(opening.generation, "open"))
+
+    def for_turn(self, options: TurnOptions, event: str) -> Generation:
+        """How the reply to ``event`` is generated. Raises Problem for stop tokens that are not in the vocabulary."""
+        return self._merged(options.generation, f"{event}.options")
+
+    def deadline(self, options: TurnOptions, committed: float) -> float:
+        """When the first token of a turn committed at ``committed`` is wanted; 0 where nobody said."""
+        deadline_ms = options.first_token_deadline_ms or self.deadline_ms
+        return committed + deadline_ms / 1000 if deadline_ms else 0.0
+
+    def check_input(self, text: str, path: str) -> None:
+        """Raises Problem for a text that is longer than an event's may be."""
+        limit = self.max_input_code_points
+        if len(text) > limit:
+            message = f"{len(text)} code points, of at most {limit}"
+            raise Problem(Reason.INPUT_TOO_LONG, message, field=path, reached=(Guardrail.INPUT_SIZE, limit))
+
+    def check_replies(self, made: int) -> None:
+        """Raises Problem where a call that has had so many replies may not have one more."""
+        limit = self.limits.max_turns
+        if limit is not None and made >= limit:
+            message = f"the call has had its {limit} turns"
+            raise Problem(Reason.TOO_MANY_TURNS, message, reached=(Guardrail.TURNS, limit))
+
+    def _merged(self, patch: GenerationPatch, path: str) -> Generation:
+        """The call's generation with what the client said in ``path``, within the limits."""
+        generation = patch.apply(self.generation)
+        if any(token >= self.vocab_size for token in generation.stop_token_ids):
+            raise invalid(f"{path}.sampling.stop_token_ids", "holds an id that is not in the vocabulary")
+        return dataclasses.replace(generation, max_tokens=min(generation.max_tokens, self.max_output_tokens))
+
+
+def _lower(asked: int | None, own: int) -> int:
+    """What the client asked for, where that is below the service's own."""
+    return own if asked is None else min(asked, own)

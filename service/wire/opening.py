@@ -1,0 +1,131 @@
+"""Reads the event that opens a call, with its tools and the conversation so far."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from firstword.v1 import client_events_pb2 as client_pb
+from firstword.v1 import conversation_pb2 as conversation_pb
+from firstword.v1 import options_pb2 as options_pb
+from service.client_events import Open
+from service.items import Item, MessageItem, Role, ToolCallItem, ToolDefinition, ToolResultItem
+from service.options import Limits
+from service.problems import invalid, unimplemented
+from service.wire.fields import at_least_one, given, json_object, present
+from service.wire.options import generation, refuse_constraints
+
+MAX_NAME_BYTES = 128
+
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_ROLES: Mapping[int, Role] = {
+    conversation_pb.ROLE_SYSTEM: "system",
+    conversation_pb.ROLE_USER: "user",
+    conversation_pb.ROLE_ASSISTANT: "assistant",
+}
+_LIMITS = {"max_turns", "max_output_tokens_per_turn", "max_input_code_points"}
+
+
+def opening(message: client_pb.Open) -> Open:
+    """The event that begins a call. Raises Problem for what cannot be used, and for what is not implemented yet."""
+    _refuse_unimplemented(message)
+    name = message.session_id
+    if len(name) > MAX_NAME_BYTES or not (name.isascii() and (name.isprintable() or not name)):
+        raise invalid("open.session_id", f"must be at most {MAX_NAME_BYTES} bytes of printable ASCII")
+    if message.sampling.HasField("seed"):
+        raise invalid("open.sampling.seed", "is a turn's; the call's is open.seed")
+    limits, policy = message.limits, message.context_policy
+    return Open(
+        session_id=name,
+        model=message.model,
+        system=message.system_prompt,
+        items=_items(message.items),
+        tools=_tools(message.tools),
+        generation=generation(message.sampling, "open.sampling"),
+        seed=message.seed if message.HasField("seed") else None,
+        limits=Limits(
+            max_turns=given(limits, "max_turns"),
+            max_output_tokens_per_turn=at_least_one(limits, "max_output_tokens_per_turn", "open.limits"),
+            max_input_code_points=given(limits, "max_input_code_points"),
+        ),
+        announce_at_tokens=given(policy, "announce_at_tokens"),
+        first_token_deadline_ms=at_least_one(message, "first_token_deadline_ms", "open"),
+    )
+
+
+def _refuse_unimplemented(message: client_pb.Open) -> None:
+    """Everything that an open event can ask for and this version cannot do."""
+    policy = message.context_policy
+    refuse = (options_pb.CONTEXT_FULL_ACTION_UNSPECIFIED, options_pb.CONTEXT_FULL_ACTION_REFUSE)
+    asked = {
+        "open.resume": message.HasField("resume"),
+        "open.context_policy.action": policy.action not in refuse,
+        "open.context_policy.keep_tokens": policy.HasField("keep_tokens"),
+        "open.context_policy.summary_instructions": bool(policy.summary_instructions),
+        "open.answer_ahead": message.HasField("answer_ahead"),
+        "open.fallbacks": len(message.fallbacks) > 0,
+        "open.progress_notices": message.progress_notices,
+        "open.tools.timeout_ms": any(tool.HasField("timeout_ms") for tool in message.tools),
+        **{f"open.limits.{f.name}": f.name not in _LIMITS for f, _ in message.limits.ListFields()},
+    }
+    refuse_constraints(message.tool_choice, message.response_format, "open")
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise unimplemented(name)
+
+
+def _items(messages: Iterable[conversation_pb.Item]) -> tuple[Item, ...]:
+    """Prior items. A result takes its tool's name from the call that it answers."""
+    items: list[Item] = []
+    calls: dict[str, str] = {}
+    ids: set[str] = set()
+    for index, message in enumerate(messages):
+        path = f"open.items[{index}]"
+        if message.item_id and message.item_id in ids:
+            raise invalid(f"{path}.item_id", "is another item's")
+        ids.add(message.item_id)
+        item = _item(message, path, calls)
+        if isinstance(item, ToolCallItem):
+            calls[item.call_id] = item.name
+        items.append(item)
+    return tuple(items)
+
+
+def _item(item: conversation_pb.Item, path: str, calls: Mapping[str, str]) -> Item:
+    match item.WhichOneof("content"):
+        case "message":
+            role = _ROLES.get(item.message.role)
+            if role is None:
+                raise invalid(f"{path}.message.role", "must be system, user or assistant")
+            if item.message.interrupted and role != "assistant":
+                raise invalid(f"{path}.message.interrupted", "is only for the assistant")
+            return MessageItem(item.item_id, role, item.message.text, item.message.interrupted)
+        case "tool_call":
+            call = item.tool_call
+            json_object(call.arguments_json, f"{path}.tool_call.arguments_json")
+            call_id = present(call.call_id, f"{path}.tool_call.call_id")
+            name = present(call.name, f"{path}.tool_call.name")
+            return ToolCallItem(item.item_id, call_id, name, call.arguments_json or "{}")
+        case "tool_output":
+            output = item.tool_output
+            if output.call_id not in calls:
+                raise invalid(f"{path}.tool_output.call_id", "is no earlier item's")
+            return ToolResultItem(
+                item.item_id, output.call_id, output.name or calls[output.call_id], output.output, output.is_error
+            )
+        case _:
+            raise invalid(f"{path}.content", "must be set")
+
+
+def _tools(tools: Sequence[conversation_pb.Tool]) -> tuple[ToolDefinition, ...]:
+    definitions: dict[str, ToolDefinition] = {}
+    for index, tool in enumerate(tools):
+        path = f"open.tools[{index}]"
+        if not _TOOL_NAME.fullmatch(tool.name) or tool.name in definitions:
+            raise invalid(f"{path}.name", "must be 1 to 64 letters, digits, _, - or ., and unique")
+        schema = json_object(tool.parameters_json_schema, f"{path}.parameters_json_schema")
+        if not isinstance(schema.get("properties", {}), dict):
+            raise invalid(f"{path}.parameters_json_schema", "must be the JSON Schema of an object")
+        parameters = {"type": "object", "properties": {}, **schema}
+        definitions[tool.name] = ToolDefinition(tool.name, tool.description, parameters)
+    return tuple(definitions.values())

@@ -1,0 +1,184 @@
+"""Writes what a call says."""
+
+from __future__ import annotations
+
+from firstword.v1 import call_service_pb2 as call_pb
+from firstword.v1 import conversation_pb2 as conversation_pb
+from firstword.v1 import error_pb2 as error_pb
+from firstword.v1 import notices_pb2 as notices_pb
+from firstword.v1 import options_pb2 as options_pb
+from firstword.v1 import server_events_pb2 as server_pb
+from service import __version__
+from service import server_events as events
+from service.errors import STATUS
+from service.problems import Guardrail
+from service.wire import report
+from service.wire.options import PLAIN
+
+_TURN_ENDS = {
+    events.TurnEnd.COMPLETED: server_pb.TURN_END_REASON_COMPLETED,
+    events.TurnEnd.LENGTH: server_pb.TURN_END_REASON_LENGTH,
+    events.TurnEnd.CONTEXT_FULL: server_pb.TURN_END_REASON_CONTEXT_FULL,
+    events.TurnEnd.INTERRUPTED: server_pb.TURN_END_REASON_INTERRUPTED,
+    events.TurnEnd.LIMIT_REACHED: server_pb.TURN_END_REASON_LIMIT_REACHED,
+    events.TurnEnd.FAILED: server_pb.TURN_END_REASON_FAILED,
+}
+_GUARDRAILS = {
+    Guardrail.OUTPUT_TOKENS_PER_TURN: notices_pb.GUARDRAIL_OUTPUT_TOKENS_PER_TURN,
+    Guardrail.TURNS: notices_pb.GUARDRAIL_TURNS,
+    Guardrail.INPUT_SIZE: notices_pb.GUARDRAIL_INPUT_SIZE,
+}
+
+
+def response(envelope: events.Envelope) -> call_pb.CallResponse:
+    """The message of a server event."""
+    message = call_pb.CallResponse(
+        generation=envelope.generation,
+        seq=envelope.seq,
+        durable_seq=envelope.durable_seq,
+        client_seq=envelope.client_seq,
+    )
+    event = envelope.event
+    match event:
+        case events.TextDelta():
+            _fill_delta(message.text_delta, event)
+        case events.Opened():
+            message.opened.CopyFrom(_opened(event))
+        case events.ToolCalled():
+            message.tool_called.CopyFrom(_tool_called(event))
+        case events.TurnEnded():
+            message.turn_ended.CopyFrom(_turn_ended(event))
+        case events.TurnWaiting():
+            message.turn_waiting.CopyFrom(_turn_waiting(event))
+        case events.Interrupted():
+            message.interrupted.CopyFrom(_interrupted(event))
+        case events.Failure():
+            message.error.CopyFrom(_error(event))
+        case _:
+            message.notice.CopyFrom(_notice(event))
+    return message
+
+
+def _fill_delta(delta: server_pb.TextDelta, event: events.TextDelta) -> None:
+    delta.turn_id, delta.text, delta.offset_code_points = event.turn_id, event.text, event.offset
+    delta.clause_end_code_points.extend(event.clause_ends)
+    delta.completion_tokens, delta.drafted_tokens = event.tokens, event.accepted
+    for length, drafted in event.spans:
+        delta.spans.add(code_points=length, drafted=drafted)
+    delta.since_commit_us = round(event.since_commit_s * 1e6)
+
+
+def _opened(event: events.Opened) -> server_pb.Opened:
+    generation, sampling = event.generation, event.generation.sampling
+    return server_pb.Opened(
+        session_id=event.session_id,
+        model=event.model,
+        max_context_tokens=event.max_context_tokens,
+        used_tokens=event.used_tokens,
+        sampling=options_pb.Sampling(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            max_output_tokens=generation.max_tokens,
+            stop_strings=generation.stop_strings,
+            stop_token_ids=sorted(generation.stop_token_ids),
+        ),
+        seed=event.seed,
+        limits=options_pb.Limits(
+            max_turns=event.limits.max_turns,
+            max_output_tokens_per_turn=event.limits.max_output_tokens_per_turn,
+            max_input_code_points=event.limits.max_input_code_points,
+        ),
+        history_version=event.history_version,
+        item_ids=event.item_ids,
+        drafting_modes=[PLAIN],
+        service_version=__version__,
+    )
+
+
+def _tool_called(event: events.ToolCalled) -> server_pb.ToolCalled:
+    call = event.call
+    return server_pb.ToolCalled(
+        turn_id=event.turn_id,
+        call=conversation_pb.ToolCall(call_id=call.call_id, name=call.name, arguments_json=call.arguments),
+        item_id=call.id,
+        offset_code_points=event.offset,
+    )
+
+
+def _turn_ended(event: events.TurnEnded) -> server_pb.TurnEnded:
+    account = event.account
+    by_model = event.generated and account.output_tokens > 0
+    by_whom = server_pb.ANSWER_SOURCE_MODEL if by_model else server_pb.ANSWER_SOURCE_UNSPECIFIED
+    message = server_pb.TurnEnded(
+        turn_id=event.turn_id,
+        reason=_TURN_ENDS[event.reason],
+        source=by_whom if event.generated else server_pb.ANSWER_SOURCE_GIVEN_TEXT,
+        model=event.model if by_model else "",
+        text=event.text,
+        usage=report.usage(account),
+        timings=report.timings(account),
+        history_version=event.history.version,
+        item_ids=event.history.item_ids,
+        used_tokens=event.history.used_tokens,
+    )
+    if by_model:
+        message.drafting.CopyFrom(report.drafting(account.stats))
+    return message
+
+
+def _turn_waiting(event: events.TurnWaiting) -> server_pb.TurnWaiting:
+    return server_pb.TurnWaiting(
+        turn_id=event.turn_id,
+        call_ids=event.call_ids,
+        usage=report.usage(event.account),
+        timings=report.timings(event.account),
+        drafting=report.drafting(event.account.stats),
+        history_version=event.history.version,
+    )
+
+
+def _interrupted(event: events.Interrupted) -> server_pb.Interrupted:
+    return server_pb.Interrupted(
+        turn_id=event.turn_id,
+        text=event.text,
+        text_code_points=len(event.text),
+        history_version=event.history.version,
+        used_tokens=event.history.used_tokens,
+    )
+
+
+def _notice(event: events.Notice) -> notices_pb.Notice:
+    match event:
+        case events.Draining():
+            draining = notices_pb.Draining(grace_ms=event.grace_ms)
+            return notices_pb.Notice(message="the service is about to stop", draining=draining)
+        case events.ContextNearlyFull():
+            used, limit = event.used_tokens, event.max_context_tokens
+            full = notices_pb.ContextNearlyFull(used_tokens=used, max_context_tokens=limit)
+            return notices_pb.Notice(message=f"{used} of {limit} tokens are in use", context_nearly_full=full)
+        case events.EngineRestarted():
+            message = "the engine was restarted; replies go on where they were"
+            return notices_pb.Notice(message=message, engine_restarted=notices_pb.EngineRestarted(model=event.model))
+        case events.LimitReached():
+            reached = notices_pb.LimitReached(guardrail=_GUARDRAILS[event.guardrail], limit=event.limit)
+            message = f"{event.guardrail.value} has reached its limit of {event.limit}"
+            return notices_pb.Notice(message=message, turn_id=event.turn_id, limit_reached=reached)
+
+
+def _error(event: events.Failure) -> error_pb.Error:
+    problem = event.problem
+    retry = None if problem.retry_after_s is None else round(problem.retry_after_s * 1000)
+    return error_pb.Error(
+        code=error_pb.ErrorCode.ValueType(STATUS[problem.reason].value[0]),
+        reason=problem.reason.value,
+        message=problem.message,
+        field=problem.field,
+        metadata=problem.metadata,
+        retry_after_ms=retry,
+        turn_id=event.turn_id,
+        client_seq=event.client_seq,
+        request_id=event.request_id or None,
+    )

@@ -1,0 +1,183 @@
+"""Whole calls without a socket: the real state machine, conversation and mirrors over a real engine in this process."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from functools import cache, partial
+from typing import TypeVar
+
+from engine import records
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.host import EngineHost
+from engine.load import load_target_for
+from engine.models.decoder import Decoder
+from engine.policy import FixedPolicy
+from engine.proposers.none import NoProposer
+from engine.schedule import Scheduler
+from engine.text.chat import Chat
+from engine.text.codec import Codec
+from engine.text.reply import ReplyReader
+from service import client_events as client
+from service import server_events as server
+from service.call import Call
+from service.call_services import CallServices
+from service.config import EMBEDDED_MODEL, CallConfig
+from service.conversation import Conversation, load_chat
+from service.mirror import ReplySink, SessionMirror
+from service.problems import Problem
+from service.store import MemoryStore
+from service.telemetry import Telemetry
+from tests.e2e.server import example_calls
+
+SYSTEM, _tools, LINES = example_calls(1)[0]
+MODEL = "receptionist"
+
+E = TypeVar("E", bound=server.ServerEvent)
+
+
+@cache
+def chat() -> Chat:
+    return load_chat(str(EMBEDDED_MODEL))
+
+
+@cache
+def target() -> Decoder:
+    return load_target_for(EngineConfig(str(EMBEDDED_MODEL), pool_tokens=16_384))
+
+
+class LocalEngine:
+    """An ``EnginePort`` on a real engine that works only while it is told to, and can be made to die."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, SessionMirror] = {}
+        self._commands: deque[records.Command] = deque()
+        self._host = self._new_host()
+
+    def open(
+        self, session: str, tokens: tuple[int, ...], seed: int, on_failed: Callable[[records.Failed], None]
+    ) -> None:
+        self._sessions[session] = mirror = SessionMirror(session, seed, tokens, self._commands.append, on_failed)
+        mirror.open()
+
+    def sync(self, session: str, keep: int, tokens: tuple[int, ...]) -> None:
+        self._sessions[session].sync(keep, tokens)
+
+    def submit(self, command: records.Submit, sink: ReplySink) -> None:
+        self._sessions[command.session].submit(command, sink)
+
+    def close(self, session: str) -> None:
+        self._sessions.pop(session, None)
+        self._commands.append(records.Close(session))
+
+    def step(self) -> bool:
+        """Carry out what was sent and do one step of work; whether there was anything to do."""
+        worked = bool(self._commands) or self._host.busy
+        while self._commands:
+            self._hand_on(self._host.handle(self._commands.popleft()))
+        self._hand_on(self._host.advance())
+        return worked
+
+    def run(self) -> None:
+        while self.step():
+            pass
+
+    def die(self) -> None:
+        """All that the engine has of its sessions is lost, and what was sent and not done; a new one takes over."""
+        for name in list(self._host.engine.sessions):
+            self._host.engine.close(self._host.engine.session(name))
+        self._commands.clear()
+        self._host = self._new_host()
+        for mirror in list(self._sessions.values()):
+            mirror.reopen()
+
+    def refuse(self, session: str, turn: int, reason: str) -> None:
+        """Say that what was asked for this reply cannot be done, as the engine would."""
+        self._sessions[session].failed(records.Failed(session, turn, reason, "cannot be done"))
+
+    def says(self, record: records.Progress) -> None:
+        """Report a step that this model would not make."""
+        self._sessions[record.session].progress(record)
+
+    def log(self, session: str) -> tuple[int, ...]:
+        """The engine's own token log."""
+        return tuple(self._host.engine.session(session).tokens)
+
+    def mirrored(self, session: str) -> tuple[int, ...]:
+        return tuple(self._sessions[session].tokens)
+
+    @property
+    def pages_in_use(self) -> int:
+        return self._host.beat().pages_in_use
+
+    def _new_host(self) -> EngineHost:
+        engine = Engine(target(), NoProposer(), FixedPolicy(1))
+        return EngineHost(engine, Scheduler(256), partial(_reader, chat().codec))
+
+    def _hand_on(self, events: list[records.Event]) -> None:
+        for event in events:
+            mirror = self._sessions.get(getattr(event, "session", ""))
+            match event:
+                case _ if mirror is None:
+                    pass
+                case records.Progress():
+                    mirror.progress(event)
+                case records.Ended():
+                    mirror.ended(event)
+                case records.Failed():
+                    mirror.failed(event)
+
+
+def _reader(codec: Codec, command: records.Submit) -> ReplyReader:
+    return ReplyReader(codec, command.stop_strings, tools=command.tools)
+
+
+class CallUnderTest:
+    """One open call: client events in, server events out, in ``events``."""
+
+    def __init__(
+        self, opening: client.Open | None = None, engine: LocalEngine | None = None, config: CallConfig | None = None
+    ) -> None:
+        self.engine = engine or LocalEngine()
+        self.conversation: Conversation | None = None
+        self.envelopes: list[server.Envelope] = []
+        self.ended_with: list[Problem | None] = []
+        services = CallServices(
+            engine=self.engine,
+            new_conversation=self._new_conversation,
+            store=MemoryStore(),
+            telemetry=Telemetry(MODEL),
+            config=config or CallConfig(),
+            model=MODEL,
+            max_context_tokens=target().max_context_tokens,
+        )
+        self.call = Call(services, self.envelopes.append, self.ended_with.append)
+        self.send(opening or client.Open(system=SYSTEM))
+
+    def send(self, *sent: client.ClientEvent) -> None:
+        for event in sent:
+            self.call.handle(0, event)
+
+    def run(self) -> None:
+        self.engine.run()
+
+    def step_until_text(self) -> None:
+        """Let the engine work until the newest turn has said something."""
+        seen = len(self.of(server.TextDelta))
+        while len(self.of(server.TextDelta)) == seen:
+            assert self.engine.step()
+
+    @property
+    def events(self) -> list[server.ServerEvent]:
+        return [envelope.event for envelope in self.envelopes]
+
+    def of(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def text(self, turn_id: int) -> str:
+        return "".join(delta.text for delta in self.of(server.TextDelta) if delta.turn_id == turn_id)
+
+    def _new_conversation(self, opening: client.Open) -> Conversation:
+        self.conversation = Conversation(chat(), opening.system, opening.items, opening.tools)
+        return self.conversation

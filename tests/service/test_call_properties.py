@@ -1,0 +1,151 @@
+"""Whatever a client does, whenever, and whatever dies meanwhile: what the contract says of every call holds."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from service import client_events as client
+from service import server_events as server
+from service.mirror import MAX_RESUMES
+from service.options import GenerationPatch, TurnOptions
+from service.problems import Reason
+from tests.service.calls import LINES, CallUnderTest
+from tests.service.test_telemetry import at_a_tool_call
+
+REFUSALS = {Reason.STALE_TURN, Reason.UNKNOWN_TURN, Reason.UNKNOWN_TOOL_CALL, Reason.INVALID_FIELD, Reason.CONTEXT_FULL}
+TURN_IDS = st.integers(-1, 1)
+"""Beside the next one: a turn that is older, or is there already."""
+
+
+class Calls(RuleBasedStateMachine):
+    """One call at the history that makes the model call a tool, with everything that can happen to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        opening, self.line = at_a_tool_call()
+        self.call = CallUnderTest(opening)
+        self.session = opening.session_id
+        self.begun: set[int] = set()
+        self.seen = 0
+        self.newest = 0
+        self.deaths = 0
+
+    def teardown(self) -> None:
+        try:
+            self.check_end()
+        finally:
+            self.call.send(client.CloseCall())
+            self.call.run()
+        assert self.call.ended_with == [None]
+
+    def check_end(self) -> None:
+        """In the end every turn that began has ended once, and the engine holds the history."""
+        self.call.run()
+        self.check()
+        waiting = {event.turn_id for event in self.call.of(server.TurnWaiting)}
+        ends = [event.turn_id for event in self.call.of(server.TurnEnded)]
+        assert len(ends) == len(set(ends))
+        assert self.begun - set(ends) <= waiting & {self.newest}
+        assert set(ends) <= self.begun
+        # A hypothesis may lie behind the history; whatever the client does next replaces it.
+        assert self.call.conversation is not None
+        tokens = self.call.conversation.tokens
+        log = self.call.engine.log(self.session)
+        assert log == self.call.engine.mirrored(self.session)
+        if not self.call.of(server.TurnWaiting) or self.newest in ends:
+            assert log[: len(tokens)] == tokens or log == tokens[: len(log)]
+
+    @invariant()
+    def check(self) -> None:
+        """Of every event that came since: it keeps what the contract says of its kind."""
+        assert not self.call.ended_with
+        envelopes = self.call.envelopes
+        assert [envelope.seq for envelope in envelopes] == list(range(1, len(envelopes) + 1))
+        for event in self.call.events[self.seen :]:
+            self.seen += 1
+            ended = {e.turn_id for e in self.call.events[: self.seen - 1] if isinstance(e, server.TurnEnded)}
+            match event:
+                case server.TextDelta():
+                    assert event.turn_id not in ended
+                    assert event.turn_id == self.newest
+                    assert event.offset + len(event.text) <= len(self.call.text(event.turn_id))
+                    assert sum(length for length, _ in event.spans) == len(event.text)
+                case server.ToolCalled() | server.TurnWaiting():
+                    assert event.turn_id not in ended
+                case server.TurnEnded():
+                    assert event.turn_id not in ended
+                    said = self.call.text(event.turn_id) if event.generated else event.text
+                    assert said.startswith(event.text)
+                    assert len(event.history.item_ids) == len(set(event.history.item_ids))
+                case server.Interrupted() if event.turn_id in {d.turn_id for d in self.call.of(server.TextDelta)}:
+                    assert self.call.text(event.turn_id).startswith(event.text)
+                case server.Failure():
+                    assert event.problem.reason in REFUSALS
+                case _:
+                    pass
+        versions = [event.history.version for event in self.call.events if hasattr(event, "history")]
+        assert versions == sorted(versions)
+
+    def begin(self, event: client.Final | client.Respond | client.Say) -> None:
+        failures = len(self.call.of(server.Failure))
+        newer, self.newest = event.turn_id > self.newest, max(self.newest, event.turn_id)
+        self.call.send(event)
+        if newer:
+            assert len(self.call.of(server.Failure)) == failures
+            self.begun.add(event.turn_id)
+
+    def turn_id(self, offset: int) -> int:
+        return max(1, self.newest + offset) if offset < 1 else self.newest + 1
+
+    @rule(offset=TURN_IDS, tool=st.booleans(), limit=st.integers(1, 60), temperature=st.sampled_from([0.0, 1.0]))
+    def final(self, offset: int, tool: bool, limit: int, temperature: float) -> None:
+        line = self.line if tool else LINES[0]
+        patch = GenerationPatch(max_tokens=limit, temperature=temperature)
+        self.begin(client.Final(self.turn_id(offset), line, TurnOptions(generation=patch)))
+
+    @rule(offset=TURN_IDS)
+    def respond(self, offset: int) -> None:
+        patch = GenerationPatch(max_tokens=20)
+        self.begin(client.Respond(self.turn_id(offset), TurnOptions(generation=patch)))
+
+    @rule(offset=TURN_IDS)
+    def say(self, offset: int) -> None:
+        self.begin(client.Say(self.turn_id(offset), "One moment, 👋🏽 please."))
+
+    @rule(offset=TURN_IDS, revision=st.integers(1, 5), length=st.integers(0, 30))
+    def partial(self, offset: int, revision: int, length: int) -> None:
+        self.call.send(client.Partial(self.turn_id(offset), revision, LINES[0][:length]))
+
+    @rule(offset=TURN_IDS, chars=st.one_of(st.none(), st.integers(0, 60)))
+    def interrupt(self, offset: int, chars: int | None) -> None:
+        heard = None if chars is None else client.Heard(chars=chars)
+        self.call.send(client.Interrupt(self.turn_id(offset), heard))
+
+    @rule(offset=TURN_IDS, chars=st.integers(0, 60))
+    def playback(self, offset: int, chars: int) -> None:
+        self.call.send(client.Playback(self.turn_id(offset), client.Heard(chars=chars)))
+
+    @rule(index=st.integers(0, 3), no_reply=st.booleans())
+    def tool_result(self, index: int, no_reply: bool) -> None:
+        made = self.call.of(server.ToolCalled)
+        if made:
+            called = made[-1 - index % len(made)]
+            result = client.ToolResult(called.turn_id, called.call.call_id, '{"id": "V2443"}', no_reply=no_reply)
+            self.call.send(result)
+
+    @rule(steps=st.integers(1, 40))
+    def work(self, steps: int) -> None:
+        for _ in range(steps):
+            self.call.engine.step()
+
+    @precondition(lambda self: self.deaths < MAX_RESUMES)
+    @rule()
+    def die(self) -> None:
+        self.deaths += 1
+        self.call.engine.die()
+
+
+def test_whatever_happens_to_a_call() -> None:
+    run_state_machine_as_test(Calls, settings=settings(max_examples=25, stateful_step_count=25, deadline=None))
