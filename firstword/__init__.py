@@ -1,0 +1,75 @@
+"""The client of Firstword, the language side of a voice agent.
+
+async with Client("localhost:50051") as client, client.call(system="You answer the phone.") as call:
+    await call.partial("could you")
+    async for event in await call.final("could you tell me when you open"):
+        if isinstance(event, TextDelta):
+            print(event.text, end="")
+"""
+
+from firstword.call import Call
+from firstword.client import Client
+from firstword.errors import CLOSED, CallError, CallFailed, FirstwordError
+from firstword.events import (
+    AnswerSource,
+    Drafting,
+    DraftingPhase,
+    EndReason,
+    Interrupted,
+    Notice,
+    Opened,
+    TextDelta,
+    Timings,
+    TurnEvent,
+    TurnReport,
+    Usage,
+    Waiting,
+)
+from firstword.turn import Turn
+from firstword.types import (
+    Item,
+    Limits,
+    Message,
+    Role,
+    Sampling,
+    Tool,
+    ToolCall,
+    ToolHandler,
+    ToolResult,
+    TurnOptions,
+    WordTiming,
+)
+
+__all__ = [
+    "CLOSED",
+    "AnswerSource",
+    "Call",
+    "CallError",
+    "CallFailed",
+    "Client",
+    "Drafting",
+    "DraftingPhase",
+    "EndReason",
+    "FirstwordError",
+    "Interrupted",
+    "Item",
+    "Limits",
+    "Message",
+    "Notice",
+    "Opened",
+    "Role",
+    "Sampling",
+    "TextDelta",
+    "Timings",
+    "Tool",
+    "ToolCall",
+    "ToolHandler",
+    "ToolResult",
+    "Turn",
+    "TurnEvent",
+    "TurnOptions",
+    "TurnReport",
+    "Usage",
+    "Waiting",
+    "WordTiming",
+]

@@ -1,0 +1,224 @@
+"""One call: what a client can do on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from firstword import wire
+from firstword.errors import CallError, CallFailed
+from firstword.events import Interrupted, Notice, Opened, TurnEvent
+from firstword.router import Router
+from firstword.stream import CallStream
+from firstword.tools import execute
+from firstword.turn import Turn
+from firstword.types import Tool, ToolCall, TurnOptions, WordTiming
+from firstword.v1 import client_events_pb2 as client_pb
+
+if TYPE_CHECKING:
+    from firstword.v1.call_service_pb2_grpc import CallServiceAsyncStub
+
+
+class Call:
+    """One call, made with ``Client.call`` and open inside ``async with``.
+
+    Entering raises CallFailed when the call cannot begin. Leaving closes it in order: what is still being said stops.
+    An exception inside, a cancellation too, drops the stream at once. Every method raises CallFailed when the call is
+    over, and whatever waits for the service when the call breaks gets it.
+
+    Methods that the service answers wait for the answer and raise CallError when it is a refusal. The others return as
+    soon as the event is queued: a refused turn raises from its iteration, a refused tool result from that of its turn,
+    and any other refusal goes to ``on_notice``, or else to the log.
+
+    The call names turns, and numbers hypotheses and events. Its methods may be called from several tasks of one event
+    loop; what was called first is sent first.
+    """
+
+    opened: Opened
+    """What the service said when the call was opened."""
+
+    def __init__(
+        self,
+        stub: CallServiceAsyncStub,
+        opening: client_pb.Open,
+        tools: Sequence[Tool],
+        metadata: Mapping[str, str],
+        on_notice: Callable[[Notice | CallError], object] | None,
+    ) -> None:
+        """For a client to make, in a running event loop."""
+        self._stub = stub
+        self._opening = opening
+        self._tools = {tool.name: tool for tool in tools}
+        self._metadata = tuple(metadata.items())
+        self._router = Router(on_notice)
+        self._stream = CallStream(self._router.receive, self._router.end)
+        self._last_turn = 0
+        self._revision = 0
+
+    async def __aenter__(self) -> Self:
+        self._stream.send(open=self._opening)
+        self._stream.start(self._stub, self._metadata)
+        try:
+            self.opened = await self._router.opened
+        except asyncio.CancelledError:
+            await self._stream.abort()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            await self._stream.close()
+        else:
+            await self._stream.abort()
+
+    async def close(self) -> None:
+        """End the call in order, before the end of ``async with``. Idempotent; raises nothing."""
+        await self._stream.close()
+
+    @property
+    def failure(self) -> CallFailed | None:
+        """How the call ended; None: it has not."""
+        return self._stream.failure
+
+    @property
+    def turn(self) -> Turn | None:
+        """The newest turn that was not refused; None before the first."""
+        return self._router.turn
+
+    @property
+    def records(self) -> Mapping[int, bytes]:
+        """By sequence number, the signed records of the conversation that the service's store does not hold yet."""
+        return MappingProxyType(self._stream.records)
+
+    # The caller
+
+    async def speech_started(self) -> None:
+        """The caller begins to make a sound."""
+        self._stream.send(speech_started=client_pb.SpeechStarted())
+
+    async def partial(self, text: str, *, stable_code_points: int | None = None) -> None:
+        """The recogniser's hypothesis so far, whole: it replaces the one before it.
+
+        stable_code_points: length of the part that will not be revised any more.
+        """
+        self._revision += 1
+        partial = client_pb.Partial(
+            turn_id=self._last_turn + 1, revision=self._revision, text=text, stable_code_points=stable_code_points
+        )
+        self._stream.send(partial=partial)
+
+    async def final(self, text: str, *, options: TurnOptions | None = None, item_id: str = "") -> Turn:
+        """The caller's turn is complete: reply to it. Does not wait for the reply.
+
+        A reply in progress is interrupted as far as it was played. item_id: of the caller's message in the history.
+        """
+        return self._begin(final=client_pb.Final(text=text, options=wire.options(options), item_id=item_id))
+
+    async def ask(
+        self,
+        text: str,
+        *,
+        options: TurnOptions | None = None,
+        item_id: str = "",
+        on_event: Callable[[TurnEvent], object] | None = None,
+    ) -> Turn:
+        """``final``, and ``Turn.run`` to its end. Returns the turn, which then has its report."""
+        turn = await self.final(text, options=options, item_id=item_id)
+        return await turn.run(on_event)
+
+    async def interrupt(
+        self,
+        *,
+        heard_code_points: int | None = None,
+        heard_text: str | None = None,
+        heard_ms: int | None = None,
+        words: Iterable[WordTiming] = (),
+        turn: Turn | None = None,
+    ) -> Interrupted:
+        """The caller spoke over a turn, by default the newest. Returns what the history holds of it now.
+
+        How much was heard is given by one measure, or not at all: then it is as far as ``played`` has said, or all that
+        was sent. heard_ms: of the turn's speech; it needs word timings, here or earlier. Safe to repeat, also with
+        another measure. Raises CallError where it is refused, so when a newer turn has begun; ValueError before the
+        first turn, for more than one measure, and for words without one.
+        """
+        heard = wire.heard(text=heard_text, code_points=heard_code_points, ms=heard_ms, words=words)
+        turn_id = self._newest(turn)
+        seq = self._stream.send(interrupt=client_pb.Interrupt(turn_id=turn_id, heard=heard))
+        return await self._router.cut(seq, turn_id)
+
+    # The agent
+
+    async def respond(self, *, options: TurnOptions | None = None) -> Turn:
+        """Reply to the history as it stands: the agent speaks first, or goes on. Otherwise as ``final``."""
+        return self._begin(respond=client_pb.Respond(options=wire.options(options)))
+
+    async def say(self, text: str, *, item_id: str = "") -> Turn:
+        """The agent says given text. Returns once it is in the history; the turn can be interrupted like a reply.
+
+        Raises CallError where it is refused.
+        """
+        return await self._begin(text, say=client_pb.Say(text=text, item_id=item_id)).run()
+
+    async def tool_result(
+        self, call: ToolCall, output: str, *, is_error: bool = False, no_reply: bool = False, item_id: str = ""
+    ) -> None:
+        """What a tool call gave: any text, usually JSON. With the last result that is waited for the reply goes on.
+
+        no_reply: the result asks for none; if no other of the turn's does, the turn ends.
+        """
+        result = client_pb.ToolResult(
+            turn_id=call.turn_id,
+            call_id=call.call_id,
+            output=output,
+            is_error=is_error,
+            no_reply=no_reply,
+            item_id=item_id,
+        )
+        self._router.belongs(self._stream.send(tool_result=result), call.turn_id)
+
+    async def answer(self, call: ToolCall) -> None:
+        """Execute the tool's handler and send what it gives; where it raises, that is an error for the model.
+
+        Raises LookupError for a tool without a handler.
+        """
+        result = await execute(self._tools, call)
+        await self.tool_result(call, result.output, is_error=result.is_error)
+
+    async def played(
+        self,
+        *,
+        code_points: int | None = None,
+        text: str | None = None,
+        ms: int | None = None,
+        words: Iterable[WordTiming] = (),
+        turn: Turn | None = None,
+    ) -> None:
+        """How far a turn's speech was played, by default the newest one's: one measure, as for ``interrupt``.
+
+        Raises ValueError before the first turn, and for more or less than one measure.
+        """
+        heard = wire.heard(text=text, code_points=code_points, ms=ms, words=words)
+        if heard is None:
+            raise ValueError("what was played needs a measure")
+        self._stream.send(playback_progress=client_pb.PlaybackProgress(turn_id=self._newest(turn), heard=heard))
+
+    def _newest(self, turn: Turn | None) -> int:
+        """The id of the turn that is meant."""
+        meant = turn or self.turn
+        if meant is None:
+            raise ValueError("there is no turn yet")
+        return meant.id
+
+    def _begin(self, given: str = "", **event: Any) -> Turn:
+        """Send an event that asks for a turn, under the next turn's name. given: text that the agent says in it."""
+        turn = Turn(self._last_turn + 1, self.answer, given=given)
+        (asking,) = event.values()
+        asking.turn_id = turn.id
+        self._router.begin(self._stream.send(**event), turn)
+        self._last_turn = turn.id
+        return turn

@@ -1,0 +1,138 @@
+"""The way to the service: one channel, any number of calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import grpc
+
+from firstword import wire
+from firstword.call import Call
+from firstword.errors import CallError
+from firstword.events import Notice
+from firstword.types import Item, Limits, Sampling, Tool
+from firstword.v1 import call_service_pb2_grpc
+from firstword.v1 import client_events_pb2 as client_pb
+from firstword.v1 import options_pb2 as options_pb
+
+if TYPE_CHECKING:
+    from firstword.v1.call_service_pb2_grpc import CallServiceAsyncStub
+
+CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
+    # A call may be silent for minutes, and a server that has gone without a word must be found out all the same.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A call stays on one server: spread them over all addresses that the name has.
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+)
+
+
+class Client:
+    """A service's client: ``async with Client("localhost:50051") as client``.
+
+    target: any gRPC target. credentials: of the channel; None: not encrypted. metadata: sent with every call, such as
+    an API key. options: of the channel, in place of those of the same name in ``CHANNEL_OPTIONS``.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Mapping[str, str] | None = None,
+        options: Sequence[tuple[str, Any]] = (),
+    ) -> None:
+        self._target = target
+        self._credentials = credentials
+        self._metadata = dict(metadata or {})
+        self._options = tuple({**dict(CHANNEL_OPTIONS), **dict(options)}.items())
+        self._channel: grpc.aio.Channel | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._credentials is None:
+            self._channel = grpc.aio.insecure_channel(self._target, self._options)
+        else:
+            self._channel = grpc.aio.secure_channel(self._target, self._credentials, self._options)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel; calls that are still open break off. Idempotent."""
+        if self._channel is not None:
+            channel, self._channel = self._channel, None
+            await channel.close()
+
+    def call(
+        self,
+        *,
+        system: str = "",
+        tools: Sequence[Tool] = (),
+        items: Sequence[Item] = (),
+        model: str = "",
+        session_id: str = "",
+        sampling: Sampling | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        max_tokens: int | None = None,
+        stop: Sequence[str] | None = None,
+        limits: Limits | None = None,
+        first_token_deadline_ms: int | None = None,
+        announce_at_tokens: int | None = None,
+        caller_key: str = "",
+        metadata: Mapping[str, str] | None = None,
+        on_notice: Callable[[Notice | CallError], object] | None = None,
+    ) -> Call:
+        """A call, to be entered with ``async with``. Empty and None: as the service has it.
+
+        system: system prompt. items: what was said before, without it. session_id: the client's name for the call.
+        sampling, or its fields one by one, which count where both are given. first_token_deadline_ms: of every turn,
+        from its commit. announce_at_tokens: when to give notice that the context fills up. caller_key: opaque key under
+        which what the store holds of the caller can be deleted. on_notice: sees every notice, and the refusals that
+        nothing waits for.
+
+        Raises ValueError and TypeError for what the contract cannot hold, RuntimeError outside ``async with`` of the
+        client.
+        """
+        if self._channel is None:
+            raise RuntimeError("a client makes calls inside `async with`")
+        given: dict[str, Any] = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+            "max_tokens": max_tokens,
+            "stop": stop,
+        }
+        chosen = dataclasses.replace(
+            sampling or Sampling(), **{name: value for name, value in given.items() if value is not None}
+        )
+        opening = client_pb.Open(
+            session_id=session_id,
+            model=model,
+            system_prompt=system,
+            items=map(wire.item, items),
+            tools=map(wire.tool, tools),
+            sampling=wire.sampling(chosen, seed=False),
+            seed=chosen.seed,
+            limits=wire.limits(limits or Limits()),
+            context_policy=options_pb.ContextPolicy(announce_at_tokens=announce_at_tokens),
+            first_token_deadline_ms=first_token_deadline_ms,
+            caller_key=caller_key,
+        )
+        stub: CallServiceAsyncStub = call_service_pb2_grpc.CallServiceStub(self._channel)
+        return Call(stub, opening, tools, {**self._metadata, **(metadata or {})}, on_notice)

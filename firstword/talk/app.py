@@ -1,0 +1,202 @@
+"""The live conversation in the terminal: what is typed is what the recogniser hears, Enter is the end of a turn."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.timer import Timer
+from textual.widgets import Footer, Input, Static
+
+from firstword import Call, CallError, CallFailed, Client
+from firstword.talk.exchange import Exchange, ToolUse
+from firstword.talk.front_desk import FrontDesk
+from firstword.talk.playback import SPEAKING_RATE
+from firstword.talk.script import Script
+from firstword.talk.view import LEGEND, QUIET, TurnRow
+
+PARTIAL_EVERY_S = 0.08
+FRAMES_A_SECOND = 15
+
+
+class TalkApp(App[None], inherit_bindings=False):
+    """A conversation on an open call. rate: characters a second at which replies are spoken."""
+
+    TITLE = "Firstword"
+    ENABLE_COMMAND_PALETTE = False
+    CSS = """
+    Screen { background: #16191f; color: #d8dee9; }
+    #title { height: 1; padding: 0 1; background: #232831; }
+    #log { padding: 1; scrollbar-size-vertical: 1; }
+    #legend { height: 1; padding: 0 1; }
+    Input { border: round #4c566a; background: #16191f; }
+    Input:focus { border: round #7fd1ae; }
+    Footer { background: #232831; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "interrupt", "Interrupt", priority=True),
+        Binding("f1", "instructions", "Instructions"),
+        Binding("f2", "picture", "Save picture", priority=True),
+        Binding("ctrl+s", "picture", show=False, priority=True),
+        Binding("ctrl+c", "quit", "Leave", priority=True),
+        Binding("ctrl+q", "quit", show=False, priority=True),
+    ]
+
+    def __init__(self, call: Call, script: Script, rate: float = SPEAKING_RATE) -> None:
+        super().__init__()
+        self._call = call
+        self._script = script
+        self._rate = rate
+        self._desk = FrontDesk(script.results)
+        self._lines = list(script.lines)
+        self._partial_due: Timer | None = None
+        self._partial = ""
+        self._asking = asyncio.Lock()
+        self._wanted: asyncio.Future[str] | None = None
+        self._over = False
+        self.row: TurnRow | None = None
+
+    # What there is to see
+
+    def compose(self) -> ComposeResult:
+        opened = self._call.opened
+        yield Static(
+            Text.assemble(("Firstword ", "bold"), (f"· {opened.model} · {opened.session_id}", QUIET)), id="title"
+        )
+        with VerticalScroll(id="log", can_focus=False):
+            if self._script.system:
+                yield Static(Text(self._script.system.splitlines()[0] + "\n", QUIET))
+        yield Static(LEGEND, id="legend")
+        yield Input(placeholder=self._suggestion())
+        yield Footer()
+
+    def on_mount(self) -> None:
+        self.query_one("#log", VerticalScroll).anchor()
+        self.query_one(Input).focus()
+        self.set_interval(1 / FRAMES_A_SECOND, self._frame)
+
+    def _suggestion(self) -> str:
+        return f"type what the caller says, such as: {self._lines[0]}" if self._lines else "type what the caller says"
+
+    def _frame(self) -> None:
+        """Playback goes on, and a call that broke is noticed while nothing is asked of it."""
+        if self.row is not None:
+            self.row.frame()
+        if self._call.failure is not None and not self._over:
+            self._over = True
+            field = self.query_one(Input)
+            field.disabled, field.placeholder = True, f"the call is over: {self._call.failure}"
+            field.value = ""
+
+    # What the caller does
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """What is typed is a hypothesis; it is sent once a while, not with every key."""
+        if self._wanted is None and self._partial_due is None and event.value.strip():
+            self._partial_due = self.set_timer(PARTIAL_EVERY_S, self._send_partial)
+
+    async def _send_partial(self) -> None:
+        self._partial_due = None
+        text = self.query_one(Input).value.strip()
+        if text and text != self._partial and self._wanted is None and not self._over:
+            self._partial = text
+            try:
+                await self._call.partial(text)
+            except CallFailed:
+                self._frame()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        text = event.value.strip()
+        if not text:
+            return
+        event.input.clear()
+        if self._wanted is not None:
+            if not self._wanted.done():
+                self._wanted.set_result(text)
+            return
+        if self._partial_due is not None:
+            self._partial_due.stop()
+            self._partial_due = None
+        if text in self._lines:
+            del self._lines[: self._lines.index(text) + 1]
+        event.input.placeholder = self._suggestion()
+        self.run_worker(self._hold_turn(text))
+
+    async def _hold_turn(self, text: str) -> None:
+        """The caller's turn is complete. Whatever is still being said is cut to what was heard of it."""
+        await self._interrupt()
+        exchange = Exchange(text)
+        self.row = row = TurnRow(exchange, self._rate)
+        try:
+            turn = await self._call.final(text)
+            await self.query_one("#log").mount(row)
+            await exchange.follow(turn, self._answer)
+        except (CallError, CallFailed) as error:
+            exchange.problem = str(error)
+            row.show()
+
+    async def _interrupt(self) -> None:
+        row = self.row
+        if row is None or not row.live:
+            return
+        try:
+            row.exchange.held = (await self._call.interrupt(heard_code_points=row.heard)).text
+        except (CallError, CallFailed) as error:
+            row.exchange.problem = str(error)
+        row.show()
+
+    async def _answer(self, use: ToolUse) -> None:
+        """Send a tool's output: the front desk's, or for a tool that it does not know, what is typed."""
+        output = self._desk.answer(use.call.name)
+        if output is None:
+            output = await self._typed(use)
+        use.output = output
+        await self._call.tool_result(use.call, output)
+
+    async def _typed(self, use: ToolUse) -> str:
+        async with self._asking:  # one question at a time
+            field = self.query_one(Input)
+            self._wanted = asyncio.get_running_loop().create_future()
+            field.placeholder = f"type what {use} gives"
+            try:
+                return await self._wanted
+            finally:
+                self._wanted = None
+                field.placeholder = self._suggestion()
+
+    # Keys
+
+    def action_interrupt(self) -> None:
+        self.run_worker(self._interrupt())
+
+    def action_instructions(self) -> None:
+        self.notify(self._script.system or "none", title="The agent's instructions", timeout=20, markup=False)
+
+    def action_picture(self) -> None:
+        path = Path(time.strftime("firstword-%Y%m%d-%H%M%S.svg"))
+        path.write_text(self.svg(), encoding="utf-8")
+        self.notify(f"saved {path}", markup=False)
+
+    def svg(self) -> str:
+        """The screen as it stands. Spaces at the edge of a run of text count, also for renderers that drop them."""
+        return self.export_screenshot(title="firstword").replace("<svg ", '<svg xml:space="preserve" ', 1)
+
+
+async def talk(address: str, script: Script, *, temperature: float, seed: int | None) -> None:
+    """Hold a conversation with the server at ``address`` until the user leaves.
+
+    Raises CallFailed when the call cannot be opened, or broke.
+    """
+    async with (
+        Client(address) as client,
+        client.call(system=script.system, tools=script.tools, temperature=temperature, seed=seed) as call,
+    ):
+        await TalkApp(call, script).run_async()
+        if call.failure is not None:
+            raise call.failure

@@ -1,0 +1,267 @@
+"""Between the values of this package and the messages of ``firstword.v1``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from google.protobuf.message import Message as ProtoMessage
+
+from firstword import events
+from firstword.types import (
+    Item,
+    Limits,
+    Message,
+    Role,
+    Sampling,
+    Tool,
+    ToolCall,
+    ToolResult,
+    TurnOptions,
+    WordTiming,
+)
+from firstword.v1 import client_events_pb2 as client_pb
+from firstword.v1 import conversation_pb2 as conversation_pb
+from firstword.v1 import notices_pb2 as notices_pb
+from firstword.v1 import options_pb2 as options_pb
+from firstword.v1 import server_events_pb2 as server_pb
+from firstword.v1 import turn_report_pb2 as report_pb
+
+_ROLES: Mapping[Role, conversation_pb.Role.ValueType] = {
+    "system": conversation_pb.ROLE_SYSTEM,
+    "user": conversation_pb.ROLE_USER,
+    "assistant": conversation_pb.ROLE_ASSISTANT,
+}
+_END_REASONS = {
+    server_pb.TURN_END_REASON_COMPLETED: events.EndReason.COMPLETED,
+    server_pb.TURN_END_REASON_LENGTH: events.EndReason.LENGTH,
+    server_pb.TURN_END_REASON_CONTEXT_FULL: events.EndReason.CONTEXT_FULL,
+    server_pb.TURN_END_REASON_INTERRUPTED: events.EndReason.INTERRUPTED,
+    server_pb.TURN_END_REASON_LIMIT_REACHED: events.EndReason.LIMIT_REACHED,
+    server_pb.TURN_END_REASON_FAILED: events.EndReason.FAILED,
+}
+_SOURCES = {
+    server_pb.ANSWER_SOURCE_MODEL: events.AnswerSource.MODEL,
+    server_pb.ANSWER_SOURCE_FALLBACK_MODEL: events.AnswerSource.FALLBACK_MODEL,
+    server_pb.ANSWER_SOURCE_FALLBACK_PHRASE: events.AnswerSource.FALLBACK_PHRASE,
+    server_pb.ANSWER_SOURCE_GIVEN_TEXT: events.AnswerSource.GIVEN_TEXT,
+}
+
+
+# What a client says
+
+
+def item(given: Item) -> conversation_pb.Item:
+    """Raises ValueError for a role that there is not, TypeError for arguments that are not JSON."""
+    match given:
+        case Message():
+            if given.role not in _ROLES:
+                raise ValueError(f"a message is of {', '.join(_ROLES)}, not of {given.role!r}")
+            message = conversation_pb.Message(role=_ROLES[given.role], text=given.text, interrupted=given.interrupted)
+            return conversation_pb.Item(item_id=given.item_id, message=message)
+        case ToolCall():
+            call = conversation_pb.ToolCall(
+                call_id=given.call_id, name=given.name, arguments_json=json_text(given.arguments)
+            )
+            return conversation_pb.Item(item_id=given.item_id, tool_call=call)
+        case ToolResult():
+            output = conversation_pb.ToolOutput(
+                call_id=given.call_id, output=given.output, is_error=given.is_error, name=given.name
+            )
+            return conversation_pb.Item(item_id=given.item_id, tool_output=output)
+
+
+def tool(given: Tool) -> conversation_pb.Tool:
+    return conversation_pb.Tool(
+        name=given.name,
+        description=given.description,
+        parameters_json_schema=json_text(given.parameters) if given.parameters else "",
+        timeout_ms=given.timeout_ms,
+    )
+
+
+def sampling(given: Sampling, *, seed: bool) -> options_pb.Sampling:
+    """``seed``: with it; the call's seed stands elsewhere."""
+    return options_pb.Sampling(
+        temperature=given.temperature,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        min_p=given.min_p,
+        repetition_penalty=given.repetition_penalty,
+        seed=given.seed if seed else None,
+        max_output_tokens=given.max_tokens,
+        stop_strings=given.stop,
+        stop_token_ids=given.stop_token_ids,
+    )
+
+
+def limits(given: Limits) -> options_pb.Limits:
+    return options_pb.Limits(**dataclasses.asdict(given))
+
+
+def options(given: TurnOptions | None) -> options_pb.TurnOptions:
+    given = given or TurnOptions()
+    return options_pb.TurnOptions(
+        traceparent=given.traceparent,
+        tracestate=given.tracestate,
+        first_token_deadline_ms=given.first_token_deadline_ms,
+        sampling=sampling(given.sampling, seed=True),
+        drafting_mode=given.drafting_mode,
+    )
+
+
+def heard(
+    *, text: str | None, code_points: int | None, ms: int | None, words: Iterable[WordTiming]
+) -> client_pb.Heard | None:
+    """How much was heard; None where nothing is said about it. Raises ValueError for more than one measure."""
+    measures = {"text": text, "code_points": code_points, "played_ms": ms}
+    given = {name: measure for name, measure in measures.items() if measure is not None}
+    timings = [
+        client_pb.WordTiming(end_ms=word.end_ms, word=word.word)
+        if word.end_code_points is None
+        else client_pb.WordTiming(end_ms=word.end_ms, end_code_points=word.end_code_points)
+        for word in words
+    ]
+    if len(given) > 1:
+        raise ValueError(f"what was heard has one measure, not {' and '.join(given)}")
+    if not given and timings:
+        raise ValueError("word timings need a measure of what was heard")
+    fields: dict[str, Any] = {**given, "words": timings}
+    return client_pb.Heard(**fields) if given else None
+
+
+def json_text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+# What the service says
+
+
+def opened(message: server_pb.Opened) -> events.Opened:
+    return events.Opened(
+        session_id=message.session_id,
+        model=message.model,
+        max_context_tokens=message.max_context_tokens,
+        used_tokens=message.used_tokens,
+        sampling=Sampling(
+            **_present(message.sampling, ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")),
+            max_tokens=message.sampling.max_output_tokens,
+            stop=tuple(message.sampling.stop_strings),
+            stop_token_ids=tuple(message.sampling.stop_token_ids),
+        ),
+        seed=message.seed,
+        limits=Limits(**_present(message.limits, [field.name for field in dataclasses.fields(Limits)])),
+        history_version=message.history_version,
+        item_ids=tuple(message.item_ids),
+        drafting_modes=tuple(message.drafting_modes),
+        service_version=message.service_version,
+        resume_token=message.resume_token.token,
+        resumed=message.resumed,
+    )
+
+
+def text_delta(message: server_pb.TextDelta, received_at: float) -> events.TextDelta:
+    return events.TextDelta(
+        turn_id=message.turn_id,
+        text=message.text,
+        offset=message.offset_code_points,
+        clause_ends=tuple(message.clause_end_code_points),
+        spans=tuple((span.code_points, span.drafted) for span in message.spans),
+        completion_tokens=message.completion_tokens,
+        drafted_tokens=message.drafted_tokens,
+        since_commit_ms=message.since_commit_us / 1000,
+        received_at=received_at,
+    )
+
+
+def tool_call(message: server_pb.ToolCalled, received_at: float) -> ToolCall:
+    return ToolCall(
+        call_id=message.call.call_id,
+        name=message.call.name,
+        arguments=json.loads(message.call.arguments_json or "{}"),
+        item_id=message.item_id,
+        turn_id=message.turn_id,
+        offset=message.offset_code_points,
+        timeout_ms=message.timeout_ms if message.HasField("timeout_ms") else None,
+        received_at=received_at,
+    )
+
+
+def waiting(message: server_pb.TurnWaiting) -> events.Waiting:
+    return events.Waiting(
+        turn_id=message.turn_id,
+        call_ids=tuple(message.call_ids),
+        usage=_usage(message.usage),
+        timings=_timings(message.timings),
+        drafting=_drafting(message.drafting),
+        history_version=message.history_version,
+    )
+
+
+def interrupted(message: server_pb.Interrupted) -> events.Interrupted:
+    return events.Interrupted(message.turn_id, message.text, message.history_version, message.used_tokens)
+
+
+def notice(message: notices_pb.Notice) -> events.Notice:
+    kind = message.WhichOneof("kind")
+    detail: ProtoMessage | None = getattr(message, kind) if kind else None
+    return events.Notice(
+        kind=kind or "",
+        message=message.message,
+        turn_id=message.turn_id if message.HasField("turn_id") else None,
+        details={field.name: getattr(detail, field.name) for field in detail.DESCRIPTOR.fields} if detail else {},
+    )
+
+
+def turn_report(message: server_pb.TurnEnded) -> events.TurnReport:
+    return events.TurnReport(
+        turn_id=message.turn_id,
+        reason=_END_REASONS.get(message.reason, events.EndReason.UNKNOWN),
+        source=_SOURCES.get(message.source, events.AnswerSource.NOBODY),
+        model=message.model,
+        usage=_usage(message.usage),
+        timings=_timings(message.timings),
+        drafting=_drafting(message.drafting) if message.HasField("drafting") else None,
+        answered_ahead=message.answered_ahead,
+        history_version=message.history_version,
+        item_ids=tuple(message.item_ids),
+        used_tokens=message.used_tokens,
+        text=message.text,
+    )
+
+
+def _usage(message: report_pb.TokenUsage) -> events.Usage:
+    return events.Usage(**{field.name: getattr(message, field.name) for field in dataclasses.fields(events.Usage)})
+
+
+def _timings(message: report_pb.TurnTimings) -> events.Timings:
+    names = [field.name.removesuffix("_ms") for field in dataclasses.fields(events.Timings)]
+    given = _present(message, [f"{name}_us" for name in names if name != "total"])
+    optional = {name: given.get(f"{name}_us") for name in names if name != "total"}
+    return events.Timings(
+        **{f"{name}_ms": None if us is None else us / 1000 for name, us in optional.items()},
+        total_ms=message.total_us / 1000,
+    )
+
+
+def _drafting(message: report_pb.DraftingStatistics) -> events.Drafting:
+    return events.Drafting(
+        steps=message.steps,
+        drafted_tokens=message.drafted_tokens,
+        accepted_tokens=message.accepted_tokens,
+        drafted_steps_at_depth=tuple(message.drafted_steps_at_depth),
+        accepted_steps_at_depth=tuple(message.accepted_steps_at_depth),
+        draft_ms=message.draft_us / 1000,
+        forward_ms=message.forward_us / 1000,
+        phases=tuple(
+            events.DraftingPhase(phase.mode, phase.reason, phase.steps, phase.drafted_tokens, phase.accepted_tokens)
+            for phase in message.phases
+        ),
+    )
+
+
+def _present(message: ProtoMessage, names: Sequence[str]) -> dict[str, Any]:
+    """The optional fields that are there, by name."""
+    return {name: getattr(message, name) for name in names if message.HasField(name)}
