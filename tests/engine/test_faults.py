@@ -1,0 +1,219 @@
+"""What goes wrong for one session stays with it: short pages, bad commands, and what injected parts raise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import records
+from engine.cache import KVCache, PagePool
+from engine.engine import Engine, Work
+from engine.errors import OutOfPages
+from engine.host import EngineHost
+from engine.models.decoder import Decoder, load_target
+from engine.policy import FixedPolicy
+from engine.proposers.none import NoProposer
+from engine.sampling import Sampling
+from engine.schedule import REPLY_PATIENCE_S, Scheduler
+from engine.session import Finish, Session
+from engine.text.codec import Codec
+from engine.text.reply import ReplyReader
+from tests.e2e.server import MODEL
+from tests.engine import checkpoints
+from tests.engine.oracle import OracleProposer
+
+PAGE, PAGES = 4, 12
+PROMPT = (5, 17, 3, 99, 42)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("target")
+    checkpoints.write("llama-tied", directory)
+    return directory
+
+
+@pytest.fixture
+def target(directory: Path) -> Decoder:
+    """With a pool of its own, of few small pages."""
+    return load_target(directory, dtype=torch.float64, pool_tokens=PAGE * PAGES, page_tokens=PAGE)
+
+
+@pytest.fixture
+def pool(target: Decoder) -> PagePool:
+    return target.pool
+
+
+class Reader(ReplyReader):
+    """Raises at its third token, where asked to."""
+
+    def __init__(self, *, faulty: bool) -> None:
+        super().__init__(Codec.load(MODEL, 1 << 20))
+        self._faulty, self._count = faulty, 0
+
+    def push(self, token: int) -> str:
+        self._count += 1
+        if self._faulty and self._count == 3:
+            raise RuntimeError("a fault in a reader")
+        return ""
+
+
+@dataclass
+class Host:
+    """An engine behind records, and what it said."""
+
+    host: EngineHost
+
+    def do(self, *commands: records.Command) -> list[records.Event]:
+        return [event for command in commands for event in self.host.handle(command)]
+
+    def run(self, steps: int = 200) -> list[records.Event]:
+        """Step until there is nothing to do."""
+        events: list[records.Event] = []
+        for _ in range(steps):
+            if not self.host.busy:
+                return events
+            events += self.host.advance()
+        raise AssertionError(f"still busy after {steps} steps")
+
+
+@pytest.fixture
+def host(target: Decoder) -> Iterator[Host]:
+    engine = Engine(target, NoProposer(), FixedPolicy(1))
+    yield Host(EngineHost(engine, Scheduler(8), lambda command: Reader(faulty=command.request == 9)))
+    for session in list(engine.sessions.values()):
+        engine.close(session)
+
+
+def submit(session: str, turn: int, **fields: object) -> records.Submit:
+    given = {"keep": len(PROMPT), "tokens": (), "max_tokens": 6, **fields}
+    return records.Submit(session, turn, sampling=Sampling(), **given)  # type: ignore[arg-type]
+
+
+def test_a_reply_that_fits_its_pages_fits_them_with_any_tree(target: Decoder) -> None:
+    plain = Engine(target, NoProposer(), FixedPolicy(1))
+
+    def reply(engine: Engine) -> tuple[list[int], Finish | None]:
+        session = engine.open("call", PROMPT)
+        turn = engine.submit(session, Sampling(), max_tokens=PAGE * PAGES - len(PROMPT))
+        while turn.finish is None:
+            engine.step([Work(session)])
+        said = turn.tokens
+        engine.close(session)
+        return said, turn.finish
+
+    wanted = reply(plain)
+    assert wanted[1] is Finish.LENGTH
+    for nodes in (5, 16, 40):
+        oracle = OracleProposer(checkpoints.VOCAB, nodes)
+        oracle.reference = [*PROMPT, *wanted[0]]
+        assert reply(Engine(target, oracle, FixedPolicy(nodes))) == wanted
+
+
+def test_a_reservation_takes_all_or_nothing(pool: PagePool) -> None:
+    cache, other = KVCache(pool), KVCache(pool)
+    other.reserve(PAGE * (PAGES - 2))
+    with pytest.raises(OutOfPages):
+        cache.reserve(PAGE * 3)
+    assert cache.num_pages == 0
+    cache.reserve(PAGE * 2)
+
+
+def test_heard_text_without_pages_waits_for_some_and_harms_nobody(host: Host, pool: PagePool) -> None:
+    hog = KVCache(pool)
+    hog.reserve(PAGE * (PAGES - 1))
+    host.do(records.Open("listening", tuple(range(1, 30))))
+    assert host.run() == []  # it waits, it does not spin, and nobody is told of a failure
+    (failed,) = [e for e in host.do(submit("listening", 1, keep=29)) + host.run() if isinstance(e, records.Ended)]
+    assert failed.finish == "out_of_pages"
+    hog.close()
+    assert host.host.busy
+    host.run()
+    ended = host.do(submit("listening", 2, keep=29)) + host.run()
+    assert isinstance(ended[-1], records.Ended)
+    assert ended[-1].finish == "length"
+
+
+def test_what_a_reader_raises_ends_its_own_reply_only(host: Host) -> None:
+    host.do(records.Open("good", PROMPT), records.Open("bad", PROMPT))
+    events = host.do(submit("bad", 1, request=9), submit("good", 1)) + host.run()
+    ends = {event.session: event for event in events if isinstance(event, records.Ended)}
+    assert (ends["good"].finish, ends["bad"].finish) == ("length", "failed")
+    assert "a fault in a reader" in ends["bad"].error
+    again = host.do(submit("bad", 2)) + host.run()  # and the session goes on
+    said = [token for event in again if isinstance(event, records.Progress) for token in event.tokens]
+    good = [t for e in events if isinstance(e, records.Progress) and e.session == "good" for t in e.tokens]
+    assert said == good
+
+
+@pytest.mark.parametrize("wrong", [{"tokens": (checkpoints.VOCAB,)}, {"tokens": (-1,)}, {"keep": 99}])
+def test_a_refused_command_changes_nothing(host: Host, wrong: dict[str, object]) -> None:
+    host.do(records.Open("call", PROMPT))
+    first = host.do(submit("call", 1))
+    (refused,) = host.do(submit("call", 2, **wrong))
+    assert isinstance(refused, records.Failed)
+    ended = [event for event in first + host.run() if isinstance(event, records.Ended)]
+    assert [(event.turn, event.finish) for event in ended] == [(1, "length")]
+
+
+def test_an_overtaken_reply_ends_although_the_next_one_is_refused(host: Host) -> None:
+    host.do(records.Open("call", PROMPT), submit("call", 1))
+    ended, refused = host.do(submit("call", 2, max_tokens=0))
+    assert (type(ended), type(refused)) == (records.Ended, records.Failed)
+
+
+def test_the_noise_runs_on_behind_tool_results(target: Decoder) -> None:
+    """The second part of a reply is sampled with the noise that follows the first part's."""
+    engine = Engine(target, NoProposer(), FixedPolicy(1))
+
+    def said(first_index: int, prompt: tuple[int, ...]) -> list[int]:
+        session = engine.open("call", prompt)
+        turn = engine.submit(session, Sampling(5.0, seed=42), max_tokens=6, first_index=first_index)
+        while turn.finish is None:
+            engine.step([Work(session)])
+        tokens = turn.tokens
+        engine.close(session)
+        return tokens
+
+    whole = said(0, PROMPT)
+    assert said(3, (*PROMPT, *whole[:3])) == (whole + said(6, (*PROMPT, *whole)))[3:9]
+    assert said(0, (*PROMPT, *whole[:3]))[:3] != whole[3:6]
+
+
+def test_a_parent_stays_in_its_run_of_pages_when_a_fork_goes_on(pool: PagePool) -> None:
+    parent = KVCache(pool)
+    parent.reserve(6)
+    parent.commit(list(range(6)))
+    pool.kv.normal_()
+    before = pool.kv[:, :, parent.slots(0, 6)].clone()
+    child = parent.fork()
+    for cache in (parent, child):
+        cache.reserve(3)
+        pool.kv[:, :, cache.slots(6, 9)] = 0.0
+        cache.commit(list(range(3)))
+    assert parent.view(9) is not None
+    for cache in (parent, child):
+        assert torch.equal(pool.kv[:, :, cache.slots(0, 6)], before)
+
+
+def test_a_reply_that_stood_still_is_not_kept_waiting_by_a_long_prompt(target: Decoder) -> None:
+    engine, scheduler = Engine(target, NoProposer(), FixedPolicy(1)), Scheduler(1)
+    talking, waiting = engine.open("talking", PROMPT), engine.open("waiting", tuple(range(1, 20)))
+    reply = engine.submit(talking, Sampling(), max_tokens=20)
+    engine.step([Work(talking)])
+    assert reply.stats.first_token
+    engine.submit(waiting, Sampling(), max_tokens=4)
+    order: list[Session] = []
+    for _ in range(4):
+        (work,) = scheduler.plan(engine)
+        order.append(work.session)
+        scheduler._served = {name: at - REPLY_PATIENCE_S for name, at in scheduler._served.items()}
+        engine.step([work])
+    assert order[0] is waiting
+    assert talking in order
+    for session in (talking, waiting):
+        engine.close(session)
