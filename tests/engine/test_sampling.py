@@ -70,11 +70,11 @@ def test_every_node_chooses_what_transformers_would(
     sampler = Sampler(VOCAB, CPU)
     noise = sampler.noise(seed, 3, int(tree.depth.max()) + 1)
     seen = torch.zeros(VOCAB, dtype=torch.bool)
-    seen[context] = True
+    seen[[*context, int(tree.tokens[0])]] = True  # the root is part of the context
     chosen = sampler.choose(logits, sampling, tree=tree, noise=noise, seen=seen)
     for node in range(len(tree)):
         ancestors = [int(tree.tokens[a]) for a in range(len(tree)) if bool(tree.mask[node, a])]
-        # The root is the context's last token already; the penalty counts a token once however often it occurs.
+        # The penalty counts a token once however often it occurs.
         wanted = reference_choice(logits[node], context + ancestors, sampling, noise[int(tree.depth[node])])
         assert int(chosen[node]) == wanted
 
