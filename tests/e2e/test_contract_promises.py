@@ -133,9 +133,16 @@ async def test_a_client_that_does_not_read_and_the_end_of_the_grace_end_calls_wi
             await silent.open()
             ended = process.wait_for
             given_up = asyncio.create_task(asyncio.to_thread(ended, "call ended", cause="CLIENT_NOT_READING"))
-            while not given_up.done():  # each of these is answered by an error as long as itself
-                await silent.stream.write(call_pb.CallRequest(tool_result=result(1, "x" * 4000)))
+
+            async def flood() -> None:
+                while not given_up.done():  # each of these is answered by an error as long as itself
+                    await silent.stream.write(call_pb.CallRequest(tool_result=result(1, "x" * 4000)))
+
+            # A write that comes too late for the service to read it is stuck until the end of the stream is read.
+            flooding = asyncio.create_task(flood())
+            await given_up
             assert await broken(silent) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "CLIENT_NOT_READING")
+            await asyncio.gather(flooding, return_exceptions=True)
 
             await call.open(sampling=SHORT)
             assert (await call.say("hello")).ended is not None
