@@ -130,8 +130,15 @@ def times(base: list[Timed], runs: list[Timed]) -> str:
     return "{:.2f} [{:.2f}, {:.2f}]".format(*harness.interval(ratios))
 
 
-HEADER = ["mode", "ms per token", "tokens per forward", "x plain", "x transformers greedy", "x best transformers"]
-HEADER.append("same text as plain")
+HEADER = [
+    "mode",
+    "ms per token",
+    "tokens per forward",
+    "x plain",
+    "x transformers greedy",
+    "x best transformers",
+    "same text as plain",
+]
 
 
 def cost_table(costs: StepCosts) -> str:

@@ -151,8 +151,7 @@ class Engine:
         """A session with the same log and caches that shares every page until one of the two writes there."""
         if name in self.sessions:
             raise ValueError(f"session {name} is open already")
-        draft = session.draft.fork() if session.draft is not None else None
-        child = Session(name, session.seed if seed is None else seed, session.cache.fork(), draft)
+        child = Session(name, session.seed if seed is None else seed, session.cache.fork(), session.draft.fork())
         child.tokens = session.tokens.copy()
         self.sessions[name] = child
         return child
@@ -160,9 +159,8 @@ class Engine:
     @torch.inference_mode()
     def catch_up(self, session: Session) -> None:
         """Nobody waits: let the session's drafter do what it would otherwise do in the next reply."""
-        if session.draft is not None:
-            with contextlib.suppress(OutOfPages):  # the drafter kept its queue; ``propose`` tries again
-                self.proposer.catch_up(session.draft)
+        with contextlib.suppress(OutOfPages):  # the drafter kept its queue; ``propose`` tries again
+            self.proposer.catch_up(session.draft)
 
     def close(self, session: Session) -> None:
         """End the session and return its pages. Idempotent."""
@@ -230,7 +228,7 @@ class Engine:
         budget = min(self.policy.budget(session.cache.length, room), context_room + 1)  # n nodes are at most n - 1 deep
         turn.stats.mode = self.proposer.name if budget > 1 else "plain"
         turn.stats.reason = self.policy.reason
-        if budget <= 1 or session.draft is None:
+        if budget <= 1:
             return DraftTree.chain(torch.tensor([root]))
         started = time.monotonic()
         try:
@@ -317,8 +315,6 @@ class Engine:
 
     def _commit(self, session: Session, tree: DraftTree, path: list[int], output: Output) -> None:
         session.cache.commit(path)
-        if session.draft is None:
-            return
         features = output.features
         if features is not None and len(path) != features.shape[0]:
             features = features[path]

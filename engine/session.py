@@ -136,7 +136,7 @@ class Turn:
 class Session:
     """One warm conversation: the token log, the target's cache, the drafter's state and the reply in progress."""
 
-    def __init__(self, name: str, seed: int, cache: KVCache, draft: Draft | None) -> None:
+    def __init__(self, name: str, seed: int, cache: KVCache, draft: Draft) -> None:
         self.name = name
         self.seed = seed
         self.cache = cache
@@ -170,11 +170,9 @@ class Session:
         positions = max(0, num_tokens - 1)
         if positions < self.cache.length:
             self.cache.truncate(positions)
-            if self.draft is not None:
-                self.draft.truncate(positions)
+            self.draft.truncate(positions)
 
     def close(self) -> None:
         """Give back all pages. Idempotent."""
         self.cache.close()
-        if self.draft is not None:
-            self.draft.close()
+        self.draft.close()
