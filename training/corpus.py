@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from training import tokenizer as tokens
 from training.dialogues import Dialogue
+from training.parallel import ALONE, Ranks
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 3072
+"""Of one rank's share of a step."""
 WIDTHS = (256, 384, 512, 640, 768, 1024, 2048)
 """Row widths that get a compiled step each; a dialogue goes into the narrowest that holds it."""
 TARGET_SHARE = 0.6
@@ -82,8 +84,11 @@ def collate(rows: list[tuple[np.ndarray, np.ndarray]], width: int, pad: int) -> 
     return Batch(*(torch.from_numpy(array) for array in (ids, at, target, weight)))
 
 
-def batches(corpus: Corpus, seed: int, pad: int) -> Iterator[Batch]:
-    """Batches of about BATCH_TOKENS, every conversation once a pass, in random order, for ever."""
+def batches(corpus: Corpus, seed: int, pad: int, ranks: Ranks = ALONE) -> Iterator[Batch]:
+    """This rank's batches of about BATCH_TOKENS, every conversation once a pass, in random order, for ever.
+
+    The ranks of one seed take rows of one width at every step, so that none waits for a wider one.
+    """
     rng = np.random.default_rng(seed)
     while True:
         waiting: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {width: [] for width in WIDTHS}
@@ -91,22 +96,26 @@ def batches(corpus: Corpus, seed: int, pad: int) -> Iterator[Batch]:
             row = corpus[index]
             width = next(width for width in WIDTHS if len(row[0]) <= width)
             waiting[width].append(row)
-            if len(waiting[width]) == BATCH_TOKENS // width:
-                yield collate(waiting[width], width, pad)
+            if len(waiting[width]) == BATCH_TOKENS // width * ranks.count:
+                yield collate(waiting[width][ranks.rank :: ranks.count], width, pad)
                 waiting[width] = []
 
 
-def repeats(vocab: int, digits: list[int], seed: int, width: int = WIDTHS[0]) -> Iterator[Batch]:
+def repeats(vocab: int, digits: list[int], seed: int, width: int = WIDTHS[0], ranks: Ranks = ALONE) -> Iterator[Batch]:
     """Random tokens repeated with a random period: nothing but copying. The loss is on what can be known.
 
-    A quarter of the rows are made of the few `digits`, where one token before does not tell what follows and two do.
+    Half of the rows are made of few tokens (the `digits`, or a handful of others), where the token before does not
+    tell what follows and two or three do: that is how phone numbers and names of syllables are copied.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, ranks.rank])
     while True:
         rows = []
         for _ in range(BATCH_TOKENS // width):
             period = int(rng.integers(6, 60))
-            pool = np.arange(vocab) if rng.random() < 0.75 else np.asarray(digits)
+            draw = rng.random()
+            pool = np.asarray(digits) if draw < 0.25 else np.arange(vocab)
+            if draw > 0.75:
+                pool = rng.choice(vocab, int(rng.integers(6, 40)))
             sequence = np.resize(rng.choice(pool, period), width)
             weights = np.zeros(width, np.float32)
             known = np.arange(period, min(width, period + width // 2))

@@ -2,8 +2,8 @@
 stages and where files go.
 
 `python -m training.make_model`. Every stage is skipped where its result is there and resumes where it was
-interrupted, but starts over where an earlier stage has made something else since; the target and then the head use
-one core each, so a build of two cores leaves one free. The minutes of each stage are printed at the end.
+interrupted, but starts over where an earlier stage has made something else since; the target and then the head train
+on RANKS cores. The minutes of each stage are printed at the end.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from training.dialogues import dialogue
 
 WORK = Path("build/model")
 MODEL = Path("models/receptionist")
-TARGET_MINUTES, HEAD_MINUTES = 60.0, 28.0
+TARGET_MINUTES, HEAD_MINUTES = 55.0, 16.0
+RANKS = 2
 EXAMPLE_CALLS = 3
 RESULTS = Path("evals/results")
 
@@ -47,7 +48,8 @@ def make_data(work: Path) -> None:
 
 
 def make_target(work: Path, model: Path, minutes: float) -> None:
-    run("training.target", "--data", work / "data", "--out", work / "target", "--minutes", str(minutes))
+    files = ("--data", work / "data", "--out", work / "target")
+    run("training.target", *files, "--minutes", str(minutes), "--ranks", str(RANKS))
     shutil.copytree(work / "target" / "model", model, dirs_exist_ok=True)
     write_examples(model)
 
@@ -66,7 +68,7 @@ def make_head(work: Path, model: Path, minutes: float) -> None:
     conversations, held_out = data / "conversations.jsonl", data / "valid.npz"
     inputs = ("--target", model, "--conversations", conversations, "--held-out", held_out)
     outputs = ("--work", work / "head", "--out", model / "eagle3")
-    run("training.eagle3", *inputs, *outputs, "--minutes", str(minutes))
+    run("training.eagle3", *inputs, *outputs, "--minutes", str(minutes), "--ranks", str(RANKS))
 
 
 def digest(folder: Path) -> str:

@@ -1,8 +1,8 @@
 """Trains the embedded target. Owns the schedule, the loop, its checkpoints and its log; stops by the clock, so that a
 build's length is known.
 
-`python -m training.target --data DIR --out DIR --minutes 55`; started again with the same `--out` it goes on where it
-stopped.
+`python -m training.target --data DIR --out DIR --minutes 55 --ranks 2`; started again with the same `--out` it goes on
+where it stopped.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from training.corpus import Batch, Corpus, batches, repeats
 from training.induction import induction_init
 from training.llama import Llama, Shape
 from training.optimiser import Muon, optimisers
+from training.parallel import Ranks, launch
 from training.tokenizer import CALL_WEIGHT, END, PAD
 
 PEAK_LR = 1.2e-3
@@ -35,7 +36,7 @@ REPEATS_UNTIL, DRILLS_UNTIL = 0.08, 0.22
 """...or when this share of the time is over."""
 RECENT = 12
 DRILL_SHARE, REPEAT_SHARE = 0.15, 0.03
-CHECKPOINT_SECONDS, REPORT_SECONDS = 120.0, 20.0
+CHECKPOINT_SECONDS, REPORT_SECONDS = 240.0, 30.0
 
 
 def weighted_loss(hidden: Tensor, embedding: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -51,11 +52,14 @@ class Curriculum:
     three minutes of drills cut short, five minutes of dialogues later no phone number was right.)
     """
 
-    def __init__(self, data: Path, vocab: int, digits: list[int], pad: int, seed: int, lesson: int = 0) -> None:
-        self.rng = random.Random(seed)
-        self.repeats = repeats(vocab, digits, seed)
-        self.drills = batches(Corpus.load(data / "drills.npz"), seed, pad)
-        self.dialogues = batches(Corpus.load(data / "train.npz"), seed, pad)
+    def __init__(
+        self, data: Path, vocab: int, digits: list[int], pad: int, seed: int, lesson: int, ranks: Ranks
+    ) -> None:
+        self.rng = random.Random(seed)  # the same on all ranks: they take the same kind of batch at every step
+        self.repeats = repeats(vocab, digits, seed, ranks=ranks)
+        self.drills = batches(Corpus.load(data / "drills.npz"), seed, pad, ranks)
+        self.dialogues = batches(Corpus.load(data / "train.npz"), seed, pad, ranks)
+        self.ranks = ranks
         self.lesson = lesson
         self.losses: deque[float] = deque(maxlen=RECENT)
 
@@ -65,7 +69,10 @@ class Curriculum:
             len(self.losses) == RECENT and sum(self.losses) / RECENT < (REPEATS_LOSS, DRILLS_LOSS, 0.0)[self.lesson]
         )
         if learned or progress > (REPEATS_UNTIL, DRILLS_UNTIL, 1.0)[self.lesson]:
-            print(f"lesson {self.lesson} ends at {progress:.3f} of the time, loss {self.losses[-1]:.3f}", flush=True)
+            if self.ranks.first:
+                print(
+                    f"lesson {self.lesson} ends at {progress:.3f} of the time, loss {self.losses[-1]:.3f}", flush=True
+                )
             self.lesson += 1
             self.losses.clear()
         draw = self.rng.random()
@@ -129,9 +136,9 @@ def save_model(model: Llama, tokenizer: PreTrainedTokenizerFast, directory: Path
 class Trainer:
     """One training run: model, optimisers, and the seconds it has used of its budget."""
 
-    def __init__(self, data: Path, out: Path, minutes: float, muon: bool, seed: int) -> None:
+    def __init__(self, data: Path, out: Path, minutes: float, muon: bool, seed: int, ranks: Ranks) -> None:
         torch.manual_seed(seed)
-        self.out, self.budget, self.seed = out, minutes * 60, seed
+        self.out, self.budget, self.seed, self.ranks = out, minutes * 60, seed, ranks
         self.tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
         self.pad, self.end = (self.tokenizer.convert_tokens_to_ids(token) for token in (PAD, END))
         self.model = Llama(Shape(vocab=len(self.tokenizer)))
@@ -139,6 +146,7 @@ class Trainer:
         self.optimisers = optimisers(self.model, muon)
         self.validation = {name: Corpus.load(data / f"{name}.npz") for name in ("valid", "valid_held")}
         self.data, self.step, self.spent, self.lesson = data, 0, 0.0, 0
+        self.clock = time.monotonic()
         self.hidden = torch.compile(self.model.model, dynamic=False)
         self.loss = torch.compile(weighted_loss, dynamic=False)
         out.mkdir(parents=True, exist_ok=True)
@@ -154,6 +162,9 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Everything needed to go on, written whole or not at all, and the model as a Hugging Face directory."""
+        self.ranks.check_equal(self.model.parameters())
+        if not self.ranks.first:
+            return
         state = {
             "model": self.model.state_dict(),
             "optimisers": [o.state_dict() for o in self.optimisers],
@@ -170,10 +181,15 @@ class Trainer:
         return PEAK_LR * min(1.0, (self.step + 1) / WARM_UP_STEPS) * max(0.0, 1.0 - self.spent / self.budget)
 
     def train_step(self, batch: Batch) -> float:
+        """One update from all ranks' batches; returns their mean loss and adds the time since the last to `spent`."""
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self.hidden(batch.ids).flatten(0, 1)[batch.at]
             loss = self.loss(hidden, self.model.model.embed_tokens.weight, batch.target, batch.weight)
         loss.backward()
+        now = time.monotonic()
+        # Lesson, rate and end follow from these two: they must be the same on all ranks.
+        mean_loss, seconds = self.ranks.average(self.model.parameters(), float(loss.detach()), now - self.clock)
+        self.clock = now
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         lr = self.learning_rate()
         for optimiser in self.optimisers:
@@ -182,11 +198,12 @@ class Trainer:
             optimiser.step()
             optimiser.zero_grad()
         self.step += 1
-        return float(loss.detach())
+        self.spent += seconds
+        return mean_loss
 
     def report(self) -> None:
-        """Print how the model does on the validation sets."""
-        for name, corpus in self.validation.items():
+        """Print how the model does on the validation sets, each rank on its share of them."""
+        for name, corpus in list(self.validation.items())[self.ranks.rank :: self.ranks.count]:
             print(f"  {name}: {validate(self.model, corpus, min(60, len(corpus)), self.end)}", flush=True)
 
     def run(self) -> None:
@@ -194,19 +211,18 @@ class Trainer:
         # A fresh order after a restart, so that no dialogue is seen twice before all were seen about once.
         digits = self.tokenizer.convert_tokens_to_ids(list("0123456789"))
         vocab, seed = self.model.shape.vocab, self.seed + self.step
-        curriculum = Curriculum(self.data, vocab, digits, self.pad, seed, self.lesson)
+        curriculum = Curriculum(self.data, vocab, digits, self.pad, seed, self.lesson, self.ranks)
         last_report = last_checkpoint = self.spent
         losses: list[float] = []
         seen = 0
+        self.clock = time.monotonic()
         while self.spent < self.budget:
-            started = time.monotonic()
             batch = curriculum.batch(self.spent / self.budget)
             losses.append(self.train_step(batch))
             curriculum.losses.append(losses[-1])
             self.lesson = curriculum.lesson
-            seen += batch.ids.numel()
-            self.spent += time.monotonic() - started
-            if self.spent - last_report > REPORT_SECONDS:
+            seen += batch.ids.numel() * self.ranks.count
+            if self.spent - last_report > REPORT_SECONDS and self.ranks.first:
                 rate = seen / (self.spent - last_report)
                 print(
                     f"{self.spent / 60:5.1f} min  step {self.step}  loss {np.mean(losses):.4f}  "
@@ -217,9 +233,14 @@ class Trainer:
             if self.spent - last_checkpoint > CHECKPOINT_SECONDS:
                 self.checkpoint()
                 self.report()
-                last_checkpoint = self.spent
+                last_checkpoint, self.clock = self.spent, time.monotonic()
         self.checkpoint()
         self.report()
+
+
+def train(ranks: Ranks, data: Path, out: Path, minutes: float, muon: bool, seed: int) -> None:
+    """One rank's part of a run."""
+    Trainer(data, out, minutes, muon, seed, ranks).run()
 
 
 def main() -> None:
@@ -229,9 +250,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=55.0)
     parser.add_argument("--optimiser", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=1, help="processes, one core each")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    Trainer(arguments.data, arguments.out, arguments.minutes, arguments.optimiser == "muon", arguments.seed).run()
+    muon = arguments.optimiser == "muon"
+    launch(train, arguments.ranks, arguments.data, arguments.out, arguments.minutes, muon, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def segments(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> lis
     return out
 
 
-TEXT_WEIGHT, CALL_WEIGHT, FIRST_WEIGHT = 1.0, 3.0, 3.0
+TEXT_WEIGHT, CALL_WEIGHT, FIRST_WEIGHT = 1.0, 4.0, 4.0
 """Loss weights of a spoken token, a tool call's token, and of a turn's first token: equal for both kinds of turn, so
 that the choice stays calibrated.
 """

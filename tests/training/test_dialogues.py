@@ -9,7 +9,7 @@ from training.dialogues import Split, dialogue, drill, flows
 from training.dialogues.agent_wording import AGENT
 from training.dialogues.business import KINDS
 from training.dialogues.call import with_article
-from training.dialogues.caller_wording import CALLER
+from training.dialogues.caller import CALLER
 from training.dialogues.names import is_held_out
 from training.dialogues.noise import PROTECT, RELEASE, protect, recognise, spoken_phone, spoken_time
 from training.dialogues.phrases import expand, parse, template_ids
@@ -139,6 +139,7 @@ def test_recogniser_noise_never_touches_a_value():
 
     for seed in range(200):
         rng = random.Random(seed)
+        assert recognise(rng, f"This is {protect('Wright')}.", 0.9, lower=False).endswith("Wright.")
         heard = recognise(
             rng,
             f"there it is for {protect('Wright Fourr')} to hear at {protect('555-123-4567')}, right",

@@ -1,6 +1,7 @@
 """The EAGLE-3 trainer: its unroll is the engine's drafting, its rows are replies, and it goes on where it stopped."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -182,7 +183,9 @@ def test_a_choice_outside_the_draft_vocabulary_is_not_learned(small_llama):
     assert float(training_loss(Eagle3Head(SMALL, (2, 4, 5), inside), teacher, ids, rows)) > 0.0
 
 
-def test_training_goes_on_where_it_stopped(small_llama, tmp_path):
+def test_training_goes_on_where_it_stopped(small_llama, tmp_path, monkeypatch):
+    # The rate follows the clock, which would not be the same twice.
+    monkeypatch.setattr("training.eagle3.__main__.time", SimpleNamespace(monotonic=lambda: 0.0))
     source = batches(corpus(30, 0), seed=0)
     seen = [next(source) for _ in range(2)] * 3
 

@@ -14,6 +14,7 @@ from training.dialogues import dialogue
 from training.induction import induction_init
 from training.llama import Llama, Shape, rotary, rotate
 from training.optimiser import optimisers, orthogonalise
+from training.parallel import Ranks
 from training.target import save_model
 
 SMALL = Shape(vocab=300, hidden=192, layers=3, heads=4, kv_heads=2, head_dim=64, intermediate=128, max_positions=512)
@@ -133,12 +134,26 @@ def test_a_batch_points_at_the_tokens_that_are_learned():
 
 
 def test_batches_show_every_conversation_once_a_pass():
-    lengths = [100] * 64 + [300] * 20
+    lengths = [100] * 48 + [300] * 16
     offsets = np.cumsum([0, *lengths])
     ids = np.concatenate([np.full(length, index) for index, length in enumerate(lengths)]).astype(np.uint16)
     stream = batches(Corpus(ids, np.ones(len(ids), np.float16), offsets), 0, pad=999)
     seen = [int(row[0]) for _ in range(6) for row in next(stream).ids]
-    assert sorted(seen) == list(range(84)), "four batches of 16 short ones and two of 10 long ones"
+    assert sorted(seen) == list(range(64)), "four batches of 12 short ones and two of 8 long ones"
+
+
+def test_the_ranks_of_a_step_share_its_rows():
+    lengths = [100] * 48 + [300] * 32
+    offsets = np.cumsum([0, *lengths])
+    ids = np.concatenate([np.full(length, index) for index, length in enumerate(lengths)]).astype(np.uint16)
+    corpus = Corpus(ids, np.ones(len(ids), np.float16), offsets)
+    streams = [batches(corpus, 0, pad=999, ranks=Ranks(rank, 2)) for rank in range(2)]
+    seen = []
+    for _ in range(4):
+        first, second = (next(stream).ids for stream in streams)
+        assert first.shape == second.shape
+        seen += [int(row[0]) for row in torch.cat([first, second])]
+    assert sorted(seen) == list(range(80)), "two steps of 24 short ones and two of 16 long ones"
 
 
 def test_repeats_are_known_from_their_context():

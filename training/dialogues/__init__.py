@@ -69,7 +69,7 @@ def _one_intent(call: Call) -> str:
         name = call.rng.choice(names)
         flows.HELD_OUT[name](call)
         return name
-    name = call.rng.choices(list(flows.TRAINED), (36, 14, 12, 12, 6, 20))[0]
+    name = call.rng.choices(list(flows.TRAINED), (34, 15, 15, 12, 8, 16))[0]
     flows.TRAINED[name](call)
     return name
 
@@ -84,7 +84,7 @@ def drill(seed: int, split: Split = AS_TRAINED) -> Dialogue:
         line for line in call.business.system_prompt().split("\n") if not line.startswith("Hours")
     )
     call.generous = True
-    name = rng.choices(("book", "message", "cancel", "move"), (5, 3, 1, 1))[0]
+    name = rng.choices(("book", "message", "cancel", "move", "transfer"), (6, 3, 2, 2, 1))[0]
     flows.TRAINED[name](call)
     end = next(i for i, turn in enumerate(call.messages) if "tool_calls" in turn)
     return Dialogue(call.messages[: end + 1], call.business.tools(), (name,), split)

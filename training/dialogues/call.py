@@ -10,9 +10,10 @@ from typing import Any
 from training.dialogues import names
 from training.dialogues.agent_wording import AGENT
 from training.dialogues.business import MONTHS, WEEKDAYS, Business, article, ordinal
-from training.dialogues.caller_wording import CALLER, CLOSERS, CORRECTED, OPENERS
+from training.dialogues.caller import CALLER
+from training.dialogues.caller.framing import CLOSERS, CORRECTED, OPENERS
 from training.dialogues.noise import PROTECT, RELEASE, protect, recognise, spoken_phone, spoken_time
-from training.dialogues.phrases import expand, fill, pick, template_ids
+from training.dialogues.phrases import evenly, expand, fill, pick, template_ids
 
 OPENER_RATE, CLOSER_RATE = 0.15, 0.06
 UNCOUNTED = {"highlights", "baby photos", "whitening", "color"}
@@ -86,7 +87,7 @@ class Call:
         templates = CALLER[act]
         held_out = self.split.paraphrases and len(templates) >= 5
         choices = template_ids(len(templates), held_out) or list(range(len(templates)))
-        line = self._framed(expand(self.rng, templates[self.rng.choice(choices)]))
+        line = self._framed(expand(self.rng, templates[self.rng.choice(choices)], evenly))
         return fill(
             line,
             {
@@ -124,7 +125,7 @@ class Call:
         if key in ("on_date", "date", "time") and rng.random() < 0.04:
             wrong = random_time(rng) if key == "time" else (on_date if key == "on_date" else str)(random_date(rng))
             if wrong != value:
-                return protect(f"{wrong}, {fill(expand(rng, CORRECTED[0]), {'right': value})}")
+                return protect(f"{wrong}, {fill(expand(rng, CORRECTED[0], evenly), {'right': value})}")
         return protect(value)
 
     def when_slots(self, date: str, time: str) -> dict[str, str]:

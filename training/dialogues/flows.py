@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from training.dialogues.business import DEPARTMENTS, EXTRAS, WEEKDAYS
 from training.dialogues.call import Call, on_date, random_date, random_time, with_article
-from training.dialogues.caller_wording import TOPICS
+from training.dialogues.caller.framing import TOPICS
 from training.dialogues.names import booking_id, phone
 
 DIGRESSION_RATE = 0.07
@@ -164,7 +164,7 @@ def confirm(call: Call, acts: tuple[str, ...], slots: dict[str, str], correctabl
 def book(call: Call) -> None:
     rng, shop = call.rng, call.business
     slots: dict[str, str] = {}
-    provider = rng.choice(shop.staff) if rng.random() < 0.2 else None
+    provider = rng.choice(shop.staff) if rng.random() < 0.25 else None
     service, date, time = rng.choice(shop.services), random_date(rng), random_time(rng)
     kind = 1.0 if call.generous else rng.random()
     if kind < 0.12:

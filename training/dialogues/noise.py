@@ -51,7 +51,8 @@ def spoken_time(time: str) -> str:
 def _disturb(rng: random.Random, words: list[str], rate: float) -> list[str]:
     out: list[str] = []
     for word in words:
-        if word and rng.random() < rate:
+        # A word that begins with punctuation hangs on the value before it: a filler would come between the two.
+        if word[:1].isalnum() and rng.random() < rate:
             kind = rng.random()
             if kind < 0.3:
                 out.append(rng.choice(_FILLERS) + ("," if rng.random() < 0.5 else ""))

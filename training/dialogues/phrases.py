@@ -8,7 +8,7 @@ reply high while the likeliest reply stays clearly ahead of the others.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TypeVar
 
@@ -69,13 +69,21 @@ def _parse_sequence(text: str, at: int, nested: bool) -> tuple[Template, int]:
     return tuple([*parts, literal] if literal else parts), at
 
 
-def expand(rng: random.Random, text: str) -> str:
+def evenly(rng: random.Random, options: Sequence[T]) -> T:
+    """One of `options`, all alike: for what callers say, of which only variety is wanted."""
+    return rng.choice(options)
+
+
+Chooser = Callable[[random.Random, Sequence[Template]], Template]
+
+
+def expand(rng: random.Random, text: str, choose: Chooser = pick) -> str:
     """`text` with every alternation chosen; slots `<slot>` are left in place."""
-    return _expand(rng, parse(text))
+    return _expand(rng, parse(text), choose)
 
 
-def _expand(rng: random.Random, parts: Template) -> str:
-    return "".join(part if isinstance(part, str) else _expand(rng, pick(rng, part)) for part in parts)
+def _expand(rng: random.Random, parts: Template, choose: Chooser) -> str:
+    return "".join(part if isinstance(part, str) else _expand(rng, choose(rng, part), choose) for part in parts)
 
 
 def fill(text: str, slots: dict[str, str]) -> str:

@@ -1,7 +1,7 @@
 """The head's training loop: data, teacher, schedule, checkpoints, and acceptance on conversations never trained.
 
-`python -m training.eagle3 --target DIR --conversations FILE --held-out FILE.npz --work DIR --out DIR --minutes 20`;
-started again with the same `--work` it goes on where it stopped.
+`python -m training.eagle3 --target DIR --conversations FILE --held-out FILE.npz --work DIR --out DIR --minutes 20
+--ranks 2`; started again with the same `--work` it goes on where it stopped.
 
 Soft cross-entropy against the target's distribution over the draft vocabulary, step i weighed 0.8^i, on the tokens of
 replies; later steps go on from the head's own states (training-time test, arXiv 2503.01840).
@@ -25,6 +25,7 @@ from training.dialogues import Dialogue, Split
 from training.eagle3.head import Eagle3Head, Rows
 from training.llama import Llama, Shape
 from training.optimiser import Muon, optimisers
+from training.parallel import ALONE, Ranks, launch, sum_over
 
 STEPS, STEP_DECAY = 6, 0.8
 DRAFT_VOCAB = 1536
@@ -68,8 +69,11 @@ def frequent_ids(corpus: Corpus, vocab: int, count: int) -> Tensor:
     return torch.from_numpy(np.sort(np.argsort(-counts, kind="stable")[:count]).astype(np.int64))
 
 
-def batches(corpus: Corpus, seed: int) -> Iterator[tuple[Tensor, Rows]]:
-    """(ids [B, T], rows) of about BATCH_TOKENS tokens, conversations of like length together, for ever."""
+def batches(corpus: Corpus, seed: int, ranks: Ranks = ALONE) -> Iterator[tuple[Tensor, Rows]]:
+    """(ids [B, T], rows) of about BATCH_TOKENS tokens, conversations of like length together, for ever.
+
+    The ranks of one seed take groups of like length at every step, so that none waits for a longer one.
+    """
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(corpus))
@@ -80,8 +84,8 @@ def batches(corpus: Corpus, seed: int) -> Iterator[tuple[Tensor, Rows]]:
                 if groups[-1] and (len(groups[-1]) + 1) * lengths[index] > BATCH_TOKENS:
                     groups.append([])
                 groups[-1].append(index)
-            for group in rng.permutation(len(groups)):
-                yield collate([corpus[index] for index in groups[group]])
+            for step in rng.permutation(len(groups) // ranks.count):
+                yield collate([corpus[index] for index in groups[step * ranks.count + ranks.rank]])
 
 
 def collate(conversations: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Rows]:
@@ -169,12 +173,13 @@ def acceptance(head: Eagle3Head, teacher: Teacher, ids: Tensor, rows: Rows) -> T
 
 
 @torch.no_grad()
-def validate(head: Eagle3Head, teacher: Teacher, corpus: Corpus) -> str:
+def validate(head: Eagle3Head, teacher: Teacher, corpus: Corpus, ranks: Ranks) -> str:
     """Conditional acceptance by position of a greedy chain on conversations as written, and what it would emit."""
     counts = torch.zeros(STEPS, 2)
-    for index in range(min(VALIDATED, len(corpus))):
+    for index in range(ranks.rank, min(VALIDATED, len(corpus)), ranks.count):
         ids, rows = collate([corpus[index]])
         counts += acceptance(head, teacher, ids, rows)
+    counts = sum_over(ranks, counts)
     rate = counts[:, 0] / counts[:, 1].clamp(min=1)
     tau = 1 + float(rate[:4].cumprod(0).sum())
     return f"accepted by position {' '.join(f'{r:.3f}' for r in rate.tolist())}; chain of 4 emits {tau:.2f} a forward"
@@ -194,8 +199,11 @@ class Trainer:
     Goes on with what is in `work`, unless that was begun for another target or draft vocabulary.
     """
 
-    def __init__(self, target: Llama, draft_ids: Tensor, work: Path, minutes: float, seed: int) -> None:
+    def __init__(
+        self, target: Llama, draft_ids: Tensor, work: Path, minutes: float, seed: int, ranks: Ranks = ALONE
+    ) -> None:
         torch.manual_seed(seed)
+        self.ranks, self.clock = ranks, time.monotonic()
         layers = target.shape.layers
         taps = (2, layers // 2, layers - 3)
         self.teacher = Teacher(target, taps)
@@ -220,6 +228,9 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Written whole or not at all."""
+        self.ranks.check_equal(self.head.parameters())
+        if not self.ranks.first:
+            return
         state = {
             "target": self.target,
             "head": self.head.state_dict(),
@@ -233,6 +244,10 @@ class Trainer:
     def train_step(self, ids: Tensor, rows: Rows) -> float:
         loss = training_loss(self.head, self.teacher, ids, rows)
         loss.backward()
+        now = time.monotonic()
+        # Rate and end follow from the time: it must be the same on all ranks.
+        mean_loss, seconds = self.ranks.average(self.head.parameters(), float(loss.detach()), now - self.clock)
+        self.clock = now
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), 0.5)
         rate = PEAK_LR * min(1.0, (self.step + 1) / WARM_UP_STEPS) * max(0.0, 1.0 - self.spent / self.budget)
         for optimiser in self.optimisers:
@@ -241,33 +256,53 @@ class Trainer:
             optimiser.step()
             optimiser.zero_grad()
         self.step += 1
-        return float(loss.detach())
+        self.spent += seconds
+        return mean_loss
 
     def run(self, corpus: Corpus, held_out: Corpus) -> None:
         """Train until the time is used."""
-        source = batches(corpus, self.seed + self.step)
+        source = batches(corpus, self.seed + self.step, self.ranks)
         last_report = last_checkpoint = self.spent
         losses: list[float] = []
         seen = 0
+        self.clock = time.monotonic()
         while self.spent < self.budget:
-            started = time.monotonic()
             ids, rows = next(source)
             losses.append(self.train_step(ids, rows))
-            seen += ids.numel()
-            self.spent += time.monotonic() - started
+            seen += ids.numel() * self.ranks.count
             if self.spent - last_report > REPORT_SECONDS:
                 rate = seen / (self.spent - last_report)
-                print(
-                    f"{self.spent / 60:5.1f} min  step {self.step}  loss {np.mean(losses):.4f}  {rate:.0f} tok/s",
-                    flush=True,
-                )
+                self.say(f"{self.spent / 60:5.1f} min  step {self.step}  loss {np.mean(losses):.4f}  {rate:.0f} tok/s")
                 losses, seen, last_report = [], 0, self.spent
             if self.spent - last_checkpoint > CHECKPOINT_SECONDS:
-                self.checkpoint()
-                print(f"  held out: {validate(self.head, self.teacher, held_out)}", flush=True)
-                last_checkpoint = self.spent
+                self.keep(held_out)
+                last_checkpoint, self.clock = self.spent, time.monotonic()
+        self.keep(held_out)
+
+    def keep(self, held_out: Corpus) -> None:
+        """Checkpoint, and say how the head does."""
         self.checkpoint()
-        print(f"  held out: {validate(self.head, self.teacher, held_out)}", flush=True)
+        self.say(f"  held out: {validate(self.head, self.teacher, held_out, self.ranks)}")
+
+    def say(self, line: str) -> None:
+        if self.ranks.first:
+            print(line, flush=True)
+
+
+def train(ranks: Ranks, arguments: argparse.Namespace) -> None:
+    """One rank's part of a run; the first writes the head."""
+    target = load_target(arguments.target)
+    corpus = load_conversations(arguments.conversations, arguments.target)
+    draft_ids = frequent_ids(corpus, target.shape.vocab, DRAFT_VOCAB)
+    trainer = Trainer(target, draft_ids, arguments.work, arguments.minutes, arguments.seed, ranks)
+    said = corpus.ids[corpus.weights > 0]
+    trainer.say(
+        f"{len(corpus)} conversations, {len(corpus.ids) / 1e6:.1f} M tokens; {len(draft_ids)} draft tokens cover "
+        f"{np.isin(said, draft_ids.numpy()).mean():.4f} of what is said"
+    )
+    trainer.run(corpus, Corpus.load(arguments.held_out))
+    if ranks.first:
+        trainer.head.save(arguments.out)
 
 
 def main() -> None:
@@ -279,20 +314,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=1, help="processes, one core each")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    target = load_target(arguments.target)
-    corpus = load_conversations(arguments.conversations, arguments.target)
-    draft_ids = frequent_ids(corpus, target.shape.vocab, DRAFT_VOCAB)
-    said = corpus.ids[corpus.weights > 0]
-    print(
-        f"{len(corpus)} conversations, {len(corpus.ids) / 1e6:.1f} M tokens; {len(draft_ids)} draft tokens cover "
-        f"{np.isin(said, draft_ids.numpy()).mean():.4f} of what is said",
-        flush=True,
-    )
-    trainer = Trainer(target, draft_ids, arguments.work, arguments.minutes, arguments.seed)
-    trainer.run(corpus, Corpus.load(arguments.held_out))
-    trainer.head.save(arguments.out)
+    launch(train, arguments.ranks, arguments)
 
 
 if __name__ == "__main__":

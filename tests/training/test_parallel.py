@@ -1,0 +1,65 @@
+"""Ranks are real processes here: what they train together is what one would train on all of their rows."""
+
+import pytest
+import torch
+from torch import nn
+from torch.multiprocessing import ProcessRaisedException
+
+from training.parallel import ALONE, Ranks, launch, sum_over
+
+ROWS = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+WANTED = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+
+
+def fit(ranks, path):
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    figures = []
+    for _ in range(3):
+        rows = slice(ranks.rank, None, ranks.count)
+        loss = ((model(ROWS[rows]) - WANTED[rows]) ** 2).mean()
+        loss.backward()
+        figures.append(ranks.average(model.parameters(), float(loss.detach()), float(ranks.rank)))
+        optimiser.step()
+        optimiser.zero_grad()
+    ranks.check_equal(model.parameters())
+    counts = sum_over(ranks, torch.tensor([1.0 + ranks.rank]))
+    torch.save({"model": model.state_dict(), "figures": figures, "counts": counts}, path / f"{ranks.rank}.pt")
+
+
+def test_two_ranks_train_what_one_would_on_all_their_rows(tmp_path):
+    fit(ALONE, tmp_path)
+    alone = torch.load(tmp_path / "0.pt")
+    launch(fit, 2, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for name, weight in alone["model"].items():
+        assert torch.equal(first["model"][name], second["model"][name])
+        torch.testing.assert_close(first["model"][name], weight)
+    for got, want in zip(first["figures"], alone["figures"], strict=True):
+        assert got[0] == pytest.approx(want[0]) and got[1] == 0.5
+    assert first["figures"] == second["figures"]
+    assert first["counts"].item() == second["counts"].item() == 3.0 and alone["counts"].item() == 1.0
+
+
+def come_apart(ranks):
+    model = nn.Linear(2, 2)
+    nn.init.constant_(model.weight, float(ranks.rank))
+    ranks.check_equal(model.parameters())
+
+
+def fail(ranks):
+    if ranks.rank == 1:
+        raise ValueError("no rows")
+    ranks.average([])
+
+
+@pytest.mark.parametrize(("train", "said"), [(come_apart, "weights differ"), (fail, "no rows")])
+def test_a_rank_that_fails_ends_the_run_with_its_reason(train, said):
+    with pytest.raises(ProcessRaisedException, match=said):
+        launch(train, 2)
+
+
+def test_one_rank_needs_no_other():
+    assert Ranks().first
+    launch(come_apart, 1)
