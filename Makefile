@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve talk picture test equality lint proto proto-check model eval bench-acceptance \
-	bench-first-token bench-decode clean
+	bench-first-token bench-decode bench-suffix clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -43,7 +43,7 @@ lint: $(READY) ## ruff, mypy --strict, stale stubs, and buf where npm is there
 equality: $(READY) ## The whole equality suite: with transformers, and with and without drafting
 	$(PY) -m tests.equality
 
-model: $(READY) ## Make the embedded model and its drafter from nothing (about two hours, resumable)
+model: $(READY) ## Make the embedded model and its drafter from nothing (78 minutes on two cores, resumable)
 	$(PY) -m training.make_model
 
 eval: $(READY) ## The embedded model's tool calls on calls it never saw
@@ -57,6 +57,9 @@ bench-first-token: $(READY) ## Time to first token over gRPC against the length 
 
 bench-decode: $(READY) ## Seconds per token: plain, drafted, transformers; embedded and grown model
 	$(PY) -m bench.decode
+
+bench-suffix: $(READY) ## Cost per token of self-speculation, from 1,000 to 100,000 tokens
+	$(PY) -m bench.suffix
 
 picture: $(READY) ## Draw the README's picture of a live conversation
 	$(VENV)/bin/firstword demo --svg docs/conversation.svg

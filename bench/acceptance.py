@@ -117,7 +117,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model: Path = arguments.model
     tokenizer, stop = harness.load_tokenizer(model), harness.stop_tokens(model)
-    config = EngineConfig(str(model), str(model / "eagle3"), pool_tokens=16_384)
+    config = EngineConfig(str(model), f"eagle3:{model / 'eagle3'}", pool_tokens=16_384)
     target = load_target_for(config)
     ngram = NgramProposer(ngram_table(tokenizer, target.vocab_size))
     splits = {

@@ -71,7 +71,7 @@ def peer_mode(peer: TransformersPeer, max_tokens: int, prompt_lookup: int | None
 def build_modes(model: Path, dtype: str, max_tokens: int, trees: tuple[int, ...]) -> tuple[dict[str, Mode], StepCosts]:
     """Every way of decoding on one checkpoint, over one copy of our weights and one of transformers'."""
     stop = harness.stop_tokens(model)
-    config = EngineConfig(str(model), str(model / "eagle3"), dtype=dtype, pool_tokens=8192)
+    config = EngineConfig(str(model), f"eagle3:{model / 'eagle3'}", dtype=dtype, pool_tokens=8192)
     target = load_target_for(config)
     head = load_proposer(config, target)
     costs = measure_costs(target, head)

@@ -28,6 +28,7 @@ SEED = 50_000_000
 """First seed of the calls that benchmarks use: apart from those of training, validation and evaluation."""
 
 
+REPLY_ROOM = 128
 FINAL_TOKENS = 16
 """Tokens of a prompt that come with the committed turn; a caller's line in the calls here has about so many."""
 
@@ -45,7 +46,8 @@ def load_tokenizer(model: Path) -> PreTrainedTokenizerBase:
 
 
 def prompts(tokenizer: PreTrainedTokenizerBase, split: Split, calls: int, *, seed: int = SEED) -> list[Prompt]:
-    """Every reply of ``calls`` calls of the split, in order."""
+    """Every reply of ``calls`` calls of the split, in order, whose prompt leaves room for it in the context."""
+    longest = tokenizer.model_max_length - REPLY_ROOM
     found = []
     for number in range(calls):
         call = dialogue(seed + number, split)
@@ -55,7 +57,8 @@ def prompts(tokenizer: PreTrainedTokenizerBase, split: Split, calls: int, *, see
             ids = tokenizer.apply_chat_template(
                 call.messages[:at], tools=call.tools, add_generation_prompt=True, return_dict=False
             )
-            found.append(Prompt(list(ids), "tool_calls" in message))
+            if len(ids) <= longest:
+                found.append(Prompt(list(ids), "tool_calls" in message))
     return found
 
 

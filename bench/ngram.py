@@ -94,6 +94,7 @@ class NgramProposer:
     name = "5-gram"
     taps: Sequence[Tap] = ()
     top_k = 0
+    noise_levels = 0
 
     def __init__(self, table: NgramTable, *, branches: int = 8, max_depth: int = 8) -> None:
         self._table = table

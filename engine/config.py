@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -9,13 +10,15 @@ from dataclasses import dataclass
 class EngineConfig:
     """One resident model.
 
-    model: directory of the target in Hugging Face layout. drafter: directory of an EAGLE-3 head, or None.
+    model: directory of the target in Hugging Face layout. drafter: ``eagle3:DIRECTORY``, ``suffix``, ... as
+    ``engine.proposers.table`` names them, several joined by ``+``; None drafts nothing.
     dtype: "float32", "bfloat16", "float16" or "float64". device: as torch names it. threads: of the CPU, per process.
     max_context_tokens: of one session; 0 takes the model's own limit.
     pool_tokens: positions in the page pool, over all sessions. prefill_chunk_tokens: most tokens of one prefill step.
     draft_nodes: "auto" lets measured costs and acceptance decide; a number fixes the tree, 1 is plain decoding.
     draft_rope_theta: overrides the head's own value (some published heads state one they were not trained with).
     draft_layer_ids: overrides the head's taps, as residual-stream indices.
+    couple_noise: drafters share the noise of sampled turns; off, since acceptance was lower with it where we measured.
     """
 
     model: str
@@ -30,3 +33,10 @@ class EngineConfig:
     draft_nodes: int | str = "auto"
     draft_rope_theta: float | None = None
     draft_layer_ids: tuple[int, ...] | None = None
+    couple_noise: bool = False
+
+
+def split_drafters(spec: str) -> list[tuple[str, str]]:
+    """``eagle3:DIR+suffix`` as (name, checkpoint or empty) of each. A ``+`` inside of a path splits nothing."""
+    parts = re.split(r"\+(?=[a-z0-9_]*(?:[:+]|$))", spec)
+    return [(name, path) for name, _, path in (part.partition(":") for part in parts)]

@@ -49,9 +49,13 @@ class Step:
 
 
 class Engine:
-    """Sessions over one target and one proposer. Not thread-safe: one loop owns it."""
+    """Sessions over one target and one proposer. Not thread-safe: one loop owns it.
 
-    def __init__(self, target: Target, proposer: Proposer, policy: DraftPolicy) -> None:
+    coupled: above temperature 0 drafters are given the turn's noise.
+    """
+
+    def __init__(self, target: Target, proposer: Proposer, policy: DraftPolicy, *, coupled: bool = False) -> None:
+        self.coupled = coupled
         self.target = target
         self.proposer = proposer
         self.policy = policy
@@ -157,10 +161,13 @@ class Engine:
         return child
 
     @torch.inference_mode()
-    def catch_up(self, session: Session) -> None:
-        """Nobody waits: let the session's drafter do what it would otherwise do in the next reply."""
+    def catch_up(self, session: Session) -> bool:
+        """Nobody waits: let the session's drafter do a piece of what it would otherwise do in the next reply. Says
+        whether there is more.
+        """
         with contextlib.suppress(OutOfPages):  # the drafter kept its queue; ``propose`` tries again
-            self.proposer.catch_up(session.draft)
+            return self.proposer.catch_up(session.draft)
+        return False
 
     def close(self, session: Session) -> None:
         """End the session and return its pages. Idempotent."""
@@ -232,11 +239,21 @@ class Engine:
             return DraftTree.chain(torch.tensor([root]))
         started = time.monotonic()
         try:
-            tree = self.policy.prune(self.proposer.propose([session.draft], [root], [None], budget)[0])
+            noise = self._drafting_noise(turn, budget)
+            tree = self.policy.prune(self.proposer.propose([session.draft], [root], [noise], budget)[0])
         except OutOfPages:  # drafting is a luxury: the reply goes on without it
             tree = DraftTree.chain(torch.tensor([root]))
         turn.stats.draft_seconds += time.monotonic() - started
         return tree
+
+    def _drafting_noise(self, turn: Turn, budget: int) -> torch.Tensor | None:
+        """What the target's choices will be perturbed by, for a drafter that perturbs its own alike (coupling, Daliri
+        et al. 2024, arXiv 2408.07978).
+        """
+        levels = min(self.proposer.noise_levels, budget)
+        if not self.coupled or turn.sampling.greedy or levels == 0:
+            return None
+        return turn.noise(self.sampler, levels)[:levels] * turn.sampling.temperature
 
     @staticmethod
     def _wanted_logits(session: Session, tree: DraftTree, given: int) -> Literal["all", "last", "none"]:
@@ -285,7 +302,7 @@ class Engine:
         assert output.logits is not None
         sampling = turn.sampling
         levels = 1 if tree is None else int(tree.depth.max()) + 1
-        noise = None if sampling.greedy else self.sampler.noise(turn.seed, turn.first_index + turn.num_tokens, levels)
+        noise = None if sampling.greedy else turn.noise(self.sampler, levels)
         allowed = None
         if turn.grammar is not None:
             root = DraftTree.chain(torch.tensor(turn.session.tokens[-1:]))
@@ -319,7 +336,18 @@ class Engine:
         if features is not None and len(path) != features.shape[0]:
             features = features[path]
         tokens = tree.tokens if len(path) == len(tree) else tree.tokens[path]
-        self.proposer.observe(session.draft, tokens, features, None)
+        # Whoever waits for a first token does not wait for this.
+        first = session.turn is not None and session.turn.stats.first_token == 0.0
+        top_ids = None if first else self._top_ids(tree, path, output)
+        self.proposer.observe(session.draft, tokens, features, top_ids)
+
+    def _top_ids(self, tree: DraftTree, path: list[int], output: Output) -> torch.Tensor | None:
+        """The target's most likely tokens behind each kept node, where the proposer asks and all were computed."""
+        wanted = min(self.proposer.top_k, self.target.vocab_size)
+        logits = output.logits
+        if wanted == 0 or logits is None or logits.shape[0] != len(tree):
+            return None
+        return logits[path].topk(wanted, dim=-1).indices
 
     def _failed(self, session: Session, error: EngineError) -> Step:
         finish = Finish.OUT_OF_PAGES if isinstance(error, OutOfPages) else Finish.FAILED

@@ -72,8 +72,8 @@ class EngineHost:
                 events += self._report(step)
         elif self._behind:
             session = self.engine.sessions.get(self._behind.pop())
-            if session is not None:
-                self.engine.catch_up(session)
+            if session is not None and self.engine.catch_up(session):
+                self._behind.add(session.name)
         return events
 
     def beat(self) -> records.Beat:
@@ -175,6 +175,7 @@ class EngineHost:
             accepted=step.accepted,
             at=time.monotonic(),
             calls=tuple(records.ToolCall(call.name, call.arguments) for call in read.calls),
+            malformed_calls=len(read.malformed),
         )
 
     def _ended(self, name: str, reply: _Reply, error: str = "") -> records.Ended:

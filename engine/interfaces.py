@@ -102,18 +102,25 @@ class Proposer(Protocol):
         """How many of the target's most likely tokens per position ``observe`` wants; 0 for none."""
         ...
 
+    @property
+    def noise_levels(self) -> int:
+        """How many rows of the turn's noise ``propose`` wants; 0 for none."""
+        ...
+
     def start(self) -> Draft: ...
 
     def observe(self, draft: Draft, tokens: Tensor, features: Tensor | None, top_ids: Tensor | None) -> None:
         """The target has committed ``tokens`` (int64 [m], CPU) at the draft's next m positions.
 
-        features: [m, len(taps), d] of those positions; top_ids: int64 [m, top_k]. Must be cheap: it queues, and
-        ``propose`` does the work, because it runs right after a token left.
+        features: [m, len(taps), d] of those positions. top_ids: int64 [m, top_k] on the target's device, or None where
+        they were not looked up (a prompt, a first token). Must be cheap: it queues, and ``propose`` does the work,
+        because somebody waits for the tokens of this step.
         """
         ...
 
-    def catch_up(self, draft: Draft) -> None:
-        """Do now what ``propose`` would have to do first. Called when nobody waits; may do nothing."""
+    def catch_up(self, draft: Draft) -> bool:
+        """Do now a piece of what ``propose`` would have to do first; whether there is more of it. Called when nobody
+        waits, between other work, so a piece takes no longer than a step does; may do nothing."""
         ...
 
     def propose(
@@ -121,9 +128,9 @@ class Proposer(Protocol):
     ) -> list[DraftTree]:
         """One tree of at most ``budget`` nodes (root included) per draft.
 
-        roots: the last chosen token of each session (not in the cache yet). noise: per session float [levels, V],
-        Gumbel times temperature for the next reply indices by target id, or None when greedy. A proposer rolls no
-        dice of its own, so its trees depend on its arguments alone.
+        roots: the last chosen token of each session (not in the cache yet). noise: per session float
+        [noise_levels, V], Gumbel times temperature for the next reply indices by target id (row 0 for the root's
+        children), or None when greedy. A proposer rolls no dice of its own, so its trees depend on its arguments alone.
         """
         ...
 

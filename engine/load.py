@@ -15,7 +15,8 @@ from engine.host import EngineHost
 from engine.interfaces import Proposer
 from engine.models.decoder import Decoder, load_target
 from engine.policy import DraftPolicy, FixedPolicy, MeasuredPolicy, StepCosts
-from engine.proposers.none import NoProposer
+from engine.proposers.setup import Setup
+from engine.proposers.table import load_drafters
 from engine.schedule import Scheduler
 from engine.text.codec import Codec
 from engine.text.reply import ReplyReader
@@ -49,7 +50,7 @@ def load_host(config: EngineConfig) -> tuple[EngineHost, records.Ready]:
     codec = Codec.load(config.model, target.vocab_size)
     proposer = load_proposer(config, target)
     costs = measure_costs(target, proposer)
-    engine = Engine(target, proposer, _policy(config, costs))
+    engine = Engine(target, proposer, _policy(config, costs), coupled=config.couple_noise)
 
     def new_reader(command: records.Submit) -> ReplyReader:
         return ReplyReader(codec, command.stop_strings, tools=command.tools)
@@ -66,20 +67,17 @@ def load_host(config: EngineConfig) -> tuple[EngineHost, records.Ready]:
 
 
 def load_proposer(config: EngineConfig, target: Decoder, *, chain: bool = False) -> Proposer:
-    """The configured drafter, or the one that drafts nothing."""
-    if config.drafter is None:
-        return NoProposer()
-    from engine.proposers.eagle3 import load_eagle3
-
-    return load_eagle3(
-        config.drafter,
+    """The configured drafter, several of them merged, or the one that drafts nothing."""
+    setup = Setup(
         target,
-        pool_tokens=config.pool_tokens,
-        page_tokens=config.page_tokens,
+        Path(config.model),
+        config.pool_tokens,
+        config.page_tokens,
         rope_theta=config.draft_rope_theta,
         taps=config.draft_layer_ids,
         chain=chain,
     )
+    return load_drafters(config.drafter or "none", setup)
 
 
 def describe(costs: StepCosts, proposer: Proposer) -> str:

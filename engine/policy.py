@@ -173,12 +173,12 @@ class MeasuredPolicy:
         kept = set(path)
         for node, score in enumerate(tree.score.tolist()):
             if node:
-                bin_ = _half_octave(score)
+                bin_ = half_octave(score)
                 self._kept[bin_] = self._kept[bin_] * self._decay + (node in kept)
                 self._scored[bin_] = self._scored[bin_] * self._decay + 1.0
 
     def _calibrated(self, score: float) -> float:
-        bin_ = _half_octave(score)
+        bin_ = half_octave(score)
         return float(self._kept[bin_] / self._scored[bin_])
 
 
@@ -187,8 +187,9 @@ _PROBE_DECAY = 1.0 - 1.0 / 16
 _LONGEST_INTERVAL = 16
 
 
-def _half_octave(score: float) -> int:
-    return min(_HALF_OCTAVES - 1, int(-2.0 * math.log2(max(score, 1e-9))))
+def half_octave(score: float, count: int = _HALF_OCTAVES) -> int:
+    """Which of ``count`` bins a probability falls in: 0 from 1 down to the root of a half, and so on."""
+    return min(count - 1, int(-2.0 * math.log2(max(score, 1e-9))))
 
 
 def _subtree(tree: DraftTree, nodes: Sequence[int]) -> DraftTree:

@@ -123,6 +123,7 @@ class Progress:
     tokens: the ids it gained. text: what became safe to emit. clause_ends: code point offsets into the whole reply's
     text where a clause ends, known since the last record. accepted: how many of ``tokens``, from the front, the drafter
     had guessed. at: ``time.monotonic()`` when the step was done. calls: tool calls that became complete.
+    malformed_calls: how many more were written that are no JSON call.
     """
 
     session: str
@@ -133,6 +134,7 @@ class Progress:
     accepted: int
     at: float
     calls: tuple[ToolCall, ...] = ()
+    malformed_calls: int = 0
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.cache import KVCache
 from engine.interfaces import Draft, Grammar, TextWatcher
-from engine.sampling import Sampling, derive_seed
+from engine.sampling import Sampler, Sampling, derive_seed
 
 
 class Finish(Enum):
@@ -100,6 +100,7 @@ class Turn:
         self.finish: Finish | None = None
         self.stats = TurnStats()
         self._seen: Tensor | None = None
+        self._noise: tuple[int, Tensor] | None = None
 
     @property
     def tokens(self) -> list[int]:
@@ -122,6 +123,15 @@ class Turn:
         if self.num_tokens >= self.max_tokens:
             return Finish.LENGTH
         return None
+
+    def noise(self, sampler: Sampler, levels: int) -> Tensor:
+        """float [at least ``levels``, V]: Gumbel noise for the next tokens of the reply. The drafter and the target
+        share it, so it is made once.
+        """
+        index = self.first_index + self.num_tokens
+        if self._noise is None or self._noise[0] != index or self._noise[1].shape[0] < levels:
+            self._noise = (index, sampler.noise(self.seed, index, levels))
+        return self._noise[1]
 
     def seen(self, vocab_size: int, device: torch.device) -> Tensor | None:
         """bool [V]: tokens of the whole context, kept up as the reply grows; None when no penalty asks for it."""

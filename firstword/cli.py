@@ -28,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     about = "Start the server. What is not given here comes from FIRSTWORD_* in the environment and firstword.toml."
     server = commands.add_parser("serve", help="start the server", description=about)
     server.add_argument("--model", metavar="DIR", help="the model, as Hugging Face lays it out")
-    server.add_argument("--drafter", metavar="DIR", help="its EAGLE-3 head; '' drafts with none")
+    server.add_argument(
+        "--drafter", metavar="NAME[:DIR]", help="eagle3:DIR, suffix, ...; several with +; '' drafts with none"
+    )
     server.add_argument("--host", help="address to listen on")
     server.add_argument("--port", type=int, help="port to listen on; 0: any that is free")
     server.add_argument("--config", metavar="FILE", help="TOML file to read instead of firstword.toml")

@@ -76,7 +76,7 @@ def settings(
     port: int | None = None,
     config: str | None = None,
 ) -> dict[str, str]:
-    """The service's environment variables for what was asked for. drafter: a directory, or empty for none."""
+    """The service's environment variables for what was asked for. drafter: as in ``engine.drafter``; empty for none."""
     asked = {
         "FIRSTWORD_ENGINE__MODEL": model,
         "FIRSTWORD_ENGINE__DRAFTER": drafter,

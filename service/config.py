@@ -16,13 +16,13 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, split_drafters
 
 PREFIX = "FIRSTWORD_"
 FILE_VARIABLE = "FIRSTWORD_CONFIG"
 DEFAULT_FILE = "firstword.toml"
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "models" / "receptionist"
-"""The model that comes with the repository. Its drafter lies in the directory ``eagle3`` inside."""
+"""The model that comes with the repository. Its EAGLE-3 head lies in the directory ``eagle3`` inside."""
 
 
 class ConfigError(Exception):
@@ -153,13 +153,13 @@ class ServiceConfig(Section):
         """Paths as the user meant them, from where the service was started; with the drafter that lies inside."""
         model = Path(engine.model).expanduser().resolve()
         inside = model / "eagle3"
-        if engine.drafter is None:
-            drafter = str(inside) if (inside / "config.json").is_file() else None
-        elif engine.drafter == "":
-            drafter = None
-        else:
-            drafter = str(Path(engine.drafter).expanduser().resolve())
-        return dataclasses.replace(engine, model=str(model), drafter=drafter)
+        drafter = engine.drafter
+        if drafter is None:
+            drafter = f"eagle3:{inside}" if (inside / "config.json").is_file() else "suffix+recycling"
+        parts = (
+            f"{name}:{Path(path).expanduser().resolve()}" if path else name for name, path in split_drafters(drafter)
+        )
+        return dataclasses.replace(engine, model=str(model), drafter="+".join(parts) or None)
 
 
 def load_config(environ: Mapping[str, str] | None = None, file: Path | None = None) -> ServiceConfig:

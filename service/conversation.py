@@ -188,7 +188,7 @@ class Conversation:
         tokens = segment.tokens
         ends = self._chat.codec.text_ends(tokens)
         calls_at = len(tokens)
-        if segment.calls:
+        if segment.calls or segment.malformed_calls:
             raw = self._chat.codec.decode(tokens)
             calls_at = bisect_right(ends, raw.find(CALL))
             if with_calls and chars >= len(segment.text):

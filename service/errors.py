@@ -23,6 +23,7 @@ STATUS: dict[Reason, grpc.StatusCode] = {
     Reason.UNKNOWN_TURN: grpc.StatusCode.NOT_FOUND,
     Reason.UNKNOWN_TOOL_CALL: grpc.StatusCode.NOT_FOUND,
     Reason.TOO_MANY_TOOL_ROUNDS: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.MALFORMED_TOOL_CALL: grpc.StatusCode.INTERNAL,
     Reason.CONTEXT_FULL: grpc.StatusCode.OUT_OF_RANGE,
     Reason.OUT_OF_PAGES: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.TOO_MANY_CALLS: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -51,6 +51,7 @@ class Segment:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     calls: list[ToolCallItem] = field(default_factory=list)
+    malformed_calls: int = 0
     results: dict[str, ToolResultItem] = field(default_factory=dict)
     wants_reply: bool = False
     unsent: Gain = Gain(0, 0)

@@ -83,6 +83,7 @@ class Reporter:
             self._emit(TextDelta(reply.turn_id, record.text, before, ends, *counts, spans, since_s))
             account.first_text = account.first_text or now
             account.first_clause = account.first_clause or (now if ends else 0.0)
+        segment.malformed_calls += record.malformed_calls
         for made in record.calls:
             call_id = f"{self._session}-{secrets.token_hex(6)}"
             call = ToolCallItem(self._history.new_id(), call_id, made.name, made.arguments)

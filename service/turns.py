@@ -292,6 +292,8 @@ class Turns:
             self._end_turn(reply, Problem(Reason.OUT_OF_PAGES, "no room for keys and values", retry_after_s=1.0))
         elif record.finish == Finish.FAILED.value:
             self._end_turn(reply, Problem(Reason.INTERNAL, f"the engine failed: {record.error}"))
+        elif segment.malformed_calls and not segment.calls:
+            self._drop_malformed(reply)
         elif not segment.calls:
             self._end_turn(reply)
         elif segment.outstanding:
@@ -300,6 +302,18 @@ class Turns:
             self._reporter.waiting(reply)
         else:
             self._go_on(reply)
+
+    def _drop_malformed(self, reply: Reply) -> None:
+        """All the tools the reply wrote are no calls: nobody can run them, and the history holds what was said alone.
+
+        Where the reply was cut off inside of one, that is how the turn ended; otherwise the model failed, and the
+        client may ask again.
+        """
+        self._history.rewrite(reply, len(reply.text))
+        if _ENDS.get(reply.record.finish, TurnEnd.COMPLETED) is TurnEnd.COMPLETED:
+            self._end_turn(reply, Problem(Reason.MALFORMED_TOOL_CALL, "the model's tool call is no JSON call"))
+        else:
+            self._end_turn(reply)
 
     def _end_turn(self, reply: Reply, problem: Problem | None = None) -> None:
         """The reply has said all it will. What the recogniser has sent meanwhile is prefilled behind it."""

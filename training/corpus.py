@@ -85,20 +85,24 @@ def collate(rows: list[tuple[np.ndarray, np.ndarray]], width: int, pad: int) -> 
 
 
 def batches(corpus: Corpus, seed: int, pad: int, ranks: Ranks = ALONE) -> Iterator[Batch]:
-    """This rank's batches of about BATCH_TOKENS, every conversation once a pass, in random order, for ever.
+    """This rank's batches of about BATCH_TOKENS, every conversation at most once a pass, in random order, for ever.
 
     The ranks of one seed take rows of one width at every step, so that none waits for a wider one.
     """
     rng = np.random.default_rng(seed)
     while True:
         waiting: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {width: [] for width in WIDTHS}
+        yielded = False
         for index in rng.permutation(len(corpus)):
             row = corpus[index]
             width = next(width for width in WIDTHS if len(row[0]) <= width)
             waiting[width].append(row)
             if len(waiting[width]) == BATCH_TOKENS // width * ranks.count:
+                yielded = True
                 yield collate(waiting[width][ranks.rank :: ranks.count], width, pad)
                 waiting[width] = []
+        if not yielded:
+            raise ValueError(f"{len(corpus)} conversations fill no batch of any width for {ranks.count} ranks")
 
 
 def repeats(vocab: int, digits: list[int], seed: int, width: int = WIDTHS[0], ranks: Ranks = ALONE) -> Iterator[Batch]:

@@ -67,7 +67,8 @@ def _enter(rank: int, count: int, store: str, train: Callable[..., None], argume
 
 
 def launch(train: Callable[..., None], count: int, *arguments: Any) -> None:
-    """Run `train(ranks, *arguments)` in `count` processes; one rank runs in this process.
+    """Run `train(ranks, *arguments)` in `count` processes, a single one here. `train` must not belong to a package's
+    `__main__`, which spawned processes do not import.
 
     A rank that fails ends the others. Raises torch.multiprocessing.ProcessRaisedException with its traceback.
     """

@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,8 @@ REPEATS_UNTIL, DRILLS_UNTIL = 0.08, 0.22
 RECENT = 12
 DRILL_SHARE, REPEAT_SHARE = 0.15, 0.03
 CHECKPOINT_SECONDS, REPORT_SECONDS = 240.0, 30.0
+SHAPE = Shape()
+"""The embedded target's; the vocabulary is the tokenizer's."""
 
 
 def weighted_loss(hidden: Tensor, embedding: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -136,12 +139,14 @@ def save_model(model: Llama, tokenizer: PreTrainedTokenizerFast, directory: Path
 class Trainer:
     """One training run: model, optimisers, and the seconds it has used of its budget."""
 
-    def __init__(self, data: Path, out: Path, minutes: float, muon: bool, seed: int, ranks: Ranks) -> None:
+    def __init__(
+        self, data: Path, out: Path, minutes: float, muon: bool, seed: int, ranks: Ranks, shape: Shape = SHAPE
+    ) -> None:
         torch.manual_seed(seed)
         self.out, self.budget, self.seed, self.ranks = out, minutes * 60, seed, ranks
         self.tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
         self.pad, self.end = (self.tokenizer.convert_tokens_to_ids(token) for token in (PAD, END))
-        self.model = Llama(Shape(vocab=len(self.tokenizer)))
+        self.model = Llama(replace(shape, vocab=len(self.tokenizer)))
         induction_init(self.model, seed)
         self.optimisers = optimisers(self.model, muon)
         self.validation = {name: Corpus.load(data / f"{name}.npz") for name in ("valid", "valid_held")}
@@ -238,13 +243,13 @@ class Trainer:
         self.report()
 
 
-def train(ranks: Ranks, data: Path, out: Path, minutes: float, muon: bool, seed: int) -> None:
+def train(ranks: Ranks, data: Path, out: Path, minutes: float, muon: bool, seed: int, shape: Shape = SHAPE) -> None:
     """One rank's part of a run."""
-    Trainer(data, out, minutes, muon, seed, ranks).run()
+    Trainer(data, out, minutes, muon, seed, ranks, shape).run()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(description: str | None = __doc__, shape: Shape = SHAPE) -> None:
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=55.0)
@@ -253,7 +258,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1, help="processes, one core each")
     arguments = parser.parse_args()
     muon = arguments.optimiser == "muon"
-    launch(train, arguments.ranks, arguments.data, arguments.out, arguments.minutes, muon, arguments.seed)
+    launch(train, arguments.ranks, arguments.data, arguments.out, arguments.minutes, muon, arguments.seed, shape)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ FAMILIES: dict[str, Family] = {
     "MistralForCausalLM": Family(),
     "Qwen2ForCausalLM": Family(qkv_bias=True),
     "Qwen3ForCausalLM": Family(qk_norm=True),
+    "MiMoForCausalLM": Family(qkv_bias=True),
 }
 
 ROPE_KEYS: dict[str, tuple[str, ...]] = {

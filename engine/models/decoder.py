@@ -6,6 +6,7 @@ Owns the weights and the pool of pages. A forward serves windows; how windows sh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ class Decoder:
         x = self.embedding[tokens.to(self.device)]
         tapped: dict[Tap, Tensor] = {0: x} if 0 in taps else {}
         for index, layer in enumerate(self._layers):
-            x = self._block(x, layer, self.pool.kv[index], place)
+            x = self.block(x, layer, self.pool.kv[index], place)
             if index + 1 in taps:
                 tapped[index + 1] = x
         logits = None
@@ -115,7 +116,7 @@ class Decoder:
         features = torch.stack([tapped[tap] for tap in taps], 1) if taps else None
         return Output(logits, features)
 
-    def _block(self, x: Tensor, layer: Layer, kv: Tensor, place: Place) -> Tensor:
+    def block(self, x: Tensor, layer: Layer, kv: Tensor, place: Place) -> Tensor:
         """One pre-norm block: [n, d] -> [n, d]. kv: this layer's [2, slots, kv_heads, head_dim]."""
         config = self.config
         heads, kv_heads, eps = config.num_heads, config.num_kv_heads, config.rms_norm_eps
@@ -151,13 +152,14 @@ def load_target(
     with Weights(directory, dtype, torch.device(device)) as weights:
         shape = (config.vocab_size, config.hidden_size)
         embedding = weights.take("model.embed_tokens.weight", shape)
-        layers = [_load_layer(weights, config, index) for index in range(config.num_layers)]
+        layers = [load_layer(weights, config, index) for index in range(config.num_layers)]
         norm = weights.take("model.norm.weight", (config.hidden_size,))
         tied = config.tied or "lm_head.weight" not in weights.names
         if tied and not config.tied:
             raise ModelError(f"{directory}: tensor lm_head.weight is missing")
         lm_head = pack(embedding if tied else weights.take("lm_head.weight", shape))
         unused = {n for n in weights.unused() if "rotary_emb" not in n and n != "lm_head.weight"}
+        unused -= _drafters(weights.names, config.num_layers)
     if unused:
         raise ModelError(f"{directory}: unexpected tensors: {', '.join(sorted(unused)[:5])}")
     return Decoder(
@@ -172,7 +174,17 @@ def load_target(
     )
 
 
-def _load_layer(weights: Weights, config: DecoderConfig, index: int) -> Layer:
+def _drafters(names: set[str], num_layers: int) -> set[str]:
+    """Tensors that a checkpoint brings for drafting: Medusa heads and MTP modules.
+
+    A layer past the last is a module where it projects two states; else ``num_hidden_layers`` is wrong.
+    """
+    projections = (re.fullmatch(r"(model\.layers\.(\d+)\.)eh_proj\.weight", name) for name in names)
+    modules = [found[1] for found in projections if found and int(found[2]) >= num_layers]
+    return {name for name in names if name.startswith(("medusa_head.", "model.mtp_layers.", *modules))}
+
+
+def load_layer(weights: Weights, config: DecoderConfig, index: int) -> Layer:
     prefix = f"model.layers.{index}."
     hidden, inner = config.hidden_size, config.intermediate_size
     q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim

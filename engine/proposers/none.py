@@ -40,6 +40,7 @@ class NoProposer:
     name = "none"
     taps: Sequence[Tap] = ()
     top_k = 0
+    noise_levels = 0
 
     def start(self) -> NoDraft:
         return NoDraft()
@@ -48,8 +49,8 @@ class NoProposer:
         assert isinstance(draft, NoDraft)
         draft.extend(tokens.numel())
 
-    def catch_up(self, draft: Draft) -> None:
-        pass
+    def catch_up(self, draft: Draft) -> bool:
+        return False
 
     def propose(
         self, drafts: Sequence[Draft], roots: Sequence[int], noise: Sequence[Tensor | None], budget: int

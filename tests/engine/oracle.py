@@ -23,6 +23,7 @@ class OracleProposer:
     name = "oracle"
     taps: Sequence[Tap] = ()
     top_k = 0
+    noise_levels = 0
 
     def __init__(self, vocab_size: int, seed: int, *, chain: bool = False) -> None:
         self.reference: list[int] = []

@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.interfaces import Draft
 from engine.models.decoder import Decoder
 from engine.proposers.eagle3 import load_eagle3
-from engine.proposers.eagle3.proposer import Eagle3Proposer
+from engine.proposers.pairs.proposer import PairProposer
 from engine.tree import DraftTree
 from tests.engine import checkpoints
 from tests.engine.loading import load
@@ -24,7 +24,7 @@ POOL_TOKENS, PAGE_TOKENS = 640, 4  # so small that rewinds give back pages, and 
 
 
 @cache
-def models() -> tuple[Decoder, Eagle3Proposer]:
+def models() -> tuple[Decoder, PairProposer]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         checkpoints.write("llama-tied", directory)
@@ -40,9 +40,9 @@ class Accepted:
     replies: by draft, the whole log that the target alone would write.
     """
 
-    name, top_k = "accepted", 0
+    name, top_k, noise_levels = "accepted", 0, 0
 
-    def __init__(self, real: Eagle3Proposer) -> None:
+    def __init__(self, real: PairProposer) -> None:
         self.real, self.taps = real, real.taps
         self.start, self.observe, self.catch_up = real.start, real.observe, real.catch_up
         self.oracle = OracleProposer(checkpoints.VOCAB, 0)

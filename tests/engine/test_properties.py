@@ -14,7 +14,7 @@ from engine.engine import Engine, Work
 from engine.errors import EngineError, OutOfPages
 from engine.interfaces import Window
 from engine.policy import FixedPolicy
-from engine.proposers.eagle3.draft import Eagle3Draft
+from engine.proposers.pairs.draft import PairDraft
 from engine.sampling import Sampling
 from engine.session import Finish, Session
 from engine.tree import DraftTree
@@ -252,7 +252,7 @@ class Sessions(RuleBasedStateMachine):
     @invariant()
     def every_page_in_use_is_a_sessions(self) -> None:
         sessions = self.engine.sessions.values()
-        drafts = [session.draft.cache for session in sessions if isinstance(session.draft, Eagle3Draft)]
+        drafts = [session.draft.cache for session in sessions if isinstance(session.draft, PairDraft)]
         assert self.target.pool.pages_in_use == num_pages([session.cache for session in sessions])
         assert self.drafter.pool.pages_in_use == num_pages(drafts)
 

@@ -72,8 +72,18 @@ def test_a_drafter_inside_the_model_directory_is_found_and_can_be_refused(tmp_pa
     (tmp_path / "m" / "eagle3" / "config.json").write_text("{}")
     found = load_config({"FIRSTWORD_ENGINE__MODEL": "m"}).engine
     assert found.model == str(tmp_path / "m")
-    assert found.drafter == str(tmp_path / "m" / "eagle3")
+    assert found.drafter == f"eagle3:{tmp_path / 'm' / 'eagle3'}"
     assert load_config({"FIRSTWORD_ENGINE__MODEL": "m", "FIRSTWORD_ENGINE__DRAFTER": ""}).engine.drafter is None
+
+
+def test_drafters_are_named_and_their_directories_made_absolute() -> None:
+    def drafter(spec: str | None) -> str | None:
+        environ = {"FIRSTWORD_ENGINE__MODEL": "m"} | ({} if spec is None else {"FIRSTWORD_ENGINE__DRAFTER": spec})
+        return load_config(environ).engine.drafter
+
+    assert drafter(None) == "suffix+recycling", "a model without a head of its own"
+    assert drafter("suffix+eagle3:heads/a+b") == f"suffix+eagle3:{Path.cwd() / 'heads' / 'a+b'}"
+    assert drafter("none") == "none"
 
 
 def test_exporters_come_from_the_standard_variables_unless_ours_are_set() -> None:

@@ -16,17 +16,10 @@ from engine.proposers.eagle3 import load_eagle3
 from engine.tree import DraftTree
 from tests.engine.embedded import MODEL
 from training.corpus import Corpus
-from training.eagle3.__main__ import (
-    STEPS,
-    Teacher,
-    Trainer,
-    batches,
-    collate,
-    frequent_ids,
-    load_target,
-    training_loss,
-)
 from training.eagle3.head import Eagle3Head, Rows
+from training.eagle3.objective import Teacher, training_loss
+from training.eagle3.rows import STEPS, batches, collate, frequent_ids
+from training.eagle3.train import Trainer, load_target
 from training.llama import Llama, Shape
 
 SMALL = Shape(
@@ -65,8 +58,8 @@ def log_probs_of_drafting(directory, head_directory, ids, at):
     forced = iter([draft_ids.index(token) for token in ids[at + 2 : at + 2 + STEPS]])
     predict, found = proposer.head.predict, []
 
-    def forced_predict(x):
-        log_probs, fed = predict(x)
+    def forced_predict(x, noise=None):
+        log_probs, fed = predict(x, noise)
         found.append(log_probs[0])
         wanted = torch.full_like(log_probs, -1000.0)
         wanted[0, next(forced)] = 0.0
@@ -185,7 +178,7 @@ def test_a_choice_outside_the_draft_vocabulary_is_not_learned(small_llama):
 
 def test_training_goes_on_where_it_stopped(small_llama, tmp_path, monkeypatch):
     # The rate follows the clock, which would not be the same twice.
-    monkeypatch.setattr("training.eagle3.__main__.time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr("training.eagle3.train.time", SimpleNamespace(monotonic=lambda: 0.0))
     source = batches(corpus(30, 0), seed=0)
     seen = [next(source) for _ in range(2)] * 3
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.training.test_eagle3 import SMALL, randomise
-from training.eagle3.__main__ import Trainer
+from training.eagle3.train import Trainer
 from training.llama import Llama
 
 

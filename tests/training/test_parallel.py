@@ -1,10 +1,18 @@
 """Ranks are real processes here: what they train together is what one would train on all of their rows."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
+from transformers import AutoTokenizer
 
+from tests.engine.embedded import MODEL
+from training.corpus import Corpus
+from training.dialogues import dialogue
 from training.parallel import ALONE, Ranks, launch, sum_over
 
 ROWS = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
@@ -63,3 +71,19 @@ def test_a_rank_that_fails_ends_the_run_with_its_reason(train, said):
 def test_one_rank_needs_no_other():
     assert Ranks().first
     launch(come_apart, 1)
+
+
+@pytest.mark.parametrize("module", ["training.eagle3", "training.mtp", "training.medusa"])
+def test_the_trainers_of_drafters_run_on_two_ranks_from_their_commands(module, tmp_path):
+    """As a user starts them: what spawned processes import is not what a test has imported."""
+    calls = [dialogue(seed, intents=1) for seed in range(24)]
+    lines = [json.dumps({"messages": call.messages, "tools": call.tools}) for call in calls]
+    (tmp_path / "calls.jsonl").write_text("\n".join(lines))
+    Corpus.encode(AutoTokenizer.from_pretrained(MODEL), iter(calls[:2])).save(tmp_path / "held.npz")
+    files = ("--conversations", tmp_path / "calls.jsonl", "--held-out", tmp_path / "held.npz")
+    outputs = ("--work", tmp_path / "work", "--out", tmp_path / "out", "--minutes", "0.01", "--ranks", "2")
+    command = [sys.executable, "-m", module, "--target", MODEL, *files, *outputs]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "chain of 4 emits" in done.stdout
+    assert list((tmp_path / "out").iterdir())

@@ -1,33 +1,20 @@
-"""The EAGLE-3 head as it is trained: one decoder layer, unrolled over its own outputs ("training-time test").
+"""The EAGLE-3 head as it is trained: a decoder layer over [embedding, hidden state] and a reduced vocabulary.
 
-Owns the unrolled forward and the published file layout (`midlayer.*`). Knows no data and no schedule. That the unroll
-computes what the engine's drafting computes, step by step, is tested.
+Owns the parameters and the published file layout (`midlayer.*`); the unrolled forward is `training.unroll`'s.
 """
 
 import json
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from training.llama import MLP, Llama, RMSNorm, Shape, rotary, rotate
+from training.llama import MLP, Llama, RMSNorm, Shape
+from training.unroll import Rows, Unrolled
 
-
-@dataclass(frozen=True)
-class Rows:
-    """Where drafts begin in a batch of B conversations of T tokens, M to a conversation.
-
-    at: int64 [B, M], position t of the last target feature that the draft has; the token at t + 1 is its root.
-    valid: bool [B, M, steps], whether the token that step i predicts (at t + 2 + i) is learned.
-    """
-
-    at: Tensor
-    valid: Tensor
+__all__ = ["Eagle3Head", "Rows"]
 
 
 class Midlayer(nn.Module):
@@ -50,21 +37,16 @@ class Midlayer(nn.Module):
         self.mlp = MLP(shape)
 
 
-class Eagle3Head(nn.Module):
+class Eagle3Head(Unrolled):
     """The trained parameters. `taps`: places of the target's residual stream that are fused (input of layer i)."""
 
     def __init__(self, shape: Shape, taps: tuple[int, ...], draft_ids: Tensor) -> None:
-        """draft_ids: int64 [draft vocabulary], ascending target ids."""
-        super().__init__()
-        self.shape, self.taps = shape, taps
+        super().__init__(shape, draft_ids)
+        self.taps = taps
         self.fc = nn.Linear(len(taps) * shape.hidden, shape.hidden, bias=False)
         self.midlayer = Midlayer(shape)
         self.norm = RMSNorm(shape.hidden, shape.norm_eps)
         self.lm_head = nn.Linear(shape.hidden, len(draft_ids), bias=False)
-        self.register_buffer("draft_ids", draft_ids, persistent=False)
-        cos, sin = rotary(shape, shape.max_positions)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 nn.init.normal_(weight, std=0.02 * (0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1))
@@ -77,70 +59,19 @@ class Eagle3Head(nn.Module):
         self.norm.weight.copy_(target.model.norm.weight)
         self.lm_head.weight.copy_(target.model.embed_tokens.weight[self.draft_ids])
 
-    def forward(self, features: Tensor, ids: Tensor, embedding: Tensor, rows: Rows) -> list[Tensor]:
-        """Logits [B, M, draft vocabulary] of every step of the unroll.
+    @property
+    def layer(self) -> nn.Module:
+        return self.midlayer
 
-        features: [B, T, taps * d], the target's states. ids: [B, T]. embedding: [V, d], the target's, frozen.
-        Step i at row t takes the previous step's output (step 0: the fused features at t), the token at t + 1 + i, and
-        sees the pairs up to t and its own earlier steps. Tokens are the conversation's own, states are the head's.
-        """
-        length = ids.shape[1]
-        following = F.pad(ids[:, 1:], (0, 1))
-        fused = self.fc(features).float()  # the stream stays in fp32, whose norms are fused kernels
-        q, k, v, residual = self._project(fused, following, embedding, torch.arange(length))
-        q, residual = _gather(q, rows.at), _gather(residual, rows.at)
-        past_k, past_v = self._expand(k), self._expand(v)
-        past_mask = (torch.arange(length) <= rows.at[..., None])[:, None]  # [B, 1, M, T]
-        own_k: list[Tensor] = []
-        own_v: list[Tensor] = []
-        logits = []
-        for step in range(rows.valid.shape[-1]):
-            if step:
-                at = (rows.at + 1 + step).clamp(max=length - 1)
-                q, k, v, residual = self._project(hidden, ids.gather(1, at), embedding, rows.at + step)  # noqa: F821
-                own_k.append(self._expand(k))
-                own_v.append(self._expand(v))
-            hidden = self._output(q, past_k, past_v, past_mask, own_k, own_v, residual)
-            logits.append(self.lm_head(self.norm(hidden)))
-        return logits
+    def fuse(self, features: Tensor) -> Tensor:
+        return self.fc(features)
 
-    def _project(
-        self, hidden: Tensor, tokens: Tensor, embedding: Tensor, positions: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(q, k, v [B, n, heads, head_dim], residual [B, n, d]) of pairs of a state and the token that followed."""
-        layer, shape = self.midlayer, self.shape
-        embedded = layer.input_layernorm(embedding[tokens])
-        x = torch.cat([embedded, layer.hidden_norm(hidden)], -1)
-        cos, sin = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)
-        split = (*x.shape[:2], -1, shape.head_dim)
-        q, k, v = (layer.self_attn[f"{name}_proj"](x).view(split) for name in "qkv")
-        return rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype), v, hidden
+    def join(self, embedded: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        layer = self.midlayer
+        return torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(hidden)], -1), hidden
 
-    def _expand(self, x: Tensor) -> Tensor:
-        """Keys or values [B, n, kv_heads, head_dim] to [B, heads, n, head_dim]."""
-        return x.repeat_interleave(self.shape.heads // self.shape.kv_heads, dim=2).transpose(1, 2)
-
-    def _output(
-        self,
-        q: Tensor,
-        past_k: Tensor,
-        past_v: Tensor,
-        past_mask: Tensor,
-        own_k: list[Tensor],
-        own_v: list[Tensor],
-        residual: Tensor,
-    ) -> Tensor:
-        """States [B, M, d]. A row sees the masked past and, of each earlier step of the unroll, the same row only."""
-        q = q.transpose(1, 2) / math.sqrt(self.shape.head_dim)
-        scores = (q @ past_k.mT).float().masked_fill(~past_mask, -torch.inf)
-        own = [(q * k).sum(-1, keepdim=True).float() for k in own_k]
-        probs = torch.cat([scores, *own], -1).softmax(-1).to(past_v.dtype)
-        length = past_k.shape[2]
-        out = probs[..., :length] @ past_v
-        for step, v in enumerate(own_v):
-            out = out + probs[..., length + step, None] * v
-        x = residual + self.midlayer.self_attn["o_proj"](out.transpose(1, 2).flatten(2))
-        return x + self.midlayer.mlp(self.midlayer.post_attention_layernorm(x))
+    def predict(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        return self.lm_head(self.norm(x)), x
 
     def config(self) -> dict[str, Any]:
         """`config.json` in the layout of SpecForge: top-level layer ids are those whose input is tapped."""
@@ -168,8 +99,3 @@ class Eagle3Head(nn.Module):
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         (directory / "model.safetensors").chmod(0o644)
         (directory / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n")
-
-
-def _gather(x: Tensor, at: Tensor) -> Tensor:
-    """x [B, T, ...] at positions [B, M]: [B, M, ...]."""
-    return x[torch.arange(x.shape[0])[:, None], at]

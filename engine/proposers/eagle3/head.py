@@ -61,6 +61,18 @@ class Head:
         self._refuse_unused()
         self.rotary = Rotary(config.rope, config.head_dim, target.config.max_positions, self._dtype, self._device)
 
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return self.config.taps
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.config.num_kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.config.head_dim
+
     def fuse(self, features: Tensor) -> Tensor:
         """Target states [m, taps, d] to the head's hidden states [m, H]."""
         if self._fc_norm is not None:
@@ -95,11 +107,16 @@ class Head:
         x = residual + F.linear(attend(qk[:, :heads], kv, place), self._output)
         return x + swiglu(rms_norm(x, self._mlp_norm, eps), self._gate_up, self._down)
 
-    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(log-probabilities [m, draft vocabulary], hidden states [m, H] to feed to the next level)."""
+    def predict(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(log-probabilities [m, draft vocabulary], hidden states [m, H] to feed to the next level).
+
+        noise: float [draft vocabulary], added to every row's logits.
+        """
         normed = rms_norm(x, self._norm, self.config.rms_norm_eps)
-        logits = F.linear(normed, self._lm_head)
-        return logits.float().log_softmax(-1), normed if self.config.feed_normed else x
+        logits = F.linear(normed, self._lm_head).float()
+        if noise is not None:
+            logits = logits + noise
+        return logits.log_softmax(-1), normed if self.config.feed_normed else x
 
     def _take(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
         """The tensor, out of those that are left. shape: None stands for any size."""

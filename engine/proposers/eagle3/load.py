@@ -7,7 +7,8 @@ from pathlib import Path
 from engine.models.decoder import Decoder
 from engine.proposers.eagle3.checkpoint import read_head
 from engine.proposers.eagle3.head import Head
-from engine.proposers.eagle3.proposer import Eagle3Proposer
+from engine.proposers.pairs.proposer import PairProposer
+from engine.proposers.setup import Setup, needed
 
 
 def load_eagle3(
@@ -20,7 +21,7 @@ def load_eagle3(
     taps: tuple[int, ...] | None = None,
     source: int = 0,
     chain: bool = False,
-) -> Eagle3Proposer:
+) -> PairProposer:
     """Load a published head. rope_theta and taps (residual-stream indices) override what its config says.
 
     Raises ModelError by name where the head does not fit the target.
@@ -28,4 +29,18 @@ def load_eagle3(
     directory = Path(directory)
     config, tensors = read_head(directory, target.config, rope_theta=rope_theta, taps=taps)
     head = Head(config, tensors, target, directory)
-    return Eagle3Proposer(head, pool_tokens=pool_tokens, page_tokens=page_tokens, source=source, chain=chain)
+    return PairProposer("eagle3", head, pool_tokens=pool_tokens, page_tokens=page_tokens, source=source, chain=chain)
+
+
+def load(path: Path | None, setup: Setup) -> PairProposer:
+    """The table's way in. Raises ModelError by name."""
+    return load_eagle3(
+        needed(path, "eagle3"),
+        setup.target,
+        pool_tokens=setup.pool_tokens,
+        page_tokens=setup.page_tokens,
+        rope_theta=setup.rope_theta,
+        taps=setup.taps,
+        source=setup.source,
+        chain=setup.chain,
+    )

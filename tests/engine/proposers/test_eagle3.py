@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from engine.models.decoder import Decoder
-from engine.proposers.eagle3 import draft as draft_module
 from engine.proposers.eagle3 import load_eagle3
-from engine.proposers.eagle3.draft import Eagle3Draft
-from engine.proposers.eagle3.proposer import Eagle3Proposer
+from engine.proposers.pairs import draft as draft_module
+from engine.proposers.pairs.draft import PairDraft
+from engine.proposers.pairs.proposer import PairProposer
 from engine.tree import DraftTree
 from tests.engine import checkpoints
 from tests.engine.loading import load
@@ -28,7 +28,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
 
 
 @pytest.fixture(scope="module")
-def pair(target: Decoder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Eagle3Proposer, heads.SlowHead]:
+def pair(target: Decoder, tmp_path_factory: pytest.TempPathFactory) -> tuple[PairProposer, heads.SlowHead]:
     tensors = heads.random_head(target.config)
     directory = heads.write(tmp_path_factory.mktemp("head"), tensors, heads.head_config(target.config))
     proposer = load_eagle3(directory, target, pool_tokens=2048, taps=(1, 2, 4))
@@ -62,7 +62,7 @@ def check(target: Decoder, slow: heads.SlowHead, tree: DraftTree, tokens: list[i
 
 
 def test_a_pair_joins_a_feature_with_the_token_after_it(
-    target: Decoder, pair: tuple[Eagle3Proposer, heads.SlowHead]
+    target: Decoder, pair: tuple[PairProposer, heads.SlowHead]
 ) -> None:
     """Worked by hand: positions 0, 1, 2 hold tokens 5, 6, 7 and the root 8 stands at 3. The head reads the pairs
     (f0, 6), (f1, 7), (f2, 8), and its last output is the first guess."""
@@ -81,7 +81,7 @@ def test_a_pair_joins_a_feature_with_the_token_after_it(
 
 
 @pytest.mark.parametrize("budget", [2, 5, 8, 16, 24, 32, 60])
-def test_scores_are_the_slow_heads(budget: int, target: Decoder, pair: tuple[Eagle3Proposer, heads.SlowHead]) -> None:
+def test_scores_are_the_slow_heads(budget: int, target: Decoder, pair: tuple[PairProposer, heads.SlowHead]) -> None:
     proposer, slow = pair
     tokens = [3, 1, 4, 1, 5, 9, 2, 6]
     draft = proposer.start()
@@ -93,7 +93,7 @@ def test_scores_are_the_slow_heads(budget: int, target: Decoder, pair: tuple[Eag
 
 
 def test_the_tree_holds_the_most_likely_first_tokens(
-    target: Decoder, pair: tuple[Eagle3Proposer, heads.SlowHead]
+    target: Decoder, pair: tuple[PairProposer, heads.SlowHead]
 ) -> None:
     proposer, slow = pair
     tokens = [9, 8, 7]
@@ -110,13 +110,13 @@ def test_the_tree_holds_the_most_likely_first_tokens(
 
 @pytest.mark.parametrize("seed", range(12))
 def test_it_follows_the_cache_through_anything(
-    seed: int, target: Decoder, pair: tuple[Eagle3Proposer, heads.SlowHead]
+    seed: int, target: Decoder, pair: tuple[PairProposer, heads.SlowHead]
 ) -> None:
     """Random appends, proposals, rewinds, forks and catching up: the tree is that of a fresh draft every time."""
     proposer, slow = pair
     rng = random.Random(seed)
     draft, log = proposer.start(), [rng.randrange(checkpoints.VOCAB)]  # log: one token more than was observed
-    others: list[Eagle3Draft] = []
+    others: list[PairDraft] = []
     rewound = False  # the engine forwards at least one token between a rewind and the next proposal
     for _ in range(25):
         action = rng.choice(["observe", "observe", "propose", "rewind", "fork", "catch up"])
@@ -147,7 +147,7 @@ def test_it_follows_the_cache_through_anything(
 
 
 def test_a_draft_that_was_off_for_long_restarts_with_a_window(
-    target: Decoder, pair: tuple[Eagle3Proposer, heads.SlowHead], monkeypatch: pytest.MonkeyPatch
+    target: Decoder, pair: tuple[PairProposer, heads.SlowHead], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(draft_module, "MAX_WAITING", 16)
     proposer, slow = pair

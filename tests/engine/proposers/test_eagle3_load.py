@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.models.decoder import Decoder
 from engine.proposers.eagle3 import load_eagle3
-from engine.proposers.eagle3.proposer import Eagle3Proposer
+from engine.proposers.pairs.proposer import PairProposer
 from tests.engine import checkpoints
 from tests.engine.loading import load
 from tests.engine.proposers import heads
@@ -65,11 +65,11 @@ def norm(size: int = WIDTH) -> Tensor:
     return 1 + 0.3 * torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
 
 
-def read(directory: Path, target: Decoder, **options: Any) -> Eagle3Proposer:
+def read(directory: Path, target: Decoder, **options: Any) -> PairProposer:
     return load_eagle3(directory, target, pool_tokens=1024, **options)
 
 
-def drafts_like(proposer: Eagle3Proposer, slow: heads.SlowHead, target: Decoder) -> None:
+def drafts_like(proposer: PairProposer, slow: heads.SlowHead, target: Decoder) -> None:
     """Every node of a drafted tree scores what the slow head gives its path."""
     known, draft = features(target, TOKENS), proposer.start()
     proposer.observe(draft, torch.tensor(TOKENS), known, None)

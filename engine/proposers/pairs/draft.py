@@ -1,4 +1,4 @@
-"""One session's EAGLE-3 state: keys of the pairs drafted over so far, and the features that wait for their next token.
+"""One session's state of a pair head: keys of the pairs drafted over so far, features that wait for their next token.
 
 Pair i joins the target's feature at position i with the token at position i + 1, and lives at key index i (less
 ``base``). While the target's cache holds positions up to c - 1 and the root stands at c, the pairs up to c - 1 can be
@@ -16,7 +16,7 @@ MAX_WAITING = 1024
 """Features that may wait while nothing is drafted; past that the draft restarts with a window of the latest half."""
 
 
-class Eagle3Draft:
+class PairDraft:
     """A ``Draft``. ``base``: position of the first pair in the cache (0 until the draft had to restart)."""
 
     def __init__(self, cache: KVCache) -> None:
@@ -85,8 +85,8 @@ class Eagle3Draft:
             self.cache.truncate(min(self.cache.length, length - self.base))
         self._cut_waiting(length)
 
-    def fork(self) -> Eagle3Draft:
-        child = Eagle3Draft(self.cache.fork())
+    def fork(self) -> PairDraft:
+        child = PairDraft(self.cache.fork())
         child.base = self.base
         child._tokens = self._tokens.copy()
         child._waiting = self._waiting.copy()

@@ -1,0 +1,55 @@
+"""Every way of drafting, by the name that a configuration gives it. Nothing else in the engine learns these names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from engine.config import split_drafters
+from engine.errors import ModelError
+from engine.interfaces import Proposer
+from engine.proposers import draft_model, mtp, recycling, suffix
+from engine.proposers.cascade import Cascade
+from engine.proposers.eagle3 import load as eagle3
+from engine.proposers.medusa import load as medusa
+from engine.proposers.none import NoProposer
+from engine.proposers.setup import Setup
+
+Load = Callable[[Path | None, Setup], Proposer]
+
+
+PROPOSERS: dict[str, Load] = {
+    "none": lambda path, setup: NoProposer(),
+    "suffix": suffix.load,
+    "recycling": recycling.load,
+    "draft": draft_model.load,
+    "medusa": medusa.load,
+    "mtp": mtp.load,
+    "eagle3": eagle3.load,
+}
+
+
+WITHOUT_CHECKPOINT = {"none", "suffix", "recycling"}
+
+
+def parse(spec: str) -> list[tuple[str, Path | None]]:
+    """``eagle3:DIR+suffix`` as (name, checkpoint) of every drafter. Raises ModelError for names that are not known."""
+    found = []
+    for name, path in split_drafters(spec):
+        if name not in PROPOSERS:
+            hint = f"; for an EAGLE-3 head write eagle3:{name}" if "/" in name else ""
+            raise ModelError(f"drafter {name!r} is not known; these are: {', '.join(PROPOSERS)}{hint}")
+        if path and name in WITHOUT_CHECKPOINT:
+            raise ModelError(f"drafter {name} takes no checkpoint, so {path} would go unused")
+        found.append((name, Path(path) if path else None))
+    return found
+
+
+def load_drafters(spec: str, setup: Setup) -> Proposer:
+    """What ``spec`` names: one drafter, or several joined by ``+`` and merged into one tree, asked in that order.
+
+    Raises ModelError by name for what is not known or does not fit the target.
+    """
+    parts = [PROPOSERS[name](path, replace(setup, source=i)) for i, (name, path) in enumerate(parse(spec))]
+    return parts[0] if len(parts) == 1 else Cascade(parts)

@@ -1,0 +1,150 @@
+"""Self-speculation: its index against a search of the whole text, what it drafts, and what it learns."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.proposers.suffix import (
+    LONGEST,
+    MOST_MATCHES,
+    ORDERS,
+    TRIED,
+    MatchStatistics,
+    SuffixDraft,
+    SuffixIndex,
+    SuffixProposer,
+    Trie,
+)
+from engine.tree import DraftTree
+
+EDITS = st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 3), max_size=12), st.integers(0, 20)), max_size=12)
+
+
+def search(text: list[int], root: int) -> list[tuple[int, int]]:
+    """``SuffixIndex.matches`` without an index."""
+    whole = [*text, root]
+    found: dict[int, int] = {}
+    for order, tried in zip(ORDERS, TRIED, strict=True):
+        ends = [p for p in range(order - 1, len(text)) if whole[-order:] == text[p - order + 1 : p + 1]]
+        for place in ends[::-1][:tried]:
+            length = 0
+            while length < LONGEST and place >= length and text[place - length] == whole[len(text) - length]:
+                length += 1
+            found[place] = length
+        if len(found) >= MOST_MATCHES:
+            break
+    return sorted(found.items(), key=lambda match: (-match[1], -match[0]))[:MOST_MATCHES]
+
+
+@settings(max_examples=150, deadline=None)
+@given(EDITS, st.integers(0, 3))
+def test_matches_are_those_of_a_search_after_any_appends_and_rewinds(
+    edits: list[tuple[bool, list[int], int]], root: int
+) -> None:
+    index, text = SuffixIndex(), list[int]()
+    for forked, tokens, rewind in edits:
+        for token in tokens:
+            index.append(token)
+        text += tokens
+        if forked:
+            index = index.copy()
+        index.truncate(max(0, len(text) - rewind))
+        del text[max(0, len(text) - rewind) :]
+        assert index.tokens == text
+        assert index.matches(root) == search(text, root)
+
+
+def test_a_fork_does_not_hear_of_its_parent() -> None:
+    index = SuffixIndex()
+    for token in (1, 2, 3):
+        index.append(token)
+    child = index.copy()
+    child.append(1)
+    index.truncate(1)
+    assert child.matches(2) == [(1, 2)] and index.matches(2) == []
+
+
+@given(st.lists(st.integers(0, 2), min_size=2, max_size=20), st.integers(0, 2), st.integers(1, 30))
+def test_a_continuation_goes_round_where_the_text_ends(text: list[int], root: int, count: int) -> None:
+    index = SuffixIndex()
+    for token in text:
+        index.append(token)
+    for place in range(len(text)):
+        grown = [*text, root]
+        for i in range(count):
+            grown.append(grown[place + 1 + i])
+        assert index.continuation(place, root, count) == grown[place + 1 : place + 1 + count]
+
+
+def drafted(text: list[int], root: int, budget: int, *, chain: bool = False) -> DraftTree:
+    proposer = SuffixProposer(source=3, chain=chain)
+    draft = proposer.start()
+    proposer.observe(draft, torch.tensor(text), None, None)
+    tree = proposer.propose([draft], [root], [None], budget)[0]
+    tree.check()
+    return tree
+
+
+def test_what_followed_the_longest_match_comes_first_and_shorter_ones_beside_it() -> None:
+    text = [5, 6, 7, 1, 2, 9, 7, 3, 4, 9, 5, 6]
+    chain = drafted(text, 7, 4, chain=True)
+    assert chain.tokens.tolist() == [7, 1, 2, 9] and chain.causal
+    tree = drafted(text, 7, 20)
+    first = (tree.parents == 0).nonzero()[:, 0]
+    score = dict(zip(tree.tokens[first].tolist(), tree.score[first].tolist(), strict=True))
+    assert set(score) == {1, 3}, "after 5 6 7 came 1, after 9 7 came 3"
+    assert score[1] > score[3]
+    assert set(tree.source.tolist()) == {-1, 3}
+
+
+@pytest.mark.parametrize("budget", [1, 2, 5, 16])
+def test_a_tree_keeps_its_budget_and_text_that_is_new_drafts_nothing(budget: int) -> None:
+    assert len(drafted([1, 2, 3, 1, 2, 4, 1, 2, 5, 1, 2], 3, budget)) <= budget
+    assert len(drafted([1, 2, 3], 9, budget)) == 1
+
+
+def test_scores_fall_along_a_path_and_siblings_share_what_there_is() -> None:
+    tree = drafted([1, 2, 3, 1, 2, 4, 1, 2, 5, 1, 2, 6, 1], 2, 40)
+    for node in range(1, len(tree)):
+        assert tree.score[node] <= tree.score[int(tree.parents[node])]
+    for parent in range(len(tree)):
+        assert float(tree.score[tree.parents == parent].sum()) <= float(tree.score[parent]) + 1e-6
+
+
+def test_a_trie_drops_what_is_hardly_probable() -> None:
+    trie = Trie(0)
+    trie.add([1, 2, 3], [0.5, 0.5, 0.01], least=0.02)
+    trie.add([1, 4], [0.9, 0.5], least=0.02)
+    assert trie.tokens == [0, 1, 2, 4] and trie.scores == pytest.approx([1.0, 0.5, 0.25, 0.5 * 0.5 * 0.5])
+
+
+def test_matches_that_hold_are_trusted_more_and_those_that_do_not_less() -> None:
+    proposer = SuffixProposer()
+    for right in (True, False):
+        draft = proposer.start()
+        assert isinstance(draft, SuffixDraft)
+        text = [*range(10, 30), *range(40, 50)]
+        proposer.observe(draft, torch.tensor([*text, 10]), None, None)
+        before = MatchStatistics()
+        for at in range(11, 20):
+            proposer.propose([draft], [at if right else at + 60], [None], 4)
+            proposer.observe(draft, torch.tensor([at if right else at + 60]), None, None)
+            if not right:
+                proposer.observe(draft, torch.tensor([at]), None, None)
+        change = [draft.statistics.rate(n) - before.rate(n) for n in range(1, 12)]
+        assert max(change) > 0.02 if right else min(change) <= 0.0
+
+
+def test_an_append_costs_the_same_in_a_long_text() -> None:
+    """By what it touches: each order's run and one place, however long the text is."""
+    index = SuffixIndex()
+    for token in itertools.islice(itertools.cycle((1, 2, 3, 1, 2, 4)), 4000):
+        index.append(token)
+    assert len(index.matches(1)) == MOST_MATCHES
+    assert sum(len(before) for before in index._before) == len(ORDERS) * 4000
+    assert sum(len(latest) for latest in index._latest) < 20

@@ -1,0 +1,54 @@
+"""A tool call that is no call: the client is told, and the history does not hold it. The call is cut off for real, by a
+stop token inside of it or by the length."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.text.reply import CALL
+from service import client_events as client
+from service import server_events as server
+from service.options import GenerationPatch, TurnOptions
+from service.problems import Reason
+from tests.service.calls import CallUnderTest, chat
+from tests.service.test_telemetry import at_a_tool_call
+
+
+def call_tokens() -> tuple[int, ...]:
+    """What the model writes when it calls the example's tool."""
+    opening, line = at_a_tool_call()
+    call = CallUnderTest(opening)
+    call.run()
+    before = len(call.engine.log("tools"))
+    call.send(client.Final(1, line))
+    call.run()
+    log = call.engine.log("tools")
+    start = next(i for i in range(before, len(log)) if CALL in chat().codec.decode(list(log[before : i + 1])))
+    return log[start + 1 :]
+
+
+@pytest.mark.parametrize("ended_by", ["stop token", "length"])
+def test_a_call_that_is_cut_off_fails_the_turn_or_ends_it_by_length(ended_by: str) -> None:
+    opening, line = at_a_tool_call()
+    patch = (
+        GenerationPatch(stop_token_ids=frozenset({call_tokens()[4]}))
+        if ended_by == "stop token"
+        else GenerationPatch(max_tokens=5)
+    )
+    call = CallUnderTest(opening)
+    call.send(client.Final(1, line, TurnOptions(generation=patch)))
+    call.run()
+    (end,) = call.of(server.TurnEnded)
+    assert call.of(server.ToolCalled) == []
+    failures = [event for event in call.of(server.Failure) if event.turn_id == 1]
+    if ended_by == "stop token":
+        assert end.reason is server.TurnEnd.FAILED
+        assert [failure.problem.reason for failure in failures] == [Reason.MALFORMED_TOOL_CALL]
+    else:
+        assert end.reason is server.TurnEnd.LENGTH and failures == []
+    assert call.conversation is not None
+    assert CALL not in chat().codec.decode(list(call.conversation.tokens)[-20:])
+    call.send(client.Final(2, "Hello?"))
+    call.run()
+    assert call.engine.log("tools") == tuple(call.conversation.tokens)
+    assert 2 in {event.turn_id for event in (*call.of(server.TurnEnded), *call.of(server.TurnWaiting))}

@@ -1,0 +1,119 @@
+"""Trains an MTP module (DeepSeek-V3, arXiv 2412.19437, section 2.2) for a frozen target.
+
+`python -m training.mtp --target DIR --conversations FILE --held-out FILE.npz --work DIR --out DIR --minutes 20
+--ranks 2`; started again with the same `--work` it goes on where it stopped.
+
+The one module drafts every level, so it is unrolled over its own normed states. Data, loss and schedule are those of
+an EAGLE-3 head, over the whole vocabulary. Embeddings and output rows are the target's.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from training.corpus import Corpus
+from training.eagle3.objective import Teacher
+from training.eagle3.rows import load_conversations
+from training.eagle3.train import Trainer, load_target, parse_arguments
+from training.llama import Layer, Llama, RMSNorm, Shape
+from training.parallel import Ranks, launch
+from training.unroll import Unrolled
+
+
+class Module(Unrolled):
+    """The trained parameters: a block of the target's shape over a projection of [embedding, state], both normed."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape, torch.arange(shape.vocab))
+        self.enorm = RMSNorm(shape.hidden, shape.norm_eps)
+        self.hnorm = RMSNorm(shape.hidden, shape.norm_eps)
+        self.eh_proj = nn.Linear(2 * shape.hidden, shape.hidden, bias=False)
+        self.layer = Layer(shape)
+        self.norm = RMSNorm(shape.hidden, shape.norm_eps)
+        for name, weight in self.named_parameters():
+            if weight.dim() == 2:
+                nn.init.normal_(weight, std=0.02 * (0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1))
+
+    @torch.no_grad()
+    def begin_like(self, target: Llama) -> None:
+        """Start from the target: its last norm, and its state passed through."""
+        size = self.shape.hidden
+        self.eh_proj.weight[:, size:] += torch.eye(size)
+        self.norm.weight.copy_(target.model.norm.weight)
+
+    def fuse(self, features: Tensor) -> Tensor:
+        return features
+
+    def join(self, embedded: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], -1)).float()
+        return self.layer.input_layernorm(x), x
+
+    def predict(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        normed = self.norm(x)
+        return F.linear(normed, embedding), normed
+
+    def config(self) -> dict[str, Any]:
+        """`config.json`: the target's, whose layers the module is counted behind."""
+        more = {"architectures": ["LlamaForCausalLMNextN"], "num_nextn_predict_layers": 1, "torch_dtype": "bfloat16"}
+        return self.shape.config() | more
+
+    def save(self, directory: Path) -> None:
+        """DeepSeek's names; without `embed_tokens` and `shared_head.head`, which are the target's."""
+        directory.mkdir(parents=True, exist_ok=True)
+        prefix = f"model.layers.{self.shape.layers}."
+        tensors = {}
+        for name, value in self.named_parameters():
+            published = "shared_head.norm.weight" if name == "norm.weight" else name.removeprefix("layer.")
+            tensors[prefix + published] = value.detach().bfloat16().contiguous()
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        (directory / "model.safetensors").chmod(0o644)
+        (directory / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n")
+
+
+class NormTeacher(Teacher):
+    """Gives the target's states behind its final norm, which a module reads."""
+
+    def __init__(self, target: Llama) -> None:
+        super().__init__(target, ())
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(features, last states) of ids [B, T], which are the same [B, T, d]."""
+        last = self.target.model(ids)
+        return last, last
+
+
+class ModuleTrainer(Trainer):
+    """One run. Its "draft vocabulary" is the target's whole one."""
+
+    def begin(self, target: Llama, draft_ids: Tensor) -> tuple[Teacher, Unrolled]:
+        module = Module(target.shape)
+        module.begin_like(target)
+        return NormTeacher(target), module
+
+
+def train(ranks: Ranks, arguments: argparse.Namespace) -> None:
+    """One rank's part of a run; the first writes the module."""
+    target = load_target(arguments.target)
+    corpus = load_conversations(arguments.conversations, arguments.target)
+    every_id = torch.arange(target.shape.vocab)
+    trainer = ModuleTrainer(target, every_id, arguments.work, arguments.minutes, arguments.seed, ranks)
+    trainer.say(f"{len(corpus)} conversations, {len(corpus.ids) / 1e6:.1f} M tokens")
+    trainer.run(corpus, Corpus.load(arguments.held_out))
+    if ranks.first:
+        trainer.head.save(arguments.out)
+
+
+def main() -> None:
+    arguments = parse_arguments(__doc__)
+    launch(train, arguments.ranks, arguments)
+
+
+if __name__ == "__main__":
+    main()
