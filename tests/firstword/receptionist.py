@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from firstword import Item, Message, Tool, ToolCall, ToolHandler, ToolResult
-from tests.e2e.server import MODEL
+from tests.e2e.server import EXAMPLES as EXAMPLE_CALLS
 
-EXAMPLES: Sequence[Mapping[str, Any]] = [
-    json.loads(line) for line in (MODEL / "examples.jsonl").read_text().splitlines()
-]
+EXAMPLES: Sequence[Mapping[str, Any]] = [json.loads(line) for line in EXAMPLE_CALLS.read_text().splitlines()]
 MESSAGES: Sequence[Mapping[str, Any]] = EXAMPLES[0]["messages"]
 SYSTEM: str = MESSAGES[0]["content"]
 LINES: Sequence[str] = [message["content"] for message in MESSAGES if message["role"] == "user"]
