@@ -56,9 +56,9 @@ def make_target(work: Path, model: Path, minutes: float) -> None:
 
 def write_examples(model: Path) -> None:
     """A few whole calls beside the model: system prompts and tools in the form it was trained on, for demos and
-    benchmarks.
+    benchmarks. The first is what `firstword demo` plays.
     """
-    examples = [dialogue(seed, intents=2) for seed in range(HEAD_SEED - EXAMPLE_CALLS, HEAD_SEED)]
+    examples = [dialogue(HEAD_SEED - 1 - number, intents=2) for number in range(EXAMPLE_CALLS)]
     lines = [json.dumps({"messages": item.messages, "tools": item.tools}) for item in examples]
     (model / "examples.jsonl").write_text("\n".join(lines) + "\n")
 

@@ -26,8 +26,7 @@ from service.items import MessageItem, ToolDefinition
 from service.options import GenerationPatch, TurnOptions
 from service.telemetry.recording import BUCKETS
 from service.telemetry.setup import views
-from tests.e2e.server import MODEL as MODEL_DIRECTORY
-from tests.e2e.server import CallStream, ServiceProcess, connected
+from tests.e2e.server import EXAMPLES, CallStream, ServiceProcess, connected
 from tests.service.calls import LINES, MODEL, SYSTEM, CallUnderTest
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -84,14 +83,12 @@ def within(inner: ReadableSpan, outer: ReadableSpan) -> bool:
 
 
 def example_messages() -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = json.loads((MODEL_DIRECTORY / "examples.jsonl").read_text().splitlines()[0])[
-        "messages"
-    ]
+    messages: list[dict[str, Any]] = json.loads(EXAMPLES.read_text().splitlines()[0])["messages"]
     return messages
 
 
 def example_tools() -> list[dict[str, Any]]:
-    tools: list[dict[str, Any]] = json.loads((MODEL_DIRECTORY / "examples.jsonl").read_text().splitlines()[0])["tools"]
+    tools: list[dict[str, Any]] = json.loads(EXAMPLES.read_text().splitlines()[0])["tools"]
     return [tool["function"] for tool in tools]
 
 
