@@ -60,7 +60,7 @@ def _folded(text: str) -> list[tuple[str, int]]:
     return [
         (part, end)
         for end, char in enumerate(text, 1)
-        for part in unicodedata.normalize("NFKD", char).casefold()
+        for part in unicodedata.normalize("NFKD", char).upper().casefold()  # a dotless i is a capital I, too
         if part.isalnum() or unicodedata.category(part).startswith("M")
     ]
 

@@ -67,6 +67,10 @@ def test_any_beginning_of_a_text_is_found_in_it(text: str, data: st.DataObject) 
     assert not has_words(between)
 
 
+def test_letters_that_share_a_capital_are_alike() -> None:
+    assert heard("kızım ve ſtraße", "KIZIM VE STRASSE") == 15
+
+
 @given(TEXT, st.data())
 def test_case_spacing_and_punctuation_make_no_difference(text: str, data: st.DataObject) -> None:
     end = data.draw(st.integers(0, len(text)))
