@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from engine.tree import DraftTree
 
 
@@ -200,13 +198,4 @@ def _subtree(tree: DraftTree, nodes: Sequence[int]) -> DraftTree:
         while node not in keep:
             keep.add(node)
             node = parents[node]
-    index = sorted(keep)
-    position = {node: i for i, node in enumerate(index)}
-    rows = torch.tensor(index)
-    return DraftTree(
-        tokens=tree.tokens[rows],
-        parents=torch.tensor([-1] + [position[parents[node]] for node in index[1:]]),
-        score=tree.score[rows],
-        source=tree.source[rows],
-        causal=all(position[parents[node]] == i for i, node in enumerate(index[1:])),
-    )
+    return tree.subtree(keep)

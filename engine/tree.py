@@ -5,6 +5,7 @@ Owns the tree's structure and the one acceptance rule. Knows no model, no sample
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -44,6 +45,38 @@ class DraftTree:
             source=_NO_SOURCE[:n] if source == -1 and n <= _NO_SOURCE.numel() else torch.full((n,), source),
             causal=True,
         )
+
+    @staticmethod
+    def of(
+        tokens: Sequence[int], parents: Sequence[int], scores: Sequence[float], source: int | Sequence[int]
+    ) -> DraftTree:
+        """The tree of a search in plain lists, root first. source: of every node but the root, or one for each."""
+        sources = [-1] + [source] * (len(tokens) - 1) if isinstance(source, int) else list(source)
+        return DraftTree(
+            tokens=torch.tensor(tokens),
+            parents=torch.tensor(parents),
+            score=torch.tensor(scores),
+            source=torch.tensor(sources),
+            causal=all(parent == node - 1 for node, parent in enumerate(parents)),
+        )
+
+    def subtree(self, nodes: Iterable[int]) -> DraftTree:
+        """The root and ``nodes``; the parent of each must be among them."""
+        index = sorted({0, *nodes})
+        position = {node: i for i, node in enumerate(index)}
+        parents, rows = self.parents.tolist(), torch.tensor(index)
+        kept = [-1] + [position[parents[node]] for node in index[1:]]
+        causal = all(parent == node - 1 for node, parent in enumerate(kept))
+        return DraftTree(self.tokens[rows], torch.tensor(kept), self.score[rows], self.source[rows], causal)
+
+    def best(self, budget: int) -> DraftTree:
+        """The root and the ``budget - 1`` nodes of the highest scores. No node may score above its parent; ties go to
+        the earlier, so none is kept without its parent.
+        """
+        if len(self) <= budget:
+            return self
+        score = self.score.tolist()
+        return self.subtree(sorted(range(1, len(self)), key=lambda node: -score[node])[: max(0, budget - 1)])
 
     def __len__(self) -> int:
         return self.tokens.numel()

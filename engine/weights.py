@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.errors import ModelError
@@ -102,3 +103,18 @@ class Weights:
             except Exception as error:
                 raise ModelError(f"{self._directory / shard} cannot be read: {error}") from error
         return self._files[shard]
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file by name, safetensors or what ``torch.save`` wrote. Raises ModelError where it holds
+    anything else; nothing in it is run.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling raises what it likes
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise ModelError(f"{path} does not hold tensors by name")
+    return {str(name): tensor for name, tensor in loaded.items()}

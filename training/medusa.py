@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from training.corpus import Corpus
 from training.eagle3.objective import Teacher
 from training.eagle3.rows import STEPS, load_conversations
-from training.eagle3.train import Trainer, load_target
+from training.eagle3.train import Trainer, argument_parser, load_target
 from training.llama import Llama, Shape
 from training.mtp import NormTeacher
 from training.parallel import Ranks, launch
@@ -112,19 +112,10 @@ def train(ranks: Ranks, arguments: argparse.Namespace) -> None:
         trainer.head.save(arguments.out, arguments.target.name)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("target", "conversations", "held-out", "work", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ranks", type=int, default=1, help="processes, one core each")
-    parser.add_argument("--heads", type=int, default=4, choices=range(1, STEPS + 1))
-    return parser.parse_args()
-
-
 def main() -> None:
-    arguments = parse_arguments()
+    parser = argument_parser(__doc__)
+    parser.add_argument("--heads", type=int, default=4, choices=range(1, STEPS + 1))
+    arguments = parser.parse_args()
     launch(train, arguments.ranks, arguments)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from training.corpus import Corpus
 from training.eagle3.objective import Teacher
 from training.eagle3.rows import load_conversations
-from training.eagle3.train import Trainer, load_target, parse_arguments
+from training.eagle3.train import Trainer, argument_parser, load_target
 from training.llama import Layer, Llama, RMSNorm, Shape
 from training.parallel import Ranks, launch
 from training.unroll import Unrolled
@@ -111,7 +111,7 @@ def train(ranks: Ranks, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__)
+    arguments = argument_parser(__doc__).parse_args()
     launch(train, arguments.ranks, arguments)
 
 

@@ -23,13 +23,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from training.corpus import Batch, Corpus, batches, repeats
 from training.induction import induction_init
 from training.llama import Llama, Shape
-from training.optimiser import Muon, optimisers
+from training.optimiser import optimisers, rate_at, update
 from training.parallel import Ranks, launch
 from training.tokenizer import CALL_WEIGHT, END, PAD
 
 PEAK_LR = 1.2e-3
-MUON_RATE = 0.5
-"""Muon's learning rate over AdamW's. At 2e-3 it washed out the induction head before dialogues began (measured)."""
 WARM_UP_STEPS = 40
 REPEATS_LOSS, DRILLS_LOSS = 0.5, 0.15
 """A lesson of the curriculum ends when the mean loss of its last RECENT batches is below this..."""
@@ -182,8 +180,8 @@ class Trainer:
         save_model(self.model, self.tokenizer, self.out / "model")
 
     def learning_rate(self) -> float:
-        """Linear to 0 over the time budget, after a short warm-up."""
-        return PEAK_LR * min(1.0, (self.step + 1) / WARM_UP_STEPS) * max(0.0, 1.0 - self.spent / self.budget)
+        """Of the next step."""
+        return rate_at(PEAK_LR, WARM_UP_STEPS, self.step, self.spent / self.budget)
 
     def train_step(self, batch: Batch) -> float:
         """One update from all ranks' batches; returns their mean loss and adds the time since the last to `spent`."""
@@ -196,12 +194,7 @@ class Trainer:
         mean_loss, seconds = self.ranks.average(self.model.parameters(), float(loss.detach()), now - self.clock)
         self.clock = now
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        lr = self.learning_rate()
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = lr * MUON_RATE if isinstance(optimiser, Muon) else lr
-            optimiser.step()
-            optimiser.zero_grad()
+        update(self.optimisers, self.learning_rate())
         self.step += 1
         self.spent += seconds
         return mean_loss

@@ -6,6 +6,7 @@ data, no schedule and no file. That the unroll computes what the engine's drafti
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ class Rows:
     valid: Tensor
 
 
-class Unrolled(nn.Module):
+class Unrolled(nn.Module, ABC):
     """A head of one decoder layer. A subclass has the parameters and says what is read, and what is predicted from.
 
     `layer`: has `self_attn` (with `q_proj` to `o_proj`), `post_attention_layernorm` and `mlp`.
@@ -44,18 +45,18 @@ class Unrolled(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
+    @abstractmethod
     def fuse(self, features: Tensor) -> Tensor:
         """The head's states [B, T, d] of the target's [B, T, taps * d]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def join(self, embedded: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(what attention reads [B, n, width], residual [B, n, d]) of tokens' embeddings and the states before them,
         both [B, n, d]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """(logits [B, M, draft vocabulary], states fed to the next step [B, M, d]) of outputs [B, M, d]."""
-        raise NotImplementedError
 
     def forward(self, features: Tensor, ids: Tensor, embedding: Tensor, rows: Rows) -> list[Tensor]:
         """Logits [B, M, draft vocabulary] of every step of the unroll.

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-import torch
 from torch import Tensor
 
 from engine.errors import OutOfPages
@@ -215,14 +214,4 @@ class MergedTree:
 
     def tree(self, budget: int) -> DraftTree:
         """The root and the ``budget - 1`` best nodes, parents before their children."""
-        best = sorted(range(1, len(self._tokens)), key=lambda node: -self._scores[node])
-        kept = [0, *sorted(best[: max(0, budget - 1)])]
-        position = {node: i for i, node in enumerate(kept)}
-        parents = [position.get(self._parents[node], -1) for node in kept]
-        return DraftTree(
-            tokens=torch.tensor([self._tokens[node] for node in kept]),
-            parents=torch.tensor(parents),
-            score=torch.tensor([self._scores[node] for node in kept]),
-            source=torch.tensor([self._sources[node] for node in kept]),
-            causal=all(parent == i - 1 for i, parent in enumerate(parents)),
-        )
+        return DraftTree.of(self._tokens, self._parents, self._scores, self._sources).best(budget)

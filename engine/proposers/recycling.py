@@ -10,7 +10,6 @@ import heapq
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from engine.interfaces import Draft, Tap
@@ -152,13 +151,7 @@ class RecyclingProposer:
             parents.append(parent)
             scores.append(-score)
             expand(len(tokens) - 1)
-        return DraftTree(
-            tokens=torch.tensor(tokens),
-            parents=torch.tensor(parents),
-            score=torch.tensor(scores),
-            source=torch.tensor([-1] + [self._source] * (len(tokens) - 1)),
-            causal=all(parent == i - 1 for i, parent in enumerate(parents)),
-        )
+        return DraftTree.of(tokens, parents, scores, self._source)
 
 
 def load(path: Path | None, setup: Setup) -> RecyclingProposer:

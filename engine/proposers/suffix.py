@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from engine.interfaces import Draft, Tap
@@ -263,20 +262,8 @@ class Trie:
         return len(self.tokens) - 1
 
     def tree(self, budget: int, source: int) -> DraftTree:
-        """The root and the ``budget - 1`` most probable nodes. None is more probable than its parent, and ties go to
-        the earlier, so no node is kept without its parent.
-        """
-        kept = sorted(range(1, len(self.tokens)), key=lambda node: -self.scores[node])[: max(0, budget - 1)]
-        kept = [0, *sorted(kept)]
-        position = {node: i for i, node in enumerate(kept)}
-        parents = [position.get(self.parents[node], -1) for node in kept]
-        return DraftTree(
-            tokens=torch.tensor([self.tokens[node] for node in kept]),
-            parents=torch.tensor(parents),
-            score=torch.tensor([self.scores[node] for node in kept]),
-            source=torch.tensor([-1] + [source] * (len(kept) - 1)),
-            causal=all(parent == i - 1 for i, parent in enumerate(parents)),
-        )
+        """The root and the ``budget - 1`` most probable nodes."""
+        return DraftTree.of(self.tokens, self.parents, self.scores, source).best(budget)
 
 
 def load(path: Path | None, setup: Setup) -> SuffixProposer:

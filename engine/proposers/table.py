@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from engine.config import split_drafters
 from engine.errors import ModelError
@@ -19,18 +20,22 @@ from engine.proposers.setup import Setup
 Load = Callable[[Path | None, Setup], Proposer]
 
 
-PROPOSERS: dict[str, Load] = {
-    "none": lambda path, setup: NoProposer(),
-    "suffix": suffix.load,
-    "recycling": recycling.load,
-    "draft": draft_model.load,
-    "medusa": medusa.load,
-    "mtp": mtp.load,
-    "eagle3": eagle3.load,
+class Kind(NamedTuple):
+    """How a drafter is loaded, and whether a checkpoint may be named for it."""
+
+    load: Load
+    takes_checkpoint: bool = True
+
+
+PROPOSERS: dict[str, Kind] = {
+    "none": Kind(lambda path, setup: NoProposer(), takes_checkpoint=False),
+    "suffix": Kind(suffix.load, takes_checkpoint=False),
+    "recycling": Kind(recycling.load, takes_checkpoint=False),
+    "draft": Kind(draft_model.load),
+    "medusa": Kind(medusa.load),
+    "mtp": Kind(mtp.load),
+    "eagle3": Kind(eagle3.load),
 }
-
-
-WITHOUT_CHECKPOINT = {"none", "suffix", "recycling"}
 
 
 def parse(spec: str) -> list[tuple[str, Path | None]]:
@@ -40,7 +45,7 @@ def parse(spec: str) -> list[tuple[str, Path | None]]:
         if name not in PROPOSERS:
             hint = f"; for an EAGLE-3 head write eagle3:{name}" if "/" in name else ""
             raise ModelError(f"drafter {name!r} is not known; these are: {', '.join(PROPOSERS)}{hint}")
-        if path and name in WITHOUT_CHECKPOINT:
+        if path and not PROPOSERS[name].takes_checkpoint:
             raise ModelError(f"drafter {name} takes no checkpoint, so {path} would go unused")
         found.append((name, Path(path) if path else None))
     return found
@@ -51,5 +56,5 @@ def load_drafters(spec: str, setup: Setup) -> Proposer:
 
     Raises ModelError by name for what is not known or does not fit the target.
     """
-    parts = [PROPOSERS[name](path, replace(setup, source=i)) for i, (name, path) in enumerate(parse(spec))]
+    parts = [PROPOSERS[name].load(path, replace(setup, source=i)) for i, (name, path) in enumerate(parse(spec))]
     return parts[0] if len(parts) == 1 else Cascade(parts)

@@ -1,6 +1,6 @@
 """The EAGLE-3 trainer: its unroll is the engine's drafting, its rows are replies, and it goes on where it stopped."""
 
-import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,70 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
-from engine.interfaces import Window
 from engine.models.decoder import load_target as load_engine_target
 from engine.proposers.eagle3 import load_eagle3
-from engine.tree import DraftTree
 from tests.engine.embedded import MODEL
+from tests.training.heads import SMALL, broken_off_and_resumed, corpus, log_probs_of_drafting, randomise
 from training.corpus import Corpus
 from training.eagle3.head import Eagle3Head, Rows
 from training.eagle3.objective import Teacher, training_loss
 from training.eagle3.rows import STEPS, batches, collate, frequent_ids
 from training.eagle3.train import Trainer, load_target
-from training.llama import Llama, Shape
-
-SMALL = Shape(
-    vocab=96, hidden=48, layers=8, heads=4, kv_heads=2, head_dim=16, intermediate=64, rope_theta=700.0, max_positions=64
-)
-
-
-def randomise(module, seed):
-    """Weights far from their beginnings, as bf16 holds them: constants would hide mistakes."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in module.named_parameters():
-            noise = torch.randn(weight.shape, generator=g)
-            value = 1 + 0.3 * noise if name.endswith("norm.weight") else noise * weight.shape[-1] ** -0.5
-            weight.copy_(value.bfloat16())
-    return module.requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def small_target(tmp_path_factory):
-    """A random target as a Hugging Face directory."""
-    directory = tmp_path_factory.mktemp("target")
-    target = randomise(Llama(SMALL), 0)
-    save_file(target.state_dict(), directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps(SMALL.config()))
-    return directory
-
-
-def log_probs_of_drafting(directory, head_directory, ids, at):
-    """[STEPS, draft vocabulary]: what the engine predicts after positions up to ``at``, forced along ``ids``."""
-    target = load_engine_target(directory, dtype=torch.float32, pool_tokens=1024)
-    proposer = load_eagle3(head_directory, target, pool_tokens=1024, chain=True)
-    cache, draft, known = target.new_cache(), proposer.start(), DraftTree.chain(torch.tensor(ids[: at + 1]))
-    cache.reserve(len(known))
-    draft_ids = proposer.head.to_target.tolist()
-    forced = iter([draft_ids.index(token) for token in ids[at + 2 : at + 2 + STEPS]])
-    predict, found = proposer.head.predict, []
-
-    def forced_predict(x, noise=None):
-        log_probs, fed = predict(x, noise)
-        found.append(log_probs[0])
-        wanted = torch.full_like(log_probs, -1000.0)
-        wanted[0, next(forced)] = 0.0
-        return wanted, fed
-
-    proposer.head.predict = forced_predict
-    with torch.inference_mode():
-        features = target.forward([Window(cache, known, "none")], proposer.taps)[0].features
-        proposer.observe(draft, known.tokens, features, None)
-        tree = proposer.propose([draft], [ids[at + 1]], [None], STEPS + 1)[0]
-    assert tree.tokens.tolist() == ids[at + 1 : at + 2 + STEPS]
-    return torch.stack(found)
+from training.llama import Llama
 
 
 @pytest.mark.parametrize("which", ["small", "embedded"])
@@ -89,9 +36,11 @@ def test_the_unroll_computes_what_drafting_computes(which, small_target, tmp_pat
     teacher = Teacher(target, head.taps)
     features, _ = teacher(ids)
     unrolled = torch.stack(head(features, ids, target.model.embed_tokens.weight, rows), 2).log_softmax(-1)
+    engine_target = load_engine_target(directory, dtype=torch.float32, pool_tokens=1024)
+    load_head = partial(load_eagle3, tmp_path, engine_target, pool_tokens=1024, chain=True)
     for row in range(2):
         for column in range(3):
-            drafted = log_probs_of_drafting(directory, tmp_path, ids[row].tolist(), int(at[row, column]))
+            drafted = log_probs_of_drafting(engine_target, load_head(), ids[row].tolist(), int(at[row, column]))
             assert drafted.std() > 0.5, "the head predicts something"
             torch.testing.assert_close(unrolled[row, column], drafted, atol=1e-4, rtol=0)
 
@@ -135,15 +84,6 @@ def test_rows_are_where_the_root_and_what_follows_belong_to_a_reply(said):
     assert rows.at.shape[1] == max(1, *most), "no row is computed that teaches nothing"
 
 
-def corpus(count, seed, vocab=96):
-    """Conversations of a repeating tune, the second half of each a reply."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(16, 40, count)
-    ids = np.concatenate([np.resize(rng.integers(2, vocab, 5), length) for length in lengths]).astype(np.uint16)
-    weights = np.concatenate([np.r_[np.zeros(n - n // 2), np.ones(n // 2)] for n in lengths]).astype(np.float16)
-    return Corpus(ids, weights, np.cumsum([0, *lengths]))
-
-
 def test_batches_hold_like_lengths_and_show_every_conversation_once_a_pass():
     data = corpus(40, 0)
     stream, seen = batches(data, seed=1), []
@@ -185,16 +125,7 @@ def test_training_goes_on_where_it_stopped(small_llama, tmp_path, monkeypatch):
     def trainer():
         return Trainer(small_llama, torch.arange(96), tmp_path, minutes=1.0, seed=0)
 
-    whole = trainer()
-    losses = [whole.train_step(*batch) for batch in seen[:4]]
-    whole.spent = 7.0
-    whole.checkpoint()
-    losses += [whole.train_step(*batch) for batch in seen[4:]]
-    resumed = trainer()
-    assert (resumed.step, resumed.spent) == (4, 7.0)
-    assert [resumed.train_step(*batch) for batch in seen[4:]] == losses[4:]
-    for ours, theirs in zip(resumed.head.parameters(), whole.head.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    _, losses = broken_off_and_resumed(trainer, seen, 4)
     assert losses[-1] < losses[0]
     assert not (tmp_path / "state.part").exists()
 

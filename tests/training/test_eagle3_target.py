@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.training.test_eagle3 import SMALL, randomise
+from tests.training.heads import SMALL, randomise
 from training.eagle3.train import Trainer
 from training.llama import Llama
 

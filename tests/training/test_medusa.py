@@ -5,9 +5,8 @@ import json
 from argparse import Namespace
 from types import SimpleNamespace
 
-import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from engine.interfaces import Window
 from engine.models.decoder import load_target as load_engine_target
@@ -15,25 +14,15 @@ from engine.proposers.medusa.load import load
 from engine.proposers.setup import Setup
 from engine.tree import DraftTree
 from tests.engine.embedded import MODEL
-from tests.training.test_eagle3 import SMALL, corpus, randomise
+from tests.training.heads import SMALL, assert_it_learns_and_goes_on, corpus, randomise
 from training.eagle3.rows import batches
 from training.eagle3.train import load_target
-from training.llama import Llama
 from training.medusa import Heads, HeadsTrainer, train
 from training.mtp import NormTeacher
 from training.parallel import ALONE
 from training.unroll import Rows
 
 HEADS = 3
-
-
-@pytest.fixture(scope="module")
-def small_target(tmp_path_factory):
-    """A random target as a Hugging Face directory."""
-    directory = tmp_path_factory.mktemp("target")
-    save_file(randomise(Llama(SMALL), 0).state_dict(), directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps(SMALL.config()))
-    return directory
 
 
 @torch.no_grad()
@@ -84,21 +73,7 @@ def test_it_learns_and_goes_on_where_it_stopped(small_target, tmp_path, monkeypa
     def trainer():
         return HeadsTrainer(HEADS, target, tmp_path, minutes=1.0, seed=0)
 
-    whole = trainer()
-    before = {name: value.clone() for name, value in whole.head.named_parameters()}
-    losses = [whole.train_step(*batch) for batch in seen[:6]]
-    whole.spent = 7.0
-    whole.checkpoint()
-    losses += [whole.train_step(*batch) for batch in seen[6:]]
-    assert losses[6] < losses[4] < losses[2] < losses[0]
-    for name, value in whole.head.named_parameters():
-        assert not torch.equal(value, before[name]), f"{name} is not learned"
-    assert not any(value.requires_grad for value in target.parameters())
-    resumed = trainer()
-    assert (resumed.step, resumed.spent) == (6, 7.0)
-    assert [resumed.train_step(*batch) for batch in seen[6:]] == losses[6:]
-    for ours, theirs in zip(resumed.head.parameters(), whole.head.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    assert_it_learns_and_goes_on(trainer, target, seen)
 
 
 def test_a_run_from_files_to_files(tmp_path, capsys):

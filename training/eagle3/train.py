@@ -23,12 +23,12 @@ from training.eagle3.head import Eagle3Head
 from training.eagle3.objective import Teacher, training_loss, validate
 from training.eagle3.rows import batches, frequent_ids, load_conversations
 from training.llama import Llama, Shape
-from training.optimiser import Muon, optimisers
+from training.optimiser import optimisers, rate_at, update
 from training.parallel import ALONE, Ranks, launch
 from training.unroll import Rows, Unrolled
 
 DRAFT_VOCAB = 1536
-PEAK_LR, MUON_RATE, WARM_UP_STEPS = 1.5e-3, 0.5, 50
+PEAK_LR, WARM_UP_STEPS = 1.5e-3, 50
 CHECKPOINT_SECONDS, REPORT_SECONDS = 300.0, 30.0
 
 
@@ -120,12 +120,7 @@ class Trainer:
         mean_loss, seconds = self.ranks.average(self.head.parameters(), float(loss.detach()), now - self.clock)
         self.clock = now
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), 0.5)
-        rate = PEAK_LR * min(1.0, (self.step + 1) / WARM_UP_STEPS) * max(0.0, 1.0 - self.spent / self.budget)
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate * MUON_RATE if isinstance(optimiser, Muon) else rate
-            optimiser.step()
-            optimiser.zero_grad()
+        update(self.optimisers, rate_at(PEAK_LR, WARM_UP_STEPS, self.step, self.spent / self.budget))
         self.step += 1
         self.spent += seconds
         return mean_loss
@@ -176,7 +171,7 @@ def train(ranks: Ranks, arguments: argparse.Namespace) -> None:
         trainer.head.save(arguments.out)
 
 
-def parse_arguments(description: str | None) -> argparse.Namespace:
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
     """Of a head's training."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--target", type=Path, required=True)
@@ -187,11 +182,11 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=1, help="processes, one core each")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__)
+    arguments = argument_parser(__doc__).parse_args()
     launch(train, arguments.ranks, arguments)
 
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.errors import ModelError
 from engine.models.config import DecoderConfig, read_json, read_number, rope_parameters
+from engine.weights import load_tensors
 
 HEAD_THETA = 10_000.0
 """RoPE base of a head whose config states none: the published ones were trained with transformers' default."""
@@ -115,15 +114,7 @@ def _tensors(directory: Path) -> dict[str, Tensor]:
         path = directory / "pytorch_model.bin"
     if not path.exists():
         raise ModelError(f"{directory} holds neither model.safetensors nor pytorch_model.bin")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling raises what it likes
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise ModelError(f"{path} does not hold tensors by name")
-    return {str(name): tensor for name, tensor in loaded.items()}
+    return load_tensors(path)
 
 
 def _canonical(tensors: dict[str, Tensor], directory: Path) -> dict[str, Tensor]:

@@ -6,13 +6,11 @@ import re
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.errors import ModelError
 from engine.models.decoder import Decoder
-from engine.weights import INDEX, Weights
+from engine.weights import INDEX, Weights, load_tensors
 
 FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
 """Of Medusa-1, whose heads are trained beside a frozen model."""
@@ -35,7 +33,7 @@ class FileSource:
     def __init__(self, path: Path, target: Decoder) -> None:
         self._path = path
         self._dtype, self._device = target.dtype, target.device
-        self._tensors = _load(path)
+        self._tensors = load_tensors(path)
 
     @property
     def names(self) -> set[str]:
@@ -67,18 +65,6 @@ def find(directory: Path, target: Decoder) -> Source:
     if any((directory / name).exists() for name in ("model.safetensors", INDEX)):
         return ModelSource(directory, target.dtype, target.device)
     raise ModelError(f"{directory} holds no Medusa heads: neither {' nor '.join(FILES)}, nor a model")
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling raises what it likes
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise ModelError(f"{path} does not hold tensors by name")
-    return {str(name): tensor for name, tensor in loaded.items()}
 
 
 class Layout(NamedTuple):

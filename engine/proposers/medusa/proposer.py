@@ -5,6 +5,7 @@ the paper's "typical acceptance" would change the text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -108,10 +109,4 @@ def _tree(
         tokens.append(ids[level][rank])
         parents.append(parent)
         scores.append(scores[parent] + log_probs[level][rank])
-    return DraftTree(
-        tokens=torch.tensor(tokens),
-        parents=torch.tensor(parents),
-        score=torch.tensor(scores).exp(),
-        source=torch.tensor([-1] + [source] * len(nodes)),
-        causal=all(parent == i - 1 for i, parent in enumerate(parents)),
-    )
+    return DraftTree.of(tokens, parents, [math.exp(score) for score in scores], source)
