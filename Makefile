@@ -7,8 +7,8 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve talk picture test equality lint proto proto-check model eval bench-acceptance \
-	bench-first-token bench-decode bench-suffix clean
+.PHONY: help setup demo serve talk picture test test-equality lint proto proto-check model second-style eval \
+	bench-acceptance bench-first-token bench-decode bench-drafters bench-suffix clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -40,11 +40,16 @@ lint: $(READY) ## ruff, mypy --strict, stale stubs, and buf where npm is there
 	$(PY) -m mypy
 	$(MAKE) --no-print-directory proto-check
 
-equality: $(READY) ## The whole equality suite: with transformers, and with and without drafting
+test-equality: $(READY) ## The whole equality suite: with transformers, and with and without every drafter
 	$(PY) -m tests.equality
 
-model: $(READY) ## Make the embedded model and its drafter from nothing (78 minutes on two cores, resumable)
+model: $(READY) ## Make the embedded model and its drafters from nothing (two hours on two cores, resumable)
 	$(PY) -m training.make_model
+
+second-style: $(READY) ## Train a drafter for another agent's conversations: acceptance before and after (10 minutes)
+	$(PY) -m training.dialogues.courier --calls 3000 --out build/courier.jsonl
+	$(PY) -m training.eagle3 --target models/receptionist --conversations build/courier.jsonl \
+	  --init models/receptionist/eagle3 --out build/courier-head --minutes 8 --ranks 2
 
 eval: $(READY) ## The embedded model's tool calls on calls it never saw
 	$(PY) -m evals.tool_calls
@@ -57,6 +62,9 @@ bench-first-token: $(READY) ## Time to first token over gRPC against the length 
 
 bench-decode: $(READY) ## Seconds per token: plain, drafted, transformers; embedded and grown model
 	$(PY) -m bench.decode
+
+bench-drafters: $(READY) ## Every way of drafting, side by side: acceptance, cost, speed (40 minutes)
+	$(PY) -m bench.drafters
 
 bench-suffix: $(READY) ## Cost per token of self-speculation, from 1,000 to 100,000 tokens
 	$(PY) -m bench.suffix

@@ -26,6 +26,7 @@ from engine.interfaces import Proposer
 from engine.load import load_proposer, load_target_for
 from engine.policy import FixedPolicy
 from engine.sampling import Sampling
+from engine.session import Turn
 from training.data import HEAD_DIALOGUES, HEAD_SEED
 from training.dialogues import dialogue
 
@@ -35,6 +36,7 @@ from matplotlib import pyplot
 TREES: tuple[tuple[str, int], ...] = (("chain", 5), ("tree", 8), ("tree", 16), ("tree", 24), ("tree", 60))
 """Shape and nodes, the root included; a chain of four drafted tokens has five."""
 TEMPERATURES = (0.0, 0.7, 1.0)
+DEEPEST = 64
 
 
 @dataclass
@@ -43,12 +45,12 @@ class Tally:
 
     tokens: int = 0
     forwards: int = 0
-    reached: list[int] = field(default_factory=lambda: [0] * 16)
-    accepted: list[int] = field(default_factory=lambda: [0] * 16)
+    reached: list[int] = field(default_factory=lambda: [0] * DEEPEST)
+    accepted: list[int] = field(default_factory=lambda: [0] * DEEPEST)
 
-    def add(self, run: harness.Run) -> None:
-        stats = run.turn.stats
-        self.tokens += len(run.tokens) - 1  # the first token comes from the prefill, not from a drafted step
+    def add(self, turn: Turn) -> None:
+        stats = turn.stats
+        self.tokens += turn.num_tokens - 1  # the first token comes from the prefill, not from a drafted step
         self.forwards += stats.steps - 1
         for depth, (drafted, accepted) in enumerate(zip(stats.drafted_at, stats.accepted_at, strict=True)):
             before = stats.accepted_at[depth - 1] if depth else drafted
@@ -81,8 +83,8 @@ def measure(
     tallies: dict[str, Tally] = defaultdict(Tally)
     for number, prompt in enumerate(prompts):
         run = harness.run_turn(engine, prompt.ids, Sampling(temperature), stop=stop, seed=number)
-        tallies["all"].add(run)
-        tallies["tool" if prompt.tool else "text"].add(run)
+        tallies["all"].add(run.turn)
+        tallies["tool" if prompt.tool else "text"].add(run.turn)
     return tallies
 
 

@@ -8,7 +8,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from engine.engine import Engine, Work
 from engine.sampling import Sampling
 from engine.session import Turn
-from training.dialogues import Split, dialogue
+from training.dialogues import Dialogue, Split, dialogue
 
 RESULTS = Path(__file__).parent / "results"
 IN_DOMAIN = Split()
@@ -47,17 +47,21 @@ def load_tokenizer(model: Path) -> PreTrainedTokenizerBase:
 
 def prompts(tokenizer: PreTrainedTokenizerBase, split: Split, calls: int, *, seed: int = SEED) -> list[Prompt]:
     """Every reply of ``calls`` calls of the split, in order, whose prompt leaves room for it in the context."""
+    return prompts_of(tokenizer, (dialogue(seed + number, split) for number in range(calls)))
+
+
+def prompts_of(tokenizer: PreTrainedTokenizerBase, calls: Iterable[Dialogue]) -> list[Prompt]:
+    """The same of any calls."""
     longest = tokenizer.model_max_length - REPLY_ROOM
     found = []
-    for number in range(calls):
-        call = dialogue(seed + number, split)
+    for call in calls:
         for at, message in enumerate(call.messages):
             if message["role"] != "assistant":
                 continue
             ids = tokenizer.apply_chat_template(
                 call.messages[:at], tools=call.tools, add_generation_prompt=True, return_dict=False
             )
-            if len(ids) <= longest:
+            if FINAL_TOKENS < len(ids) <= longest:
                 found.append(Prompt(list(ids), "tool_calls" in message))
     return found
 

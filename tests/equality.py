@@ -1,9 +1,11 @@
 """The whole equality suite: `python -m tests.equality`. Slices of it run in `make test`.
 
-Greedy text against transformers' `generate`, in float64, whatever tree was drafted; and sampled text with a drafter
-against the same text without one, in the float32 that is served. There a decision closer than 1e-4 may go either way:
-such replies are made again in float64, where they must agree, and are listed. Exit status 1 on any difference, and
-where an accepted length never occurred.
+greedy: text against transformers' `generate`, in float64, whatever tree was drafted. sampled: text with an oracle and
+with the EAGLE-3 head against the same text without a drafter, in the float32 that is served. drafters: greedy and
+sampled text with every drafter of the engine, two cascades and one that switches the drafter at random steps inside a
+turn, against the same text without one, in float64 and in float32. In float32 a decision closer than 1e-4 may go either
+way: such replies are listed, and in float64 they must agree. Exit status 1 on any difference, where an accepted length
+never occurred, and where a drafter had no part in its row.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from bench.harness import table
 from engine.interfaces import Proposer
 from engine.models.decoder import Decoder, load_target
 from engine.proposers.eagle3 import load_eagle3
-from tests.engine import checkpoints, equal
+from tests.engine import checkpoints, drafters, equal
 from tests.engine.embedded import HEAD, MODEL, codec
 from tests.engine.equal import TREES, Count
 from tests.engine.oracle import OracleProposer
+
+PARTS = ("greedy", "sampled", "drafters")
 
 
 def embedded(dtype: torch.dtype) -> Decoder:
@@ -59,6 +63,20 @@ def sampled(prompts: int, seeds: int, head: Path | None) -> list[Count]:
     return counts
 
 
+def drafted(turns: int, seeds: int, ranks: int) -> list[Count]:
+    """The embedded model with every drafter."""
+    asked = drafters.held_out(turns)
+    print(f"{turns} held-out turns, {sum(prompt.tool for prompt in asked)} of them with a tool call", flush=True)
+    found = []
+    for counts in drafters.rows([prompt.ids for prompt in asked], seeds, ranks):
+        found.append(counts)
+        print(f"\r{len(found)} of {turns} turns", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    counts = drafters.merged(found)
+    report(counts)
+    return counts
+
+
 def report(counts: list[Count]) -> None:
     header = ["model", "drafter", "replies", "tokens", "differences", "close", "ended by", "steps by accepted tokens"]
     rows = []
@@ -81,33 +99,57 @@ def missing(counts: list[Count]) -> list[str]:
     ]
 
 
-def main() -> int:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts to run; all by default")
     parser.add_argument("--prompts", type=int, default=200, help="greedy, for each model and tree")
     parser.add_argument("--sampled-prompts", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=20, help="sampled, for each prompt and temperature")
     parser.add_argument("--head", type=Path, default=HEAD)
-    parser.add_argument("--without-head", action="store_true", help="the oracle alone, where no head was trained yet")
-    arguments = parser.parse_args()
+    parser.add_argument("--without-head", action="store_true", help="sampled: the oracle alone")
+    parser.add_argument("--turns", type=int, default=50, help="drafters, for each drafter")
+    parser.add_argument("--turn-seeds", type=int, default=10, help="drafters, for each turn and temperature")
+    parser.add_argument("--ranks", type=int, default=2, help="drafters: processes that share the turns")
+    return parser.parse_args()
+
+
+def unready(given: argparse.Namespace) -> list[str]:
+    """Checkpoints that the chosen parts need and that are not there."""
+    found = []
+    if "sampled" in given.only and not given.without_head and not given.head.is_dir():
+        found.append(f"no EAGLE-3 head in {given.head}; --without-head leaves it out")
+    if "drafters" in given.only:
+        found += [f"no drafter in {path}" for path in drafters.missing_checkpoints()]
+    return found
+
+
+def main() -> int:
+    given = arguments()
     torch.set_num_threads(1)
-    if not arguments.without_head and not arguments.head.is_dir():
-        print(f"no EAGLE-3 head in {arguments.head}; --without-head leaves it out")
+    if absent := unready(given):
+        print("\n".join(absent))
         return 1
     started = time.monotonic()
-    greedily = greedy(arguments.prompts)
-    counts = greedily + sampled(
-        arguments.sampled_prompts, arguments.seeds, None if arguments.without_head else arguments.head
-    )
-    absent = missing(greedily)
-    print("\n".join(absent))
+    counts: list[Count] = []
+    faults: list[str] = []
+    if "greedy" in given.only:
+        counts += greedy(given.prompts)
+        faults += missing(counts)
+    if "sampled" in given.only:
+        counts += sampled(given.sampled_prompts, given.seeds, None if given.without_head else given.head)
+    if "drafters" in given.only:
+        rows = drafted(given.turns, given.turn_seeds, given.ranks)
+        counts += rows
+        faults += drafters.idle(rows)
+    print("".join(f"{fault}\n" for fault in faults), end="")
     different = sum(len(count.differences) for count in counts)
     replies, tokens = sum(count.replies for count in counts), sum(count.tokens for count in counts)
     close = sum(len(count.close) for count in counts)
     print(
-        f"{different} differences in {replies} replies of {tokens} tokens; {close} decided by rounding, the same in "
-        f"float64; {(time.monotonic() - started) / 60:.1f} min"
+        f"{different} differences in {replies} replies of {tokens} tokens; {close} decided by rounding; "
+        f"{(time.monotonic() - started) / 60:.1f} min"
     )
-    return 1 if different or absent else 0
+    return 1 if different or faults else 0
 
 
 if __name__ == "__main__":

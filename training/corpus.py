@@ -63,6 +63,12 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def only(self, indices: list[int]) -> "Corpus":
+        """The corpus of these conversations."""
+        kept = [self[index] for index in indices]
+        offsets = np.cumsum([0] + [len(ids) for ids, _ in kept])
+        return Corpus(np.concatenate([ids for ids, _ in kept]), np.concatenate([w for _, w in kept]), offsets)
+
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.ids[span], self.weights[span]

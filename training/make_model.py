@@ -1,9 +1,9 @@
-"""Makes the embedded default model from nothing: data, target, its EAGLE-3 head, evaluation. Owns the order of the
-stages and where files go.
+"""Makes the embedded default model from nothing: data, target, its EAGLE-3 head, the other drafters, evaluation. Owns
+the order of the stages and where files go.
 
 `python -m training.make_model`. Every stage is skipped where its result is there and resumes where it was
-interrupted, but starts over where an earlier stage has made something else since; the target and then the head train
-on RANKS cores. The minutes of each stage are printed at the end.
+interrupted, but starts over where an earlier stage has made something else since; the target and then the drafters
+train on RANKS cores. The minutes of each stage are printed at the end.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from training.data import HEAD_SEED
@@ -23,6 +24,7 @@ from training.dialogues import dialogue
 WORK = Path("build/model")
 MODEL = Path("models/receptionist")
 TARGET_MINUTES, HEAD_MINUTES = 55.0, 16.0
+MEDUSA_MINUTES, MTP_MINUTES, DRAFT_MINUTES = 10.0, 10.0, 20.0
 RANKS = 2
 EXAMPLE_CALLS = 3
 RESULTS = Path("evals/results")
@@ -63,12 +65,28 @@ def write_examples(model: Path) -> None:
     (model / "examples.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def make_head(work: Path, model: Path, minutes: float) -> None:
-    data = work / "data"
-    conversations, held_out = data / "conversations.jsonl", data / "valid.npz"
-    inputs = ("--target", model, "--conversations", conversations, "--held-out", held_out)
-    outputs = ("--work", work / "head", "--out", model / "eagle3")
-    run("training.eagle3", *inputs, *outputs, "--minutes", str(minutes), "--ranks", str(RANKS))
+def make_head(kind: str, work: Path, model: Path, minutes: float) -> None:
+    """kind: of the head, which is also its trainer's name and its directory's."""
+    inputs = ("--target", model, "--conversations", work / "data" / "conversations.jsonl")
+    outputs = ("--work", work / kind, "--out", model / kind)
+    run(f"training.{kind}", *inputs, *outputs, "--minutes", str(minutes), "--ranks", str(RANKS))
+
+
+def make_draft_model(work: Path, model: Path, minutes: float) -> None:
+    files = ("--data", work / "data", "--out", work / "draft")
+    run("training.draft_model", *files, "--minutes", str(minutes), "--ranks", str(RANKS))
+    shutil.copytree(work / "draft" / "model", model / "draft", dirs_exist_ok=True)
+
+
+def drafters(work: Path, model: Path, head_minutes: float) -> list[Stage]:
+    """EAGLE-3, which the model is served with, and those that it is compared with."""
+    minutes = {"eagle3": head_minutes, "medusa": MEDUSA_MINUTES, "mtp": MTP_MINUTES}
+    stages = [
+        Stage(kind, partial(make_head, kind, work, model, spent), model / kind, (work / kind, model / kind))
+        for kind, spent in minutes.items()
+    ]
+    draft = partial(make_draft_model, work, model, DRAFT_MINUTES)
+    return [*stages, Stage("draft", draft, model / "draft", (work / "draft", model / "draft"))]
 
 
 def digest(folder: Path) -> str:
@@ -82,9 +100,9 @@ def digest(folder: Path) -> str:
 
 
 def run_stage(stage: Stage, source: str, done: Path) -> str:
-    """Run the stage unless it is done; returns the digest of what it made.
+    """Run the stage unless it is done; returns the digest of what it and all before it made.
 
-    source: that of the stage before it. What was begun with another source is thrown away, whether it was finished or
+    source: that of the stages before it. What was begun with another source is thrown away, whether it was finished or
     not: a head drafts for the target that it was trained with.
     """
     marker, begun = done / stage.name, done / f"{stage.name}.from"
@@ -100,7 +118,7 @@ def run_stage(stage: Stage, source: str, done: Path) -> str:
         started = time.monotonic()
         stage.run()
         marker.write_text(f"{(time.monotonic() - started) / 60:.1f} min, made {digest(stage.made)}\n")
-    return marker.read_text().split()[-1]
+    return hashlib.sha256(f"{source} {marker.read_text().split()[-1]}".encode()).hexdigest()[:16]
 
 
 def main() -> None:
@@ -108,14 +126,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK, help="checkpoints and data; may be deleted afterwards")
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--target-minutes", type=float, default=TARGET_MINUTES)
-    parser.add_argument("--head-minutes", type=float, default=HEAD_MINUTES)
+    parser.add_argument("--head-minutes", type=float, default=HEAD_MINUTES, help="of EAGLE-3")
     arguments = parser.parse_args()
     work, model = arguments.work, arguments.model
-    head = model / "eagle3"
     stages = (
         Stage("data", lambda: make_data(work), work / "data"),
         Stage("target", lambda: make_target(work, model, arguments.target_minutes), model, (work / "target",)),
-        Stage("head", lambda: make_head(work, model, arguments.head_minutes), head, (work / "head", head)),
+        *drafters(work, model, arguments.head_minutes),
         Stage("evaluation", lambda: run("evals.tool_calls", "--model", model, "--out", RESULTS), RESULTS),
     )
     done = work / "done"

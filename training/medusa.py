@@ -1,7 +1,7 @@
 """Trains Medusa-1 heads (Cai et al. 2024, arXiv 2401.10774) for a frozen target.
 
-`python -m training.medusa --target DIR --conversations FILE --held-out FILE.npz --work DIR --out DIR --minutes 20
---ranks 2 --heads 4`; started again with the same `--work` and `--heads` it goes on where it stopped.
+`python -m training.medusa --target DIR --conversations FILE.jsonl --minutes 20 --ranks 2 --heads 4`; started again with
+the same `--work` and `--heads` it goes on where it stopped.
 
 Data, loss and schedule are those of an EAGLE-3 head, over the whole vocabulary: cross-entropy against the target's
 distribution at the token that a head guesses, head i weighed 0.8^i, on the tokens of replies.
@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from training.corpus import Corpus
 from training.eagle3.objective import Teacher
-from training.eagle3.rows import STEPS, load_conversations
-from training.eagle3.train import Trainer, argument_parser, load_target
-from training.llama import Llama, Shape
-from training.mtp import NormTeacher
+from training.eagle3.rows import STEPS
+from training.eagle3.train import Run, Trainer, argument_parser, parse
+from training.frozen import FrozenTarget
+from training.llama import Shape
 from training.parallel import Ranks, launch
 from training.unroll import Rows
 
@@ -52,17 +51,17 @@ class Heads(nn.Module):
         self.heads = nn.ModuleList(Head(shape) for _ in range(count))
 
     @torch.no_grad()
-    def begin_like(self, target: Llama) -> None:
+    def begin_like(self, target: FrozenTarget) -> None:
         """Start from the target's output rows."""
         for head in self.heads:
-            head.lm_head.weight.copy_(target.model.embed_tokens.weight)
+            head.lm_head.weight.copy_(target.lm_head.weight)
 
     def forward(self, features: Tensor, ids: Tensor, embedding: Tensor, rows: Rows) -> list[Tensor]:
         """Logits [B, M, V] of every head. features: [B, T, d], the target's states behind its final norm.
 
         Head i reads the state at t and guesses the token at t + 2 + i, as step i of an unroll does.
         """
-        x = features[torch.arange(len(ids))[:, None], rows.at].float()
+        x = features[torch.arange(len(ids), device=ids.device)[:, None], rows.at].float()
         return [head(x) for head in self.heads]
 
     def config(self, base_model: str) -> dict[str, Any]:
@@ -91,31 +90,30 @@ class Heads(nn.Module):
 class HeadsTrainer(Trainer):
     """One run. Its "draft vocabulary" is the target's whole one."""
 
-    def __init__(self, num_heads: int, target: Llama, *arguments: Any, **options: Any) -> None:
+    def __init__(self, num_heads: int, target: FrozenTarget, *arguments: Any, **options: Any) -> None:
         self.num_heads = num_heads
         super().__init__(target, torch.arange(target.shape.vocab), *arguments, **options)
 
-    def begin(self, target: Llama, draft_ids: Tensor) -> tuple[Teacher, Heads]:
+    def begin(self, target: FrozenTarget, draft_ids: Tensor) -> tuple[Teacher, Heads]:
         heads = Heads(target.shape, self.num_heads)
         heads.begin_like(target)
-        return NormTeacher(target), heads
+        return Teacher(target), heads
 
 
 def train(ranks: Ranks, arguments: argparse.Namespace) -> None:
     """One rank's part of a run; the first writes the heads."""
-    target = load_target(arguments.target)
-    corpus = load_conversations(arguments.conversations, arguments.target)
-    trainer = HeadsTrainer(arguments.heads, target, arguments.work, arguments.minutes, arguments.seed, ranks)
-    trainer.say(f"{len(corpus)} conversations, {len(corpus.ids) / 1e6:.1f} M tokens")
-    trainer.run(corpus, Corpus.load(arguments.held_out))
+    run = Run.of(arguments, ranks)
+    trainer = HeadsTrainer(arguments.heads, run.target, arguments, ranks)
+    accepted = trainer.run(run.corpus, run.held_out)
     if ranks.first:
         trainer.head.save(arguments.out, arguments.target.name)
+        trainer.note(accepted)
 
 
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--heads", type=int, default=4, choices=range(1, STEPS + 1))
-    arguments = parser.parse_args()
+    arguments = parse(parser, "medusa")
     launch(train, arguments.ranks, arguments)
 
 

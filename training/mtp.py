@@ -1,7 +1,7 @@
 """Trains an MTP module (DeepSeek-V3, arXiv 2412.19437, section 2.2) for a frozen target.
 
-`python -m training.mtp --target DIR --conversations FILE --held-out FILE.npz --work DIR --out DIR --minutes 20
---ranks 2`; started again with the same `--work` it goes on where it stopped.
+`python -m training.mtp --target DIR --conversations FILE.jsonl --minutes 20 --ranks 2`; started again with the same
+`--work` it goes on where it stopped.
 
 The one module drafts every level, so it is unrolled over its own normed states. Data, loss and schedule are those of
 an EAGLE-3 head, over the whole vocabulary. Embeddings and output rows are the target's.
@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from training.corpus import Corpus
 from training.eagle3.objective import Teacher
-from training.eagle3.rows import load_conversations
-from training.eagle3.train import Trainer, argument_parser, load_target
-from training.llama import Layer, Llama, RMSNorm, Shape
+from training.eagle3.train import Run, Trainer, argument_parser, parse
+from training.frozen import FrozenTarget
+from training.llama import Layer, RMSNorm, Shape
 from training.parallel import Ranks, launch
 from training.unroll import Unrolled
 
@@ -41,7 +40,7 @@ class Module(Unrolled):
                 nn.init.normal_(weight, std=0.02 * (0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1))
 
     @torch.no_grad()
-    def begin_like(self, target: Llama) -> None:
+    def begin_like(self, target: FrozenTarget) -> None:
         """Start from the target: its last norm, and its state passed through."""
         size = self.shape.hidden
         self.eh_proj.weight[:, size:] += torch.eye(size)
@@ -57,6 +56,14 @@ class Module(Unrolled):
     def predict(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         normed = self.norm(x)
         return F.linear(normed, embedding), normed
+
+    def whole(self, states: Tensor, ids: Tensor, embedding: Tensor) -> Tensor:
+        """Normed states [B, T, d] of all pairs of a target's state [B, T, d] and the token that followed it in ids
+        [B, T]: the one at t predicts the token at t + 2.
+        """
+        length = ids.shape[1]
+        _, x = self.join(embedding[F.pad(ids[:, 1:], (0, 1))], states)
+        return self.norm(self.layer(x, self.cos[:length], self.sin[:length]))
 
     def config(self) -> dict[str, Any]:
         """`config.json`: the target's, whose layers the module is counted behind."""
@@ -76,42 +83,27 @@ class Module(Unrolled):
         (directory / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n")
 
 
-class NormTeacher(Teacher):
-    """Gives the target's states behind its final norm, which a module reads."""
-
-    def __init__(self, target: Llama) -> None:
-        super().__init__(target, ())
-
-    @torch.no_grad()
-    def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(features, last states) of ids [B, T], which are the same [B, T, d]."""
-        last = self.target.model(ids)
-        return last, last
-
-
 class ModuleTrainer(Trainer):
     """One run. Its "draft vocabulary" is the target's whole one."""
 
-    def begin(self, target: Llama, draft_ids: Tensor) -> tuple[Teacher, Unrolled]:
+    def begin(self, target: FrozenTarget, draft_ids: Tensor) -> tuple[Teacher, Unrolled]:
         module = Module(target.shape)
         module.begin_like(target)
-        return NormTeacher(target), module
+        return Teacher(target), module
 
 
 def train(ranks: Ranks, arguments: argparse.Namespace) -> None:
     """One rank's part of a run; the first writes the module."""
-    target = load_target(arguments.target)
-    corpus = load_conversations(arguments.conversations, arguments.target)
-    every_id = torch.arange(target.shape.vocab)
-    trainer = ModuleTrainer(target, every_id, arguments.work, arguments.minutes, arguments.seed, ranks)
-    trainer.say(f"{len(corpus)} conversations, {len(corpus.ids) / 1e6:.1f} M tokens")
-    trainer.run(corpus, Corpus.load(arguments.held_out))
+    run = Run.of(arguments, ranks)
+    trainer = ModuleTrainer(run.target, torch.arange(run.target.shape.vocab), arguments, ranks)
+    accepted = trainer.run(run.corpus, run.held_out)
     if ranks.first:
         trainer.head.save(arguments.out)
+        trainer.note(accepted)
 
 
 def main() -> None:
-    arguments = argument_parser(__doc__).parse_args()
+    arguments = parse(argument_parser(__doc__), "mtp")
     launch(train, arguments.ranks, arguments)
 
 

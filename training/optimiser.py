@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from training.precision import matrix_dtype
+
 MUON_RATE = 0.5
 """Muon's learning rate over AdamW's. At 2e-3 it washed out the target's induction head before dialogues began
 (measured).
@@ -13,7 +15,7 @@ def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix to each of `update` [n, rows, columns], roughly, by a quintic Newton-Schulz
     iteration (Jordan et al. 2024, "Muon").
     """
-    x = update.bfloat16()
+    x = update.to(matrix_dtype(update.device.type))
     wide = x if x.shape[-2] <= x.shape[-1] else x.mT
     wide = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):

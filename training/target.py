@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from training.corpus import Batch, Corpus, batches, repeats
@@ -25,6 +25,7 @@ from training.induction import induction_init
 from training.llama import Llama, Shape
 from training.optimiser import optimisers, rate_at, update
 from training.parallel import Ranks, launch
+from training.precision import autocast
 from training.tokenizer import CALL_WEIGHT, END, PAD
 
 PEAK_LR = 1.2e-3
@@ -93,7 +94,7 @@ def validate(model: Llama, corpus: Corpus, count: int, end: int) -> str:
     for index in range(count):
         row, weights = corpus[index]
         ids = torch.from_numpy(row.astype(np.int64))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             logits = model(ids[None])[0, :-1].float()
         losses = F.cross_entropy(logits, ids[1:], reduction="none").numpy()
         wrong = (logits.argmax(-1) != ids[1:]).numpy()
@@ -146,7 +147,8 @@ class Trainer:
         self.pad, self.end = (self.tokenizer.convert_tokens_to_ids(token) for token in (PAD, END))
         self.model = Llama(replace(shape, vocab=len(self.tokenizer)))
         induction_init(self.model, seed)
-        self.optimisers = optimisers(self.model, muon)
+        self.trained = self.begin()
+        self.optimisers = optimisers(self.trained, muon)
         self.validation = {name: Corpus.load(data / f"{name}.npz") for name in ("valid", "valid_held")}
         self.data, self.step, self.spent, self.lesson = data, 0, 0.0, 0
         self.clock = time.monotonic()
@@ -156,20 +158,24 @@ class Trainer:
         if (out / "state.pt").exists():
             self.restore()
 
+    def begin(self) -> nn.Module:
+        """Everything that is trained: the model, and in a subclass what is trained with it."""
+        return self.model
+
     def restore(self) -> None:
         state = torch.load(self.out / "state.pt")
-        self.model.load_state_dict(state["model"])
+        self.trained.load_state_dict(state["trained"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step, self.spent, self.lesson = state["step"], state["spent"], state["lesson"]
 
     def checkpoint(self) -> None:
         """Everything needed to go on, written whole or not at all, and the model as a Hugging Face directory."""
-        self.ranks.check_equal(self.model.parameters())
+        self.ranks.check_equal(self.trained.parameters())
         if not self.ranks.first:
             return
         state = {
-            "model": self.model.state_dict(),
+            "trained": self.trained.state_dict(),
             "optimisers": [o.state_dict() for o in self.optimisers],
             "step": self.step,
             "lesson": self.lesson,
@@ -178,22 +184,28 @@ class Trainer:
         torch.save(state, self.out / "state.part")
         (self.out / "state.part").replace(self.out / "state.pt")
         save_model(self.model, self.tokenizer, self.out / "model")
+        account = {"minutes": round(self.spent / 60, 1), "steps": self.step}
+        (self.out / "model" / "training.json").write_text(json.dumps(account) + "\n")
 
     def learning_rate(self) -> float:
         """Of the next step."""
         return rate_at(PEAK_LR, WARM_UP_STEPS, self.step, self.spent / self.budget)
 
+    def loss_of(self, batch: Batch) -> Tensor:
+        """Of one batch, in nats."""
+        hidden = self.hidden(batch.ids).flatten(0, 1)[batch.at]
+        return self.loss(hidden, self.model.model.embed_tokens.weight, batch.target, batch.weight)
+
     def train_step(self, batch: Batch) -> float:
         """One update from all ranks' batches; returns their mean loss and adds the time since the last to `spent`."""
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = self.hidden(batch.ids).flatten(0, 1)[batch.at]
-            loss = self.loss(hidden, self.model.model.embed_tokens.weight, batch.target, batch.weight)
+        with autocast():
+            loss = self.loss_of(batch)
         loss.backward()
         now = time.monotonic()
         # Lesson, rate and end follow from these two: they must be the same on all ranks.
-        mean_loss, seconds = self.ranks.average(self.model.parameters(), float(loss.detach()), now - self.clock)
+        mean_loss, seconds = self.ranks.average(self.trained.parameters(), float(loss.detach()), now - self.clock)
         self.clock = now
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
         update(self.optimisers, self.learning_rate())
         self.step += 1
         self.spent += seconds
@@ -236,12 +248,21 @@ class Trainer:
         self.report()
 
 
-def train(ranks: Ranks, data: Path, out: Path, minutes: float, muon: bool, seed: int, shape: Shape = SHAPE) -> None:
+def train(
+    ranks: Ranks,
+    data: Path,
+    out: Path,
+    minutes: float,
+    muon: bool,
+    seed: int,
+    shape: Shape = SHAPE,
+    trainer: type[Trainer] = Trainer,
+) -> None:
     """One rank's part of a run."""
-    Trainer(data, out, minutes, muon, seed, ranks, shape).run()
+    trainer(data, out, minutes, muon, seed, ranks, shape).run()
 
 
-def main(description: str | None = __doc__, shape: Shape = SHAPE) -> None:
+def main(description: str | None = __doc__, shape: Shape = SHAPE, trainer: type[Trainer] = Trainer) -> None:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -250,8 +271,8 @@ def main(description: str | None = __doc__, shape: Shape = SHAPE) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=1, help="processes, one core each")
     arguments = parser.parse_args()
-    muon = arguments.optimiser == "muon"
-    launch(train, arguments.ranks, arguments.data, arguments.out, arguments.minutes, muon, arguments.seed, shape)
+    run = (arguments.data, arguments.out, arguments.minutes, arguments.optimiser == "muon", arguments.seed)
+    launch(train, arguments.ranks, *run, shape, trainer)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ class Rows:
     at: Tensor
     valid: Tensor
 
+    def to(self, device: torch.device) -> "Rows":
+        return Rows(self.at.to(device), self.valid.to(device))
+
 
 class Unrolled(nn.Module, ABC):
     """A head of one decoder layer. A subclass has the parameters and says what is read, and what is predicted from.
@@ -68,17 +71,19 @@ class Unrolled(nn.Module, ABC):
         length = ids.shape[1]
         following = F.pad(ids[:, 1:], (0, 1))
         fed = self.fuse(features).float()  # the stream stays in fp32, whose norms are fused kernels
-        q, k, v, residual = self._project(fed, following, embedding, torch.arange(length))
+        q, k, v, residual = self._project(fed, following, embedding, torch.arange(length, device=ids.device))
         q, residual = _gather(q, rows.at), _gather(residual, rows.at)
         past_k, past_v = self._expand(k), self._expand(v)
-        past_mask = (torch.arange(length) <= rows.at[..., None])[:, None]  # [B, 1, M, T]
+        past_mask = (torch.arange(length, device=ids.device) <= rows.at[..., None])[:, None]  # [B, 1, M, T]
         own_k: list[Tensor] = []
         own_v: list[Tensor] = []
         logits = []
         for step in range(rows.valid.shape[-1]):
             if step:
+                # A row at the end of a full context has steps that lead beyond it: they are not learned.
                 at = (rows.at + 1 + step).clamp(max=length - 1)
-                q, k, v, residual = self._project(fed, ids.gather(1, at), embedding, rows.at + step)
+                positions = (rows.at + step).clamp(max=length - 1)
+                q, k, v, residual = self._project(fed, ids.gather(1, at), embedding, positions)
                 own_k.append(self._expand(k))
                 own_v.append(self._expand(v))
             hidden = self._output(q, past_k, past_v, past_mask, own_k, own_v, residual)
@@ -125,4 +130,4 @@ class Unrolled(nn.Module, ABC):
 
 def _gather(x: Tensor, at: Tensor) -> Tensor:
     """x [B, T, ...] at positions [B, M]: [B, M, ...]."""
-    return x[torch.arange(x.shape[0])[:, None], at]
+    return x[torch.arange(x.shape[0], device=x.device)[:, None], at]

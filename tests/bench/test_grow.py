@@ -1,46 +1,56 @@
-"""A grown model computes what the small one does, and its grown head drafts the same trees."""
+"""A grown model computes what the small one does, and its grown drafters draft the same trees."""
 
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from bench.grow import WIDTH_FACTOR, grow, spread
-from engine.engine import Engine, Work
+from bench.grow import WIDTH_FACTOR, grow
+from bench.grow.target import spread
 from engine.interfaces import Window
-from engine.models.decoder import Decoder, load_target
-from engine.policy import FixedPolicy
-from engine.proposers.eagle3 import load_eagle3
-from engine.sampling import Sampling
+from engine.proposers.pairs.proposer import PairProposer
 from engine.tree import DraftTree
+from tests.bench.drafting import assert_drafts_are_the_same, drafted, load
 from tests.engine import checkpoints
-from tests.engine.proposers import heads
+from tests.engine.proposers import heads, medusa_heads, modules
 
 TAPS = [1, 3, 4]
+EPS = 0.1  # so large that a wrong one shows
 SHAPES = {"llama-tied": (4, 7), "llama-untied-llama3-rope": (4, 9), "mistral": (3, 6)}
 """Layers before and after. Tied and untied, and a head_dim that is not the width over the heads."""
 
 
 @pytest.fixture(scope="module", params=list(SHAPES))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(small, grown) in float32, each with a head beside it."""
+    """(small, grown) in float32, each with drafters beside it."""
     small, grown = tmp_path_factory.mktemp("small"), tmp_path_factory.mktemp("grown")
     before, after = SHAPES[request.param]
-    checkpoints.write(request.param, small, num_hidden_layers=before)
+    checkpoints.write(request.param, small, num_hidden_layers=before, rms_norm_eps=EPS)
     config = load(small).config
     taps = [min(tap, before) for tap in TAPS]
-    more = {"eagle_aux_hidden_state_layer_ids": taps, "head_dim": 16, "rope_theta": 300.0}
-    tensors = {name: t.float() if t.is_floating_point() else t for name, t in heads.random_head(config).items()}
-    heads.write(small / "eagle3", tensors, heads.head_config(config, **more))
+    more = {"eagle_aux_hidden_state_layer_ids": taps, "head_dim": 16, "rope_theta": 300.0, "rms_norm_eps": EPS}
+    heads.write(small / "eagle3", narrow(heads.random_head(config)), heads.head_config(config, **more))
+    medusa_heads.write(
+        small / "medusa", narrow(medusa_heads.random_heads(2, blocks=2, own_output=request.param != "mistral"))
+    )
+    module = modules.random_module(config)
+    if request.param == "mistral":  # brings its own of what the others share with the target
+        g = torch.Generator().manual_seed(5)
+        for name in ("embed_tokens.weight", "shared_head.head.weight"):
+            module[name] = torch.randn(config.vocab_size, config.hidden_size, generator=g)
+    modules.write(small / "mtp", narrow(modules.deepseek(module, before)))
+    shutil.copy(small / "config.json", small / "mtp")
     grow(small, grown, num_layers=after, dtype=torch.float32)
     return small, grown
 
 
-def load(directory: Path) -> Decoder:
-    return load_target(directory, dtype=torch.float32, pool_tokens=1024)
+def narrow(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
 def test_real_layers_stand_first_last_and_evenly_between() -> None:
@@ -76,31 +86,12 @@ def test_what_was_added_is_noise_where_it_is_multiplied_away(pair: tuple[Path, P
         assert float((layer.gate_up == 0).float().mean()) < 0.01
 
 
-def test_the_grown_head_drafts_the_same_trees(pair: tuple[Path, Path]) -> None:
-    rng = random.Random(1)
-    prompts = [[rng.randrange(checkpoints.VOCAB) for _ in range(rng.randint(2, 40))] for _ in range(4)]
-    drafted = []
-    for directory in pair:
-        target = load(directory)
-        proposer = load_eagle3(directory / "eagle3", target, pool_tokens=1024)
-        engine, trees = Engine(target, proposer, FixedPolicy(1)), []
-        for prompt in prompts:
-            session = engine.open("call", prompt)
-            turn = engine.submit(session, Sampling(), max_tokens=4)
-            while turn.finish is None:
-                engine.step([Work(session)])
-                if turn.finish is None:
-                    with torch.inference_mode():
-                        trees.append(proposer.propose([session.draft], [session.tokens[-1]], [None], 16)[0])  # type: ignore[list-item]
-            engine.close(session)
-        drafted.append((len(proposer.taps), proposer.head.config.num_heads, trees))
-    (taps, few, small), (grown_taps, many, grown) = drafted
-    assert (grown_taps, many) == (taps, WIDTH_FACTOR * few)
-    assert len(small) == 12
-    for one, other in zip(small, grown, strict=True):
-        assert one.tokens.tolist() == other.tokens.tolist()
-        assert one.parents.tolist() == other.parents.tolist()
-        torch.testing.assert_close(one.score, other.score, atol=1e-5, rtol=1e-3)
+@pytest.mark.parametrize("kind", ["eagle3", "medusa", "mtp"])
+def test_the_grown_drafters_draft_the_same_trees(kind: str, pair: tuple[Path, Path]) -> None:
+    small, grown = (drafted(directory, kind) for directory in pair)
+    assert_drafts_are_the_same(small, grown)
+    if isinstance(small.proposer, PairProposer) and isinstance(grown.proposer, PairProposer):
+        assert grown.proposer.head.num_kv_heads == WIDTH_FACTOR * small.proposer.head.num_kv_heads
 
 
 def test_the_command_grows_the_embedded_model(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from bench.harness import HELD_OUT, load_tokenizer, prompts
+from bench.harness import HELD_OUT, Prompt, load_tokenizer, prompts
 from engine.engine import Engine, Work
 from engine.interfaces import Proposer, TextWatcher
 from engine.models.decoder import Decoder
@@ -22,6 +22,7 @@ from engine.policy import FixedPolicy
 from engine.sampling import Sampling
 from engine.session import Finish, Session
 from engine.text.reply import ReplyReader
+from engine.tree import DraftTree, accept
 from tests.engine import checkpoints
 from tests.engine.embedded import MODEL, codec
 from tests.engine.oracle import OracleProposer
@@ -54,7 +55,7 @@ class Reply:
 @dataclass
 class Count:
     """One row of the table. lengths: how often each number of drafted tokens was accepted in a step. lasted: how many
-    replies had each number of tokens."""
+    replies had each number of tokens. asked: how often each part of a drafter that switches was."""
 
     model: str
     drafter: str
@@ -65,12 +66,24 @@ class Count:
     lengths: Counter[int] = field(default_factory=Counter)
     finishes: Counter[str] = field(default_factory=Counter)
     lasted: Counter[int] = field(default_factory=Counter)
+    asked: Counter[str] = field(default_factory=Counter)
 
     def add(self, reply: Reply) -> None:
         self.replies += 1
         self.tokens += len(reply.tokens)
         self.finishes[reply.finish.value] += 1
         self.lasted[len(reply.tokens)] += 1
+
+    def merge(self, other: Count) -> None:
+        """Take in what was counted of the same row elsewhere."""
+        self.replies += other.replies
+        self.tokens += other.tokens
+        self.differences += other.differences
+        self.close += other.close
+        self.lengths += other.lengths
+        self.finishes += other.finishes
+        self.lasted += other.lasted
+        self.asked += other.asked
 
 
 def warm(engine: Engine, prompt: Sequence[int], chunk: int = 4096) -> Session:
@@ -148,12 +161,13 @@ def greedy_rows(
 
 @dataclass(frozen=True)
 class Ask:
-    """One sampled reply to be made with and without a drafter. number: of the prompt."""
+    """One reply to be made with and without a drafter. number: of the prompt. coupled: drafters are given its noise."""
 
     number: int
     sampling: Sampling
     stops: tuple[str, ...]
     nodes: int
+    coupled: bool = False
 
 
 def asks(number: int, seeds: int) -> Iterable[Ask]:
@@ -184,8 +198,8 @@ def sampled_rows(
             base = warm(engine, prompt)
             for ask in asks(number, seeds):
                 if ask not in plain:
-                    plain[ask] = _answer(engine, base, ask, stop, drafting=False)
-                got, wanted = _drafted(engine, base, ask, stop, plain[ask], count), plain[ask]
+                    plain[ask] = answer(engine, base, ask, stop, drafting=False)
+                got, wanted = drafted(engine, base, ask, stop, plain[ask], count), plain[ask]
                 if got != wanted:
                     close = differ_by_rounding(exact, prompt, wanted.tokens, got.tokens, ask.sampling)
                     rounded = close and _agree_exactly(exact, prompt, ask, stop)
@@ -195,30 +209,30 @@ def sampled_rows(
     return counts
 
 
-def _answer(
+def answer(
     engine: Engine, base: Session, ask: Ask, stop: frozenset[int], *, drafting: bool, count: Count | None = None
 ) -> Reply:
     watcher = ReplyReader(codec(), ask.stops)
     return reply(engine, base, ask.sampling, stop=stop, watcher=watcher, drafting=drafting, count=count)
 
 
-def _drafted(
+def drafted(
     engine: Engine, base: Session, ask: Ask, stop: frozenset[int], wanted: Reply, count: Count | None = None
 ) -> Reply:
-    engine.policy = FixedPolicy(ask.nodes)
+    engine.policy, engine.coupled = FixedPolicy(ask.nodes), ask.coupled
     if isinstance(engine.proposer, OracleProposer):
         engine.proposer.reference = [*base.tokens, *wanted.tokens]
-    return _answer(engine, base, ask, stop, drafting=True, count=count)
+    return answer(engine, base, ask, stop, drafting=True, count=count)
 
 
 def _agree_exactly(exact: Decoder, prompt: Sequence[int], ask: Ask, stop: frozenset[int]) -> bool:
     """Whether plain and drafted text are the same in float64."""
     engine = Engine(exact, OracleProposer(exact.vocab_size, 0), FixedPolicy())
     base = warm(engine, prompt)
-    plain = _answer(engine, base, ask, stop, drafting=False)
-    drafted = _drafted(engine, base, ask, stop, plain)
+    plain = answer(engine, base, ask, stop, drafting=False)
+    same = drafted(engine, base, ask, stop, plain) == plain
     engine.close(base)
-    return plain == drafted
+    return same
 
 
 def _tree_name(nodes: int, chain: bool) -> str:
@@ -234,9 +248,21 @@ def missing_lengths(count: Count, nodes: int, replies_with_room: int = 40) -> li
     return [length for length in range(nodes if nodes > 1 else 0) if had_room(length) and not count.lengths[length]]
 
 
-def embedded_prompts(count: int) -> list[list[int]]:
+def too_kind(tree: DraftTree, chosen: torch.Tensor) -> list[int]:
+    """A broken rule of acceptance, which the suites must find: it keeps one drafted token that the target did not
+    choose."""
+    path = accept(tree, chosen)
+    children = [node for node in range(1, len(tree)) if int(tree.parents[node]) == path[-1]]
+    return [*path, children[0]] if children else path
+
+
+def held_out(count: int) -> list[Prompt]:
     """Everything before a reply, of held-out calls."""
-    return [prompt.ids for prompt in prompts(load_tokenizer(MODEL), HELD_OUT, 1 + count // 4)][:count]
+    return prompts(load_tokenizer(MODEL), HELD_OUT, 1 + count // 4)[:count]
+
+
+def embedded_prompts(count: int) -> list[list[int]]:
+    return [prompt.ids for prompt in held_out(count)]
 
 
 def random_prompts(count: int, seed: int = 5) -> list[list[int]]:

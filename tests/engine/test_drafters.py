@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
+from engine import engine as engine_module
 from engine.engine import Engine
-from engine.interfaces import Draft, Proposer
+from engine.interfaces import Draft
 from engine.policy import FixedPolicy
-from engine.proposers.cascade import Cascade, CascadeDraft
+from engine.proposers.cascade import Cascade
 from engine.proposers.none import NoProposer
 from engine.proposers.pairs.proposer import PairProposer
 from engine.proposers.recycling import RecyclingProposer
 from engine.proposers.suffix import SuffixProposer
+from engine.proposers.table import PROPOSERS, parse
 from engine.sampling import Sampling
+from engine.text.reply import CALL
 from engine.tree import DraftTree
-from tests.engine import checkpoints, equal, small
+from tests.engine import checkpoints, drafters, equal, small
+from tests.engine.drafters import Switching
+from tests.engine.equal import Ask, Count, Reply
 
 SAMPLINGS = [
     Sampling(),
@@ -29,26 +34,11 @@ SAMPLINGS = [
 ]
 
 
-class Switching(Cascade):
-    """Asks one part a step, drawn at random; the others go on observing."""
-
-    def __init__(self, parts: Sequence[Proposer]) -> None:
-        super().__init__(parts)
-        self._random = random.Random(0)
-        self.asked: set[str] = set()
-
-    def _propose(self, draft: Draft, root: int, noise: Tensor | None, budget: int) -> DraftTree:
-        assert isinstance(draft, CascadeDraft)
-        at = self._random.randrange(len(self.parts))
-        self.asked.add(self.parts[at].name)
-        return self.parts[at].propose([draft.parts[at]], [root], [noise], budget)[0]
-
-
 def head() -> PairProposer:
     return small.models()[1]
 
 
-DRAFTERS = {
+SMALL = {
     "suffix": lambda: SuffixProposer(),
     "recycling": lambda: RecyclingProposer(),
     "suffix+recycling": lambda: Cascade([SuffixProposer(0), RecyclingProposer(1)]),
@@ -65,10 +55,10 @@ def prompts(count: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("coupled", [False, True])
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", SMALL)
 def test_replies_are_those_of_the_target_alone(name: str, coupled: bool) -> None:
     target, _ = small.models()
-    proposer = DRAFTERS[name]()
+    proposer = SMALL[name]()
     alone = Engine(target, NoProposer(), FixedPolicy(1))
     drafting = Engine(target, proposer, FixedPolicy(12), coupled=coupled)
     drafted = 0
@@ -84,7 +74,7 @@ def test_replies_are_those_of_the_target_alone(name: str, coupled: bool) -> None
     assert drafted > 20
     assert target.pool.pages_in_use == 0 and head().pool.pages_in_use == 0
     if isinstance(proposer, Switching):
-        assert proposer.asked == {"none", "suffix", "recycling", "eagle3"}
+        assert set(proposer.asked) == {"none", "suffix", "recycling", "eagle3"}
 
 
 def test_the_noise_that_a_drafter_is_given_is_the_targets_own() -> None:
@@ -117,3 +107,68 @@ def test_the_noise_that_a_drafter_is_given_is_the_targets_own() -> None:
         assert noise.shape == (3, target.vocab_size)
         torch.testing.assert_close(noise, 0.7 * engine.sampler.noise(5, index, 3))
     engine.close(session)
+
+
+Turns = dict[int, tuple[list[int], dict[Ask, Reply]]]
+EXACT = torch.float64
+
+
+@pytest.fixture(scope="module")
+def turns() -> Iterator[Turns]:
+    """By number, two held-out prompts and what the embedded model alone says to them. In one, drafters draft chains."""
+    asked = {3 + at: prompt.ids for at, prompt in enumerate(equal.held_out(14)[12:])}
+    yield {
+        number: (prompt, drafters.alone(EXACT, prompt, drafters.asks(number, 1))) for number, prompt in asked.items()
+    }
+    drafters.loaded.cache_clear()
+    drafters.target_in.cache_clear()
+
+
+def count_turns(name: str, turns: Turns) -> Count:
+    counts = [
+        drafters.compare(name, EXACT, number, prompt, wanted, drafters.drafter(name, EXACT, number))
+        for number, (prompt, wanted) in turns.items()
+    ]
+    return drafters.merged([counts])[0]
+
+
+@pytest.mark.parametrize("name", drafters.DRAFTERS)
+def test_the_embedded_model_says_the_same_with_every_drafter(name: str, turns: Turns) -> None:
+    """A slice of the equality suite, with the trained checkpoints."""
+    count = count_turns(name, turns)
+    assert count.differences == []
+    assert drafters.idle([count]) == []
+    assert count.replies == sum(len(wanted) for _, wanted in turns.values())
+    assert drafters.target_in(EXACT).pool.pages_in_use == 0
+
+
+def test_the_turns_of_the_slice_differ(turns: Turns) -> None:
+    asked = [ask for _, wanted in turns.values() for ask in wanted]
+    assert {ask.coupled for ask in asked} == {True, False}
+    assert {ask.nodes for ask in asked} == {5, 16, 60}
+    assert {drafters.is_chain(number) for number in turns} == {True, False}
+    assert any(reply.text.startswith(CALL) for _, wanted in turns.values() for reply in wanted.values())
+
+
+def test_every_drafter_of_the_table_is_in_the_suite() -> None:
+    assert set(PROPOSERS) - {"none"} <= set(drafters.DRAFTERS)
+    assert {name for name, _ in parse(drafters.DRAFTERS[drafters.SWITCHING])} == set(PROPOSERS)
+
+
+@pytest.mark.parametrize("name", ["recycling", "suffix+eagle3"])
+def test_the_suite_finds_a_drafter_whose_tokens_are_accepted_too_kindly(
+    name: str, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "accept", equal.too_kind)
+    assert count_turns(name, turns).differences
+
+
+def test_a_row_in_which_nothing_was_drafted_or_accepted_is_missed() -> None:
+    rows = [Count("x", "y"), Count("x", "y"), Count("x", "y"), Count("x", drafters.SWITCHING)]
+    rows[1].lengths[0], rows[2].lengths[3], rows[3].lengths[1] = 5, 1, 1
+    rows[3].asked.update(set(PROPOSERS) - {"mtp"})
+    assert drafters.idle(rows) == [
+        "x, y: nothing was drafted",
+        "x, y: no drafted token was accepted",
+        "x, switching: mtp was never asked",
+    ]

@@ -16,7 +16,6 @@ from engine.models.decoder import Decoder
 from engine.policy import FixedPolicy
 from engine.proposers.eagle3 import load_eagle3
 from engine.sampling import Sampling
-from engine.tree import DraftTree, accept
 from tests import equality
 from tests.engine import checkpoints, equal
 from tests.engine.embedded import MODEL, codec
@@ -105,12 +104,7 @@ def test_sampled_text_is_the_same_with_and_without_a_drafter(
 def test_the_suite_finds_an_acceptance_rule_that_is_too_kind(
     served: Decoder, exact: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def kind(tree: DraftTree, chosen: torch.Tensor) -> list[int]:
-        path = accept(tree, chosen)
-        children = [node for node in range(1, len(tree)) if int(tree.parents[node]) == path[-1]]
-        return [*path, children[0]] if children else path
-
-    monkeypatch.setattr(engine_module, "accept", kind)
+    monkeypatch.setattr(engine_module, "accept", equal.too_kind)
     model = checkpoints.write("llama-tied", tmp_path)
     counts = equal.greedy_rows("x", load(tmp_path, torch.float64), model, equal.random_prompts(2), frozenset())
     assert not counts[0].differences

@@ -12,8 +12,16 @@ from training.llama import Llama
 @pytest.fixture(scope="module")
 def small_target(tmp_path_factory):
     """A random target as a Hugging Face directory."""
-    directory = tmp_path_factory.mktemp("target")
-    target = randomise(Llama(SMALL), 0)
+    return write_target(tmp_path_factory.mktemp("target"), 0)
+
+
+@pytest.fixture(scope="module")
+def other_target(tmp_path_factory):
+    return write_target(tmp_path_factory.mktemp("other"), 1)
+
+
+def write_target(directory, seed):
+    target = randomise(Llama(SMALL), seed)
     save_file(target.state_dict(), directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps(SMALL.config()))
     return directory

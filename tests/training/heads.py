@@ -2,6 +2,8 @@
 run that is broken off.
 """
 
+from argparse import Namespace
+
 import numpy as np
 import torch
 
@@ -14,6 +16,18 @@ from training.llama import Shape
 SMALL = Shape(
     vocab=96, hidden=48, layers=8, heads=4, kv_heads=2, head_dim=16, intermediate=64, rope_theta=700.0, max_positions=64
 )
+
+
+def asked(work, **more):
+    """A head trainer's arguments."""
+    return Namespace(work=work, minutes=1.0, seed=0, init=None, **more)
+
+
+def run_arguments(target, tmp_path, **more):
+    """Of a whole run on the embedded model's examples, for an instant."""
+    files = {"conversations": target / "examples.jsonl", "work": tmp_path / "work", "out": tmp_path / "head"}
+    defaults = {"minutes": 0.01, "seed": 0, "device": "cpu", "max_length": 2048, "init": None, "draft_vocab": None}
+    return Namespace(target=target, **files, **(defaults | more))
 
 
 def randomise(module, seed):

@@ -81,12 +81,14 @@ class Stages:
         elif name == "target":
             self.write(option["--out"] / "state.pt", "state")
             self.write(option["--out"] / "model" / "model.safetensors", f"target {self.seed}")
-        elif name == "eagle3":
+        elif name == "draft_model":
+            self.write(option["--out"] / "model" / "model.safetensors", "draft")
+        elif name in ("eagle3", "medusa", "mtp"):
             self.head_began_fresh = not option["--work"].exists() and not option["--out"].exists()
             self.write(option["--work"] / "state.pt", "state")
             if self.killed == name:
                 raise KeyboardInterrupt
-            self.write(option["--out"] / "model.safetensors", f"head for {self.seed}")
+            self.write(option["--out"] / "model.safetensors", f"{name} for {self.seed}")
 
     @staticmethod
     def write(path, text):
@@ -110,7 +112,7 @@ def made(stages):
     return stages.ran
 
 
-ALL = ["data", "target", "eagle3", "tool_calls"]
+ALL = ["data", "target", "eagle3", "medusa", "mtp", "draft_model", "tool_calls"]
 
 
 def test_a_stage_that_is_done_is_skipped(stages, tmp_path):
@@ -126,7 +128,9 @@ def test_another_target_throws_the_head_away(stages, tmp_path):
     stages.seed = 1
     assert made(stages) == ALL[1:]
     assert stages.head_began_fresh
-    assert (tmp_path / "model" / "eagle3" / "model.safetensors").read_text() == "head for 1"
+    for kind in ("eagle3", "medusa", "mtp"):
+        assert (tmp_path / "model" / kind / "model.safetensors").read_text() == f"{kind} for 1"
+    assert (tmp_path / "model" / "draft" / "model.safetensors").exists()
     assert made(stages) == []
 
 

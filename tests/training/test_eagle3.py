@@ -12,19 +12,28 @@ from hypothesis import strategies as st
 from engine.models.decoder import load_target as load_engine_target
 from engine.proposers.eagle3 import load_eagle3
 from tests.engine.embedded import MODEL
-from tests.training.heads import SMALL, broken_off_and_resumed, corpus, log_probs_of_drafting, randomise
+from tests.training.heads import (
+    SMALL,
+    asked,
+    broken_off_and_resumed,
+    corpus,
+    log_probs_of_drafting,
+    randomise,
+    run_arguments,
+)
 from training.corpus import Corpus
 from training.eagle3.head import Eagle3Head, Rows
 from training.eagle3.objective import Teacher, training_loss
 from training.eagle3.rows import STEPS, batches, collate, frequent_ids
-from training.eagle3.train import Trainer, load_target
-from training.llama import Llama
+from training.eagle3.train import Trainer, train
+from training.frozen import FrozenTarget
+from training.parallel import ALONE
 
 
 @pytest.mark.parametrize("which", ["small", "embedded"])
 def test_the_unroll_computes_what_drafting_computes(which, small_target, tmp_path):
     directory = small_target if which == "small" else MODEL
-    target = load_target(directory)
+    target = FrozenTarget(directory)
     vocab, layers = target.shape.vocab, target.shape.layers
     rng = np.random.default_rng(3)
     draft_ids = torch.from_numpy(np.sort(rng.permutation(vocab)[: vocab * 2 // 3]))
@@ -35,7 +44,7 @@ def test_the_unroll_computes_what_drafting_computes(which, small_target, tmp_pat
     rows = Rows(at, torch.ones(2, 3, STEPS, dtype=torch.bool))
     teacher = Teacher(target, head.taps)
     features, _ = teacher(ids)
-    unrolled = torch.stack(head(features, ids, target.model.embed_tokens.weight, rows), 2).log_softmax(-1)
+    unrolled = torch.stack(head(features, ids, target.embedding, rows), 2).log_softmax(-1)
     engine_target = load_engine_target(directory, dtype=torch.float32, pool_tokens=1024)
     load_head = partial(load_eagle3, tmp_path, engine_target, pool_tokens=1024, chain=True)
     for row in range(2):
@@ -102,14 +111,14 @@ def test_the_draft_vocabulary_is_what_replies_say_most():
 
 @pytest.fixture
 def small_llama(small_target):
-    return load_target(small_target)
+    return FrozenTarget(small_target)
 
 
 @torch.no_grad()
 def test_a_choice_outside_the_draft_vocabulary_is_not_learned(small_llama):
     ids, rows = collate([corpus(1, 0)[0]])
     teacher = Teacher(small_llama, (2, 4, 5))
-    best = small_llama(ids)[0].argmax(-1)
+    best = small_llama.logits(small_llama.states(ids)[1])[0].argmax(-1)
     outside = torch.tensor(sorted(set(range(96)) - set(best.tolist())))
     assert float(training_loss(Eagle3Head(SMALL, (2, 4, 5), outside), teacher, ids, rows)) == 0.0
     inside = torch.arange(96)
@@ -123,27 +132,18 @@ def test_training_goes_on_where_it_stopped(small_llama, tmp_path, monkeypatch):
     seen = [next(source) for _ in range(2)] * 3
 
     def trainer():
-        return Trainer(small_llama, torch.arange(96), tmp_path, minutes=1.0, seed=0)
+        return Trainer(small_llama, torch.arange(96), asked(tmp_path))
 
     _, losses = broken_off_and_resumed(trainer, seen, 4)
     assert losses[-1] < losses[0]
     assert not (tmp_path / "state.part").exists()
 
 
-def test_a_checkpoint_for_another_target_or_vocabulary_is_not_gone_on_with(small_llama, tmp_path, capsys):
-    batch = next(batches(corpus(10, 0), seed=0))
-    first = Trainer(small_llama, torch.arange(96), tmp_path, minutes=1.0, seed=0)
-    first.train_step(*batch)
-    first.checkpoint()
-    for target, draft_ids in ((small_llama, torch.arange(95)), (randomise(Llama(SMALL), 9), torch.arange(96))):
-        assert Trainer(target, draft_ids, tmp_path, minutes=1.0, seed=0).step == 0
-        assert "starting over" in capsys.readouterr().out
-    assert Trainer(small_llama, torch.arange(96), tmp_path, minutes=1.0, seed=0).step == 1
-
-
 def test_a_run_uses_its_time_and_a_second_one_has_none_left(small_llama, tmp_path, capsys):
     def run():
-        trainer = Trainer(small_llama, torch.arange(96), tmp_path, minutes=0.01, seed=0)
+        arguments = asked(tmp_path)
+        arguments.minutes = 0.01
+        trainer = Trainer(small_llama, torch.arange(96), arguments)
         before = trainer.step
         trainer.run(corpus(30, 0), corpus(3, 1))
         assert trainer.spent >= trainer.budget
@@ -152,3 +152,27 @@ def test_a_run_uses_its_time_and_a_second_one_has_none_left(small_llama, tmp_pat
     assert run() > 0
     assert run() == 0
     assert capsys.readouterr().out.count("chain of 4 emits") == 2
+
+
+def test_a_head_goes_on_from_another_and_says_what_it_was_before(tmp_path, capsys):
+    """On the embedded model and its own head, with another draft vocabulary: what both draft keeps its output row."""
+    arguments = run_arguments(MODEL, tmp_path, init=MODEL / "eagle3", draft_vocab=300, minutes=0.0)
+    train(ALONE, arguments)
+    said = capsys.readouterr().out
+    before = next(line for line in said.splitlines() if line.startswith("before, with"))
+    assert float(before.split("chain of 4 emits ")[1].split()[0]) > 2.5, "the trained head's own acceptance"
+    shape = FrozenTarget(MODEL).shape
+    begun, written = Eagle3Head.load(MODEL / "eagle3", shape), Eagle3Head.load(arguments.out, shape)
+    assert torch.equal(begun.fc.weight, written.fc.weight) and len(written.draft_ids) == 300
+    row = {token: at for at, token in enumerate(begun.draft_ids.tolist())}
+    shared = [(at, row[token]) for at, token in enumerate(written.draft_ids.tolist()) if token in row]
+    assert len(shared) > 200
+    assert all(torch.equal(written.lm_head.weight[a], begun.lm_head.weight[b]) for a, b in shared)
+    load_eagle3(arguments.out, load_engine_target(MODEL, pool_tokens=64), pool_tokens=64)
+
+
+def test_a_head_of_another_layout_or_target_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no head of this trainer"):
+        Eagle3Head.load(tmp_path, SMALL)
+    with pytest.raises(ValueError, match="holds no head of this trainer"):
+        Eagle3Head.load(MODEL / "eagle3", SMALL)

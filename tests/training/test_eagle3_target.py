@@ -3,23 +3,23 @@
 import pytest
 import torch
 
-from tests.training.heads import SMALL, randomise
+from tests.training.heads import asked
 from training.eagle3.train import Trainer
-from training.llama import Llama
+from training.frozen import FrozenTarget
 
 
 @pytest.mark.parametrize("changed", ["target", "draft vocabulary", "nothing"])
-def test_a_head_begun_for_another_target_is_not_gone_on_with(changed, tmp_path, capsys):
+def test_a_head_begun_for_another_target_is_not_gone_on_with(changed, small_target, other_target, tmp_path, capsys):
     def trainer(target, draft_ids):
-        return Trainer(target, draft_ids, tmp_path, minutes=1.0, seed=0)
+        return Trainer(target, draft_ids, asked(tmp_path))
 
-    target, draft_ids = randomise(Llama(SMALL), 0), torch.arange(50)
+    target, draft_ids = FrozenTarget(small_target), torch.arange(50)
     first = trainer(target, draft_ids)
     first.step, first.spent = 7, 9.0
     first.head.norm.weight.data.fill_(3.0)
     first.checkpoint()
     if changed == "target":
-        target = randomise(Llama(SMALL), 1)
+        target = FrozenTarget(other_target)
     elif changed == "draft vocabulary":
         draft_ids = draft_ids + 1
     again = trainer(target, draft_ids)

@@ -2,7 +2,6 @@
 serves."""
 
 import json
-from argparse import Namespace
 from types import SimpleNamespace
 
 import torch
@@ -14,11 +13,10 @@ from engine.proposers.medusa.load import load
 from engine.proposers.setup import Setup
 from engine.tree import DraftTree
 from tests.engine.embedded import MODEL
-from tests.training.heads import SMALL, assert_it_learns_and_goes_on, corpus, randomise
+from tests.training.heads import SMALL, asked, assert_it_learns_and_goes_on, corpus, randomise, run_arguments
 from training.eagle3.rows import batches
-from training.eagle3.train import load_target
+from training.frozen import FrozenTarget
 from training.medusa import Heads, HeadsTrainer, train
-from training.mtp import NormTeacher
 from training.parallel import ALONE
 from training.unroll import Rows
 
@@ -33,7 +31,7 @@ def test_what_is_written_says_in_the_engine_what_the_heads_say(small_target, tmp
     ids = torch.randint(0, SMALL.vocab, (2, 20), generator=torch.Generator().manual_seed(3))
     at = torch.tensor([[0, 9], [5, 16]])
     rows = Rows(at, torch.ones(2, 2, HEADS, dtype=torch.bool))
-    features, _ = NormTeacher(load_target(small_target))(ids)
+    features, _ = FrozenTarget(small_target).states(ids)
     trained = torch.stack(heads(features, ids, torch.empty(0), rows), 2).log_softmax(-1)
     target = load_engine_target(small_target, dtype=torch.float32, pool_tokens=1024)
     proposer = load(tmp_path, Setup(target, small_target, 64, chain=True))
@@ -54,44 +52,34 @@ def test_what_is_written_says_in_the_engine_what_the_heads_say(small_target, tmp
 
 @torch.no_grad()
 def test_heads_begin_as_the_targets_own_output(small_target):
-    target = load_target(small_target)
+    target = FrozenTarget(small_target)
     heads = Heads(SMALL, HEADS)
     heads.begin_like(target)
     ids = torch.arange(12)[None]
     rows = Rows(torch.tensor([[3, 11]]), torch.ones(1, 2, HEADS, dtype=torch.bool))
-    features, _ = NormTeacher(target)(ids)
+    features, last = target.states(ids)
     for logits in heads(features, ids, torch.empty(0), rows):
-        torch.testing.assert_close(logits, target(ids)[:, [3, 11]])
+        torch.testing.assert_close(logits, target.logits(last)[:, [3, 11]])
 
 
 def test_it_learns_and_goes_on_where_it_stopped(small_target, tmp_path, monkeypatch):
     # The rate follows the clock, which would not be the same twice.
     monkeypatch.setattr("training.eagle3.train.time", SimpleNamespace(monotonic=lambda: 0.0))
-    target, source = load_target(small_target), batches(corpus(30, 0), seed=0)
+    target, source = FrozenTarget(small_target), batches(corpus(30, 0), seed=0)
     seen = [next(source) for _ in range(2)] * 4
 
     def trainer():
-        return HeadsTrainer(HEADS, target, tmp_path, minutes=1.0, seed=0)
+        return HeadsTrainer(HEADS, target, asked(tmp_path))
 
     assert_it_learns_and_goes_on(trainer, target, seen)
 
 
 def test_a_run_from_files_to_files(tmp_path, capsys):
     """On the embedded model, whose examples are conversations; what is written drafts for it."""
-    corpus(2, 1, vocab=1000).save(tmp_path / "held_out.npz")
-    arguments = Namespace(
-        target=MODEL,
-        conversations=MODEL / "examples.jsonl",
-        held_out=tmp_path / "held_out.npz",
-        work=tmp_path / "work",
-        out=tmp_path / "heads",
-        minutes=0.01,
-        seed=0,
-        heads=2,
-    )
+    arguments = run_arguments(MODEL, tmp_path, heads=2)
     train(ALONE, arguments)
     assert "chain of 4 emits" in capsys.readouterr().out
-    written = load_file(tmp_path / "heads" / "medusa_lm_head.safetensors")
+    written = load_file(arguments.out / "medusa_lm_head.safetensors")
     wanted = {f"{i}.{part}" for i in range(2) for part in ("0.linear.weight", "0.linear.bias", "1.weight")}
     assert set(written) == wanted and all(value.dtype == torch.bfloat16 for value in written.values())
-    assert len(load(tmp_path / "heads", Setup(load_engine_target(MODEL, pool_tokens=256), MODEL, 256)).heads) == 2
+    assert len(load(arguments.out, Setup(load_engine_target(MODEL, pool_tokens=256), MODEL, 256)).heads) == 2

@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
-from transformers import AutoTokenizer
 
 from tests.engine.embedded import MODEL
-from training.corpus import Corpus
 from training.dialogues import dialogue
 from training.parallel import ALONE, Ranks, launch, sum_over
 
@@ -79,8 +77,7 @@ def test_the_trainers_of_drafters_run_on_two_ranks_from_their_commands(module, t
     calls = [dialogue(seed, intents=1) for seed in range(24)]
     lines = [json.dumps({"messages": call.messages, "tools": call.tools}) for call in calls]
     (tmp_path / "calls.jsonl").write_text("\n".join(lines))
-    Corpus.encode(AutoTokenizer.from_pretrained(MODEL), iter(calls[:2])).save(tmp_path / "held.npz")
-    files = ("--conversations", tmp_path / "calls.jsonl", "--held-out", tmp_path / "held.npz")
+    files = ("--conversations", tmp_path / "calls.jsonl")
     outputs = ("--work", tmp_path / "work", "--out", tmp_path / "out", "--minutes", "0.01", "--ranks", "2")
     command = [sys.executable, "-m", module, "--target", MODEL, *files, *outputs]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)

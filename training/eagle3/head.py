@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.llama import MLP, Llama, RMSNorm, Shape
+from training.frozen import FrozenTarget
+from training.llama import MLP, RMSNorm, Shape
 from training.unroll import Rows, Unrolled
 
 __all__ = ["Eagle3Head", "Rows"]
@@ -52,12 +53,37 @@ class Eagle3Head(Unrolled):
                 nn.init.normal_(weight, std=0.02 * (0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1))
 
     @torch.no_grad()
-    def begin_like(self, target: Llama) -> None:
+    def begin_like(self, target: FrozenTarget) -> None:
         """Start from the target: its output rows, its last norm, and the topmost fused state passed through."""
         size = self.shape.hidden
         self.fc.weight[:, -size:] += torch.eye(size)
         self.norm.weight.copy_(target.model.norm.weight)
-        self.lm_head.weight.copy_(target.model.embed_tokens.weight[self.draft_ids])
+        self.lm_head.weight.copy_(target.lm_head.weight[self.draft_ids])
+
+    @torch.no_grad()
+    def begin_from(self, other: "Eagle3Head") -> None:
+        """Start from a trained head; of the output rows, from those of the tokens that both draft."""
+        for name, weight in self.named_parameters():
+            if name != "lm_head.weight":
+                weight.copy_(other.get_parameter(name))
+        row = {token: at for at, token in enumerate(other.draft_ids.tolist())}
+        shared = [(at, row[token]) for at, token in enumerate(self.draft_ids.tolist()) if token in row]
+        ours, theirs = (torch.tensor(rows, dtype=torch.long) for rows in zip(*shared, strict=True))
+        self.lm_head.weight[ours] = other.lm_head.weight[theirs]
+
+    @classmethod
+    def load(cls, directory: Path, shape: Shape) -> "Eagle3Head":
+        """A head that `save` wrote. Raises ValueError for other layouts and shapes."""
+        try:
+            config = json.loads((directory / "config.json").read_text())
+            tensors = load_file(directory / "model.safetensors")
+            draft_ids = tensors.pop("d2t") + torch.arange(config["draft_vocab_size"])
+            tensors.pop("t2d", None)
+            head = cls(shape, tuple(config["eagle_aux_hidden_state_layer_ids"]), draft_ids)
+            head.load_state_dict({name: value.float() for name, value in tensors.items()})
+        except (OSError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{directory} holds no head of this trainer for this target: {error}") from error
+        return head
 
     @property
     def layer(self) -> nn.Module:

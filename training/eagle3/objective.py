@@ -1,14 +1,16 @@
 """What a head that is unrolled over its own outputs learns, and how much of its drafts would be accepted."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from training.corpus import Corpus
 from training.eagle3.rows import STEPS, collate
-from training.llama import Llama
-from training.parallel import Ranks, sum_over
+from training.frozen import FrozenTarget
+from training.parallel import ALONE, Ranks, sum_over
+from training.precision import autocast
 from training.unroll import Rows, Unrolled
 
 STEP_DECAY = 0.8
@@ -18,20 +20,13 @@ VALIDATED = 60
 class Teacher:
     """The target's states at the taps, and its log-probabilities over the draft vocabulary."""
 
-    def __init__(self, target: Llama, taps: tuple[int, ...]) -> None:
+    def __init__(self, target: FrozenTarget, taps: tuple[int, ...] = ()) -> None:
+        """taps: none for heads that read the states behind the final norm."""
         self.target, self.taps = target, taps
 
-    @torch.no_grad()
     def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(features [B, T, taps * d], last states [B, T, d]) of ids [B, T]."""
-        model = self.target.model
-        cos, sin = model.cos[: ids.shape[1]], model.sin[: ids.shape[1]]
-        x, states = model.embed_tokens(ids), []
-        for index, layer in enumerate(model.layers):
-            if index in self.taps:
-                states.append(x)
-            x = layer(x, cos, sin)
-        return torch.cat(states, -1), model.norm(x)
+        return self.target.states(ids, self.taps)
 
     @torch.no_grad()
     def choices(self, last: Tensor, draft_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,11 +41,11 @@ def run_batch(
     """Per step of the unroll, for the rows [B, M]: logits and the target's probabilities over the draft vocabulary,
     the target's greedy choice, and whether the step is learned there.
     """
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(ids.device.type):
         features, last = teacher(ids)
-        logits = head(features, ids, teacher.target.model.embed_tokens.weight, rows)
+        logits = head(features, ids, teacher.target.embedding, rows)
         probabilities, best = teacher.choices(last, head.draft_ids)
-    batch = torch.arange(len(ids))[:, None]
+    batch = torch.arange(len(ids), device=ids.device)[:, None]
     for step, drafted in enumerate(logits):
         at = (rows.at + 1 + step).clamp(max=ids.shape[1] - 1)
         yield drafted.float(), probabilities[batch, at], best[batch, at], rows.valid[..., step]
@@ -58,8 +53,8 @@ def run_batch(
 
 def training_loss(head: Unrolled, teacher: Teacher, ids: Tensor, rows: Rows) -> Tensor:
     """Weighted mean cross-entropy in nats. Where the target's choice is no draft token, nothing is learned."""
-    loss, weights = torch.zeros(()), 0.0
-    known = torch.zeros(head.shape.vocab, dtype=torch.bool)
+    loss, weights = torch.zeros((), device=ids.device), 0.0
+    known = torch.zeros(head.shape.vocab, dtype=torch.bool, device=ids.device)
     known[head.draft_ids] = True
     for step, (drafted, wanted, best, valid) in enumerate(run_batch(head, teacher, ids, rows)):
         learned = valid & known[best]
@@ -71,7 +66,7 @@ def training_loss(head: Unrolled, teacher: Teacher, ids: Tensor, rows: Rows) -> 
 
 def acceptance(head: Unrolled, teacher: Teacher, ids: Tensor, rows: Rows) -> Tensor:
     """Counts [steps, 2]: drafts that are the target's choice among those whose earlier steps were, and the latter."""
-    counts = torch.zeros(STEPS, 2)
+    counts = torch.zeros(STEPS, 2, device=ids.device)
     alive = torch.ones_like(rows.at, dtype=torch.bool)
     for step, (drafted, _, best, valid) in enumerate(run_batch(head, teacher, ids, rows)):
         alive = alive & valid
@@ -81,14 +76,29 @@ def acceptance(head: Unrolled, teacher: Teacher, ids: Tensor, rows: Rows) -> Ten
     return counts
 
 
+@dataclass(frozen=True)
+class Accepted:
+    """Of greedy chains on conversations as written. rates: of each position, given that those before were accepted."""
+
+    rates: tuple[float, ...]
+
+    @property
+    def per_forward(self) -> float:
+        """Tokens that a chain of four brings for each of the target's forwards."""
+        return 1.0 + float(torch.tensor(self.rates[:4]).cumprod(0).sum())
+
+    def __str__(self) -> str:
+        rates = " ".join(f"{rate:.3f}" for rate in self.rates)
+        return f"accepted by position {rates}; chain of 4 emits {self.per_forward:.2f} a forward"
+
+
 @torch.no_grad()
-def validate(head: Unrolled, teacher: Teacher, corpus: Corpus, ranks: Ranks) -> str:
-    """Conditional acceptance by position of a greedy chain on conversations as written, and what it would emit."""
+def validate(head: Unrolled, teacher: Teacher, corpus: Corpus, ranks: Ranks = ALONE) -> Accepted:
+    """What would be accepted of drafts along the first VALIDATED conversations, shared out over the ranks."""
     counts = torch.zeros(STEPS, 2)
+    device = teacher.target.embedding.device
     for index in range(ranks.rank, min(VALIDATED, len(corpus)), ranks.count):
         ids, rows = collate([corpus[index]])
-        counts += acceptance(head, teacher, ids, rows)
-    counts = sum_over(ranks, counts)
-    rate = counts[:, 0] / counts[:, 1].clamp(min=1)
-    tau = 1 + float(rate[:4].cumprod(0).sum())
-    return f"accepted by position {' '.join(f'{r:.3f}' for r in rate.tolist())}; chain of 4 emits {tau:.2f} a forward"
+        counts += acceptance(head, teacher, ids.to(device), rows.to(device)).cpu()
+    right, tried = sum_over(ranks, counts).T.tolist()
+    return Accepted(tuple(a / b for a, b in zip(right, tried, strict=True) if b))  # a head may draft fewer positions

@@ -1,29 +1,17 @@
 """Conversations as the rows that drafts of a pair head begin at. Owns batching; knows no model."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from training.corpus import Corpus
-from training.dialogues import Dialogue, Split
 from training.parallel import ALONE, Ranks
 from training.unroll import Rows
 
 STEPS = 6
 BATCH_TOKENS = 1536
-
-
-def load_conversations(path: Path, tokenizer_directory: Path) -> Corpus:
-    """JSON lines of `messages` and `tools`, encoded."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)
-    with path.open() as lines:
-        parsed = (json.loads(line) for line in lines)
-        return Corpus.encode(tokenizer, (Dialogue(d["messages"], d["tools"], (), Split()) for d in parsed))
 
 
 def frequent_ids(corpus: Corpus, vocab: int, count: int) -> Tensor:

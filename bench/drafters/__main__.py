@@ -1,0 +1,79 @@
+"""Every way of drafting on the same calls, in one table and one picture.
+
+    python -m bench.drafters [--model DIR] [--joint DIR] [--calls N] [--embedded-replies N] [--grown-replies N]
+
+Acceptance is counted under fixed trees; speed is measured as served, on the embedded model and on its grown copy
+(``bench.grow``: real acceptance, a large model's step cost). ``--joint`` names a target that was trained with its MTP
+module from the start (``training.mtp_target``); its acceptance stands beside the others'.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from bench import harness
+from bench.drafters import counts, page, times
+from bench.drafters.methods import Method, methods
+from bench.grow import grow
+from training.precision import matrix_dtype
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path("models/receptionist"))
+    parser.add_argument("--joint", type=Path, help="a target with its module in `mtp`")
+    parser.add_argument("--grown", type=Path, default=Path("build/grown"))
+    parser.add_argument("--calls", type=int, default=6, help="of each kind; each has several replies")
+    parser.add_argument("--embedded-replies", type=int, default=40)
+    parser.add_argument("--grown-replies", type=int, default=16)
+    parser.add_argument("--processes", type=int, default=2, help="for the counts; times are taken alone")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    compared = methods(arguments.model)
+    joint = []
+    if arguments.joint:
+        module = arguments.joint / "mtp"
+        joint = [Method("MTP, trained with its target", f"mtp:{module}", arguments.joint, module)]
+    counted = counts.count_all([*compared, *joint], arguments.calls, arguments.processes)
+    grow(arguments.model, arguments.grown, dtype=matrix_dtype())
+    measured = {
+        "embedded": times.measure(arguments.model, compared, torch.float32, arguments.embedded_replies),
+        "grown": times.measure(arguments.grown, methods(arguments.grown), matrix_dtype(), arguments.grown_replies),
+    }
+    write([*compared, *joint], counted, measured)
+
+
+def write(compared: list[Method], counted: list[counts.Counted], measured: dict[str, times.Times]) -> None:
+    found = page.by_setting(counted)
+    harness.RESULTS.mkdir(exist_ok=True)
+    page.plot(compared, found, measured, harness.RESULTS / "drafters.svg")
+    replies = {one.setting.split: one.replies for one in counted}
+    parts = [
+        f"Replies counted: {', '.join(f'{count} {split}' for split, count in replies.items())}. Grown model in "
+        f"{str(matrix_dtype()).removeprefix('torch.')}. Draft and verify ms: of {counts.TREE} nodes.",
+        page.main_table(compared, found, measured),
+        "![](drafters.svg)",
+        "## Temperatures, tokens per forward",
+        page.temperature_table(compared, found),
+        "## Spoken text and tool calls, greedy, tokens per forward",
+        page.kind_table(compared, found),
+    ]
+    both, alone = "self-speculation + EAGLE-3", ("EAGLE-3", "self-speculation")
+    for size, one in measured.items():
+        parts += [f"## Speed, {size}", page.speed_table(one)]
+        if all(name in one.runs for name in (both, *alone)):
+            parts.append("; ".join(f"{both} over {name} alone: {page.ratio(one, both, name)}" for name in alone))
+    runs = {
+        size: {mode: [[run.timed, run.seconds] for run in timed] for mode, timed in one.runs.items()}
+        for size, one in measured.items()
+    }
+    data = {"counted": [asdict(one) for one in counted], "tokens_and_seconds": runs}
+    harness.save("drafters", "Every way of drafting", "\n\n".join(parts), data)
+
+
+if __name__ == "__main__":
+    main()

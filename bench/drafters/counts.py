@@ -1,0 +1,143 @@
+"""Plain counts, no clock: how much of each method's drafts is accepted, by temperature, kind of text and tree."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from bench import harness
+from bench.acceptance import Tally, ngram_table
+from bench.drafters.methods import Method
+from bench.ngram import NgramProposer
+from engine.config import EngineConfig
+from engine.engine import Engine, Work
+from engine.interfaces import Proposer
+from engine.load import load_proposer, load_target_for
+from engine.models.decoder import Decoder
+from engine.policy import FixedPolicy
+from engine.sampling import Sampling
+from training.dialogues import courier, dialogue
+
+TREE, CHAIN = 24, 7
+"""Nodes, the root included."""
+TEMPERATURES = (0.0, 0.7, 1.0)
+IN_DOMAIN, HELD_OUT, OTHER = "in domain", "held out", "other style"
+"""Calls as trained; with names and paraphrases that never were; and another business in other words altogether, which
+neither drafters nor target ever saw."""
+SPLITS = (IN_DOMAIN, HELD_OUT, OTHER)
+KINDS = ("all", "text", "tool")
+MAX_TOKENS = 64
+"""Of a reply: so small a model, sampled, now and then says the same for as long as it is let."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Under which replies were made."""
+
+    split: str
+    shape: str = "tree"
+    temperature: float = 0.0
+    coupled: bool = False
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One method under one setting. per_forward: tokens for each of the target's forwards, by kind of reply.
+    positions: acceptance at each draft position, given that all before it were accepted.
+    """
+
+    method: str
+    setting: Setting
+    replies: int
+    per_forward: dict[str, float]
+    positions: list[float]
+
+
+def settings(couples: bool) -> list[Setting]:
+    """couples: whether the method can share the turn's noise."""
+    found = []
+    for split in SPLITS:
+        found.append(Setting(split, "chain"))
+        for temperature in TEMPERATURES:
+            found.append(Setting(split, temperature=temperature))
+            if temperature and couples:
+                found.append(Setting(split, temperature=temperature, coupled=True))
+    return found
+
+
+def prompts_of(split: str, method: Method, calls: int) -> list[harness.Prompt]:
+    tokenizer = harness.load_tokenizer(method.model)
+    if split == OTHER:
+        return harness.prompts_of(tokenizer, (courier.dialogue(harness.SEED + number) for number in range(calls)))
+    held_out = harness.HELD_OUT if split == HELD_OUT else harness.IN_DOMAIN
+    return harness.prompts_of(tokenizer, (dialogue(harness.SEED + number, held_out) for number in range(calls)))
+
+
+def load(method: Method, target: Decoder, config: EngineConfig, *, chain: bool = False) -> Proposer:
+    """The method's drafter beside its target; the 5-gram table is counted on EAGLE-3's own training corpus."""
+    if not method.spec:
+        tokenizer = harness.load_tokenizer(method.model)
+        return NgramProposer(ngram_table(tokenizer, target.vocab_size))
+    return load_proposer(replace(config, drafter=method.spec), target, chain=chain)
+
+
+def count(job: tuple[Method, int]) -> list[Counted]:
+    """All settings of one method; runs in a process of its own."""
+    method, calls = job
+    torch.set_num_threads(1)
+    config = EngineConfig(str(method.model), pool_tokens=16_384)
+    target = load_target_for(config)
+    stop = harness.stop_tokens(method.model)
+    prompts = {split: prompts_of(split, method, calls) for split in SPLITS}
+    tree = load(method, target, config)
+    chosen = settings(tree.noise_levels > 0)
+    found = []
+    for shape in ("tree", "chain") if method.spec else ("tree",):
+        proposer = tree if shape == "tree" else load(method, target, config, chain=True)
+        engine = Engine(target, proposer, FixedPolicy(TREE if shape == "tree" else CHAIN))
+        for split, asked in prompts.items():
+            wanted = [setting for setting in chosen if (setting.split, setting.shape) == (split, shape)]
+            for setting, tallies in measure(engine, asked, wanted, stop).items():
+                per_forward = {kind: tallies[kind].per_forward for kind in KINDS if tallies[kind].forwards}
+                positions = tallies["all"].positions(6)
+                found.append(Counted(method.name, setting, len(asked), per_forward, positions))
+    return found
+
+
+def measure(
+    engine: Engine, prompts: Sequence[harness.Prompt], settings: Sequence[Setting], stop: frozenset[int]
+) -> dict[Setting, dict[str, Tally]]:
+    """Every prompt is read once; its replies under all settings are made by forks of it."""
+    tallies = {setting: {kind: Tally() for kind in KINDS} for setting in settings}
+    for number, prompt in enumerate(prompts):
+        base = engine.open("base", prompt.ids)
+        while base.num_pending > 1:
+            engine.step([Work(base, max_tokens=4096)])
+        while engine.catch_up(base):
+            pass
+        for setting in settings:
+            engine.coupled = setting.coupled
+            session = engine.fork(base, "reply", seed=number)
+            sampling = Sampling(setting.temperature)
+            turn = engine.submit(session, sampling, max_tokens=MAX_TOKENS, stop_tokens=stop)
+            while turn.finish is None:
+                engine.step([Work(session)])
+            for kind in ("all", "tool" if prompt.tool else "text"):
+                tallies[setting][kind].add(turn)
+            engine.close(session)
+        engine.close(base)
+    return tallies
+
+
+def count_all(methods: Sequence[Method], calls: int, processes: int) -> list[Counted]:
+    """Every method under every setting, methods shared out over processes."""
+    found: list[Counted] = []
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for counted in pool.imap(count, [(method, calls) for method in methods]):
+            at = next(c for c in counted if c.setting == Setting(IN_DOMAIN))
+            print(f"{at.method}: {at.per_forward['all']:.2f} tokens per forward in domain, greedy", flush=True)
+            found += counted
+    return found

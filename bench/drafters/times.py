@@ -1,0 +1,122 @@
+"""How fast replies come with each method, as it is served: its tree sized by measured costs and acceptance. Beside
+them the peers' own drafting on the same weights, interleaved reply by reply.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import harness
+from bench.decode import Mode, Timed, engine_mode, interleave
+from bench.drafters.counts import TREE, load
+from bench.drafters.methods import Method
+from bench.peers import LlamaCppPeer, TransformersPeer, load_llama_cpp
+from bench.peers.hugging_face import ASSISTED
+from engine.config import EngineConfig
+from engine.costs import measure_costs
+from engine.engine import Engine
+from engine.load import load_target_for
+from engine.policy import FixedPolicy, MeasuredPolicy
+from engine.proposers.none import NoProposer
+
+PLAIN = "plain"
+SHORTEST = 6
+"""Replies of fewer tokens are left out: there is nothing to time in them."""
+MAX_TOKENS = 96
+PROMPT_LOOKUP = 10
+LEARNED_ON = 8
+"""Replies that policies learn from before anything is timed."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Milliseconds of drafting and of verifying a tree of TREE nodes."""
+
+    draft: float
+    verify: float
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one size of model. runs: by mode, over the same prompts."""
+
+    costs: dict[str, Costs]
+    runs: dict[str, list[Timed]]
+
+    def tokens_per_second(self, mode: str) -> float:
+        runs = self.runs[mode]
+        return sum(run.timed for run in runs) / sum(run.seconds for run in runs)
+
+    def over(self, mode: str, base: str) -> tuple[float, float, float]:
+        """How many times as fast as ``base``: over all replies, with the 95 % interval of redrawing the replies."""
+        pairs = list(zip(self.runs[base], self.runs[mode], strict=True))
+        rng = random.Random(0)
+        drawn = sorted(_ratio(rng.choices(pairs, k=len(pairs))) for _ in range(2000))
+        return _ratio(pairs), drawn[50], drawn[-51]
+
+    def same_text(self, mode: str) -> str:
+        pairs = zip(self.runs[mode], self.runs[PLAIN], strict=True)
+        return f"{sum(mine.tokens == theirs.tokens for mine, theirs in pairs)}/{len(self.runs[mode])}"
+
+
+def _ratio(pairs: Sequence[tuple[Timed, Timed]]) -> float:
+    base, mine = zip(*pairs, strict=True)
+    return _per_token(base) / _per_token(mine)
+
+
+def _per_token(runs: Sequence[Timed]) -> float:
+    return sum(run.seconds for run in runs) / sum(run.timed for run in runs)
+
+
+def measure(model: Path, methods: Sequence[Method], dtype: torch.dtype, count: int) -> Times:
+    """``count`` replies in domain, greedy, with every mode."""
+    prompts = harness.prompts(harness.load_tokenizer(model), harness.IN_DOMAIN, LEARNED_ON + 2 * count)
+    prompts = random.Random(1).sample(prompts, LEARNED_ON + 2 * count)
+    learned, prompts = prompts[:LEARNED_ON], prompts[LEARNED_ON:]
+    stop = harness.stop_tokens(model)
+    config = EngineConfig(str(model), dtype=str(dtype).removeprefix("torch."), pool_tokens=8192)
+    target = load_target_for(config)
+    plain = engine_mode(Engine(target, NoProposer(), FixedPolicy(1)), stop, MAX_TOKENS)
+    prompts = [prompt for prompt in prompts if len(plain(prompt).tokens) >= SHORTEST][:count]
+    modes: dict[str, Mode] = {PLAIN: plain}
+    costs = {}
+    for method in methods:
+        proposer = load(method, target, config)
+        measured = measure_costs(target, proposer)
+        if TREE in measured.nodes:
+            at = measured.nodes.index(TREE)
+            costs[method.name] = Costs(1e3 * measured.draft[at], 1e3 * measured.verify[at])
+        modes[method.name] = engine_mode(Engine(target, proposer, MeasuredPolicy(measured)), stop, MAX_TOKENS)
+        for prompt in learned:
+            modes[method.name](prompt)
+    modes |= peers(model, methods, dtype, stop)
+    return Times(costs, interleave(modes, prompts))
+
+
+def peers(model: Path, methods: Sequence[Method], dtype: torch.dtype, stop: frozenset[int]) -> dict[str, Mode]:
+    draft = next((method.checkpoint for method in methods if method.spec.startswith("draft:")), None)
+    hugging_face = TransformersPeer(model, dtype, stop, draft)
+    modes = {
+        "transformers greedy": _peer(hugging_face),
+        "transformers prompt lookup": _peer(hugging_face, prompt_lookup=PROMPT_LOOKUP),
+    }
+    if draft:
+        modes["transformers assisted by the draft model"] = _peer(hugging_face, assisted=ASSISTED)
+    if llama_cpp := load_llama_cpp(model, dtype, stop):
+        modes["llama.cpp greedy"] = _peer(llama_cpp)
+        modes["llama.cpp prompt lookup"] = _peer(llama_cpp, prompt_lookup=PROMPT_LOOKUP)
+    return modes
+
+
+def _peer(peer: TransformersPeer | LlamaCppPeer, **options: Any) -> Mode:
+    def reply(prompt: harness.Prompt) -> Timed:
+        made = peer.reply(prompt.ids, MAX_TOKENS, **options)
+        return Timed(made.tokens, made.seconds, 0, made.first_tokens)
+
+    return reply
