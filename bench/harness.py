@@ -98,7 +98,8 @@ def run_turn(
     session = engine.open("bench", prompt[:-FINAL_TOKENS], seed=seed)
     while session.num_pending > 1:
         engine.step([Work(session, max_tokens=4096)])
-    engine.catch_up(session)
+    while engine.catch_up(session):
+        pass
     engine.append(session, prompt[-FINAL_TOKENS:])
     turn = engine.submit(session, sampling, max_tokens=max_tokens, stop_tokens=stop)
     work = [Work(session, max_tokens=4096)]

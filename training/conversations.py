@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from training.corpus import Corpus
@@ -36,8 +37,10 @@ class Encoder:
     def encode(self, conversation: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids [n] (int32), and 1 for each that belongs to a reply, its end included [n] (int8).
 
-        A reply begins where the template asks for it behind the messages before. Where a template shows those messages
-        otherwise once the reply is there (it may drop earlier reasoning), that reply is not marked.
+        A reply begins where the template asks for it behind the messages before, and ends with the target's token for
+        that, or where the template has shown it. Where a template shows the messages before otherwise once the reply is
+        there (it may drop earlier reasoning, or move the system prompt), and where it cannot show them alone (before a
+        greeting), that reply is not marked.
         """
         messages, tools = with_parsed_arguments(conversation["messages"]), conversation.get("tools") or None
         render = self.tokenizer.apply_chat_template
@@ -48,11 +51,16 @@ class Encoder:
         for at, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = render(messages[:at], tools=tools, tokenize=False, add_generation_prompt=True)
+            try:
+                before = render(messages[:at], tools=tools, tokenize=False, add_generation_prompt=True)
+            except (TemplateError, ValueError):  # many templates show nothing before a caller has spoken
+                continue
             if not text.startswith(before):
                 continue
+            shown = render(messages[: at + 1], tools=tools, tokenize=False)
+            stop = int(np.searchsorted(starts, len(shown))) if text.startswith(shown) else len(ids)
             first = last = int(np.searchsorted(starts, len(before)))
-            while last < len(ids) - 1 and int(ids[last]) not in self._ends:
+            while last < stop - 1 and int(ids[last]) not in self._ends:
                 last += 1
             said[first : last + 1] = 1
         return ids, said
@@ -68,7 +76,8 @@ def with_parsed_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]
             arguments = function.get("arguments", {})
             read = json.loads(arguments) if isinstance(arguments, str) else arguments
             calls.append({**call, "function": {**function, "arguments": read}})
-        parsed.append({**message, "tool_calls": calls} if calls else message)
+        rest = {key: value for key, value in message.items() if key != "tool_calls"}
+        parsed.append({**rest, "tool_calls": calls} if calls else rest)  # an empty list breaks some templates
     return parsed
 
 
@@ -91,8 +100,12 @@ def load(path: Path, directory: Path, max_length: int = MAX_LENGTH) -> Corpus:
     """A file's conversations in the target's tokens; longer ones end after `max_length`, and those without a reply are
     left out. Raises ValueError where nothing is left.
     """
-    encoder = Encoder(directory)
-    rows = [tuple(part[:max_length] for part in encoder.encode(item)) for item in read_lines(path)]
+    encoder, rows = Encoder(directory), []
+    for number, item in enumerate(read_lines(path), start=1):
+        try:
+            rows.append(tuple(part[:max_length] for part in encoder.encode(item)))
+        except (TemplateError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, conversation {number}: the chat template does not take it: {error}") from error
     kept = [(ids, said) for ids, said in rows if said.any()]
     if not kept:
         raise ValueError(f"{path}: the chat template marks no reply in any of {len(rows)} conversations")

@@ -77,7 +77,7 @@ class Heads(nn.Module):
         directory.mkdir(parents=True, exist_ok=True)
         published = {"linear.weight": "0.linear.weight", "linear.bias": "0.linear.bias", "lm_head.weight": "1.weight"}
         tensors = {
-            f"{i}.{published[name]}": value.detach().bfloat16().contiguous()
+            f"{i}.{published[name]}": value.detach().cpu().bfloat16().contiguous()
             for i, head in enumerate(self.heads)
             for name, value in head.named_parameters()
         }

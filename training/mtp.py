@@ -77,16 +77,34 @@ class Module(Unrolled):
         tensors = {}
         for name, value in self.named_parameters():
             published = "shared_head.norm.weight" if name == "norm.weight" else name.removeprefix("layer.")
-            tensors[prefix + published] = value.detach().bfloat16().contiguous()
+            tensors[prefix + published] = value.detach().cpu().bfloat16().contiguous()
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         (directory / "model.safetensors").chmod(0o644)
         (directory / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n")
+
+
+def refuse_other_blocks(target: FrozenTarget) -> None:
+    """Raises ValueError for a target whose own block, embeddings or positions are not those that are trained here: a
+    module is served with the target's, and would have learned with others.
+    """
+    config = target.model.config
+    names = [name for name, _ in target.model.named_parameters()]
+    rope = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
+    reasons = {
+        "biases": any(name.endswith("_proj.bias") for name in names),
+        "norms of queries and keys": any("q_norm" in name for name in names),
+        "output rows apart from its embedding": target.lm_head.weight is not target.model.embed_tokens.weight,
+        "scaled RoPE": rope.get("rope_type", "default") != "default",
+    }
+    if found := [reason for reason, there in reasons.items() if there]:
+        raise ValueError(f"no MTP module can be trained yet for a target with {' and '.join(found)}")
 
 
 class ModuleTrainer(Trainer):
     """One run. Its "draft vocabulary" is the target's whole one."""
 
     def begin(self, target: FrozenTarget, draft_ids: Tensor) -> tuple[Teacher, Unrolled]:
+        refuse_other_blocks(target)
         module = Module(target.shape)
         module.begin_like(target)
         return Teacher(target), module

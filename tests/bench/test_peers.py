@@ -21,26 +21,29 @@ def prompts() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def plain(prompts: list[list[int]]) -> list[Reply]:
-    peer = TransformersPeer(MODEL, torch.float32, harness.stop_tokens(MODEL))
-    return [peer.reply(prompt, MAX_TOKENS) for prompt in prompts]
+def peer() -> TransformersPeer:
+    """Assisted by itself: a draft model that is always right."""
+    return TransformersPeer(MODEL, torch.float32, harness.stop_tokens(MODEL), draft=MODEL)
+
+
+@pytest.fixture(scope="module")
+def plain(peer: TransformersPeer, prompts: list[list[int]]) -> list[Reply]:
+    return replies(peer, prompts)
 
 
 def replies(peer: TransformersPeer, prompts: list[list[int]], **how: int) -> list[Reply]:
     return [peer.reply(prompt, MAX_TOKENS, **how) for prompt in prompts]
 
 
-def test_prompt_lookup_says_the_same(prompts: list[list[int]], plain: list[Reply]) -> None:
-    peer = TransformersPeer(MODEL, torch.float32, harness.stop_tokens(MODEL))
+def test_prompt_lookup_says_the_same(peer: TransformersPeer, prompts: list[list[int]], plain: list[Reply]) -> None:
     looked_up = replies(peer, prompts, prompt_lookup=10)
     assert [reply.tokens for reply in looked_up] == [reply.tokens for reply in plain]
     assert all(reply.first_tokens == 1 for reply in plain)
 
 
 def test_a_perfect_assistant_brings_several_tokens_in_the_first_step(
-    prompts: list[list[int]], plain: list[Reply]
+    peer: TransformersPeer, prompts: list[list[int]], plain: list[Reply]
 ) -> None:
-    peer = TransformersPeer(MODEL, torch.float32, harness.stop_tokens(MODEL), draft=MODEL)
     assisted = replies(peer, prompts, assisted=3)
     assert [reply.tokens for reply in assisted] == [reply.tokens for reply in plain]
     assert max(reply.first_tokens for reply in assisted) > 1

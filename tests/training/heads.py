@@ -20,7 +20,7 @@ SMALL = Shape(
 
 def asked(work, **more):
     """A head trainer's arguments."""
-    return Namespace(work=work, minutes=1.0, seed=0, init=None, **more)
+    return Namespace(work=work, minutes=1.0, seed=0, conversations=None, max_length=64, init=None, **more)
 
 
 def run_arguments(target, tmp_path, **more):

@@ -95,3 +95,21 @@ def test_two_conversations_are_the_fewest():
     with pytest.raises(ValueError, match="two conversations"):
         split(one)
     assert [len(part) for part in split(Corpus(np.arange(4), np.ones(4), np.array([0, 2, 4])))] == [1, 1]
+
+
+def test_a_greeting_is_not_marked_and_a_reply_without_a_known_end_ends_where_it_was_shown(encoder):
+    """Fine-tunes often leave the turn's end out of their generation config."""
+    encoder = Encoder(MODEL)
+    encoder.tokenizer.chat_template, encoder._ends = QWEN, {1_999_999}
+    turns = [("assistant", "hello there"), ("user", "a"), ("assistant", "one fine day"), ("user", "b")]
+    ids, said = encoder.encode(
+        {"messages": [{"role": role, "content": text, "tool_calls": []} for role, text in turns]}
+    )
+    assert encoder.tokenizer.decode(ids[said > 0]) == "one fine day<|end|>\n"
+
+
+def test_a_conversation_that_the_template_refuses_is_named(tmp_path):
+    path = tmp_path / "calls.jsonl"
+    path.write_text('{"messages": [{"content": "hello"}]}\n')
+    with pytest.raises(ValueError, match="conversation 1"):
+        load(path, MODEL)

@@ -6,12 +6,14 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from engine.models.decoder import load_target as load_engine_target
 from engine.proposers import mtp
 from engine.proposers.setup import Setup
+from tests.engine import checkpoints
 from tests.engine.embedded import MODEL
 from tests.training.heads import (
     SMALL,
@@ -25,7 +27,7 @@ from tests.training.heads import (
 from training.eagle3.objective import Teacher, training_loss
 from training.eagle3.rows import STEPS, batches, collate
 from training.frozen import FrozenTarget
-from training.mtp import Module, ModuleTrainer, train
+from training.mtp import Module, ModuleTrainer, refuse_other_blocks, train
 from training.parallel import ALONE
 from training.unroll import Rows
 
@@ -82,4 +84,15 @@ def test_a_conversation_may_fill_the_context(small_target):
     ids, rows = collate([(np.resize(np.arange(2, 9, dtype=np.uint16), full), np.ones(full, np.float16))])
     assert int(rows.at.max()) + STEPS > full
     target, module = FrozenTarget(small_target), Module(SMALL)
-    assert 0.0 < float(training_loss(module, Teacher(target), ids, rows)) < 20.0
+    assert 0.0 < float(training_loss(module, Teacher(target), ids, rows).detach()) < 20.0
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2-biases"])
+def test_a_target_whose_block_would_be_another_is_refused(name, tmp_path):
+    checkpoints.write(name, tmp_path)
+    with pytest.raises(ValueError, match="no MTP module can be trained yet for a target with"):
+        refuse_other_blocks(FrozenTarget(tmp_path))
+
+
+def test_the_embedded_target_is_not_refused():
+    refuse_other_blocks(FrozenTarget(MODEL))

@@ -118,10 +118,11 @@ class Eagle3Head(Unrolled):
     def save(self, directory: Path) -> None:
         """The published layout: `midlayer.*`, `d2t` (offsets, int64 [draft]) and `t2d` (bool [vocabulary])."""
         directory.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value.detach().bfloat16().contiguous() for name, value in self.named_parameters()}
-        tensors["d2t"] = self.draft_ids - torch.arange(len(self.draft_ids))
+        tensors = {name: value.detach().cpu().bfloat16().contiguous() for name, value in self.named_parameters()}
+        draft_ids = self.draft_ids.cpu()
+        tensors["d2t"] = draft_ids - torch.arange(len(draft_ids))
         tensors["t2d"] = torch.zeros(self.shape.vocab, dtype=torch.bool)
-        tensors["t2d"][self.draft_ids] = True
+        tensors["t2d"][draft_ids] = True
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         (directory / "model.safetensors").chmod(0o644)
         (directory / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n")

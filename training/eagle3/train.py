@@ -37,9 +37,15 @@ PEAK_LR, WARM_UP_STEPS = 1.5e-3, 50
 CHECKPOINT_SECONDS, REPORT_SECONDS = 300.0, 30.0
 
 
-def identity(target: FrozenTarget, draft_ids: Tensor) -> str:
-    """Of what a head is trained for: the target's weights and the draft vocabulary."""
-    return hashlib.sha256(target.identity().encode() + draft_ids.numpy().tobytes()).hexdigest()
+def identity(target: FrozenTarget, draft_ids: Tensor, arguments: argparse.Namespace) -> str:
+    """Of what a head is trained for, and on: the target's weights, the draft vocabulary, the file of conversations and
+    the head that it began as.
+    """
+    found = hashlib.sha256(target.identity().encode() + draft_ids.numpy().tobytes())
+    if arguments.conversations is not None:
+        found.update(arguments.conversations.read_bytes())
+    found.update(f"{arguments.max_length} {getattr(arguments, 'init', None)}".encode())
+    return found.hexdigest()
 
 
 class Trainer:
@@ -51,7 +57,7 @@ class Trainer:
     def __init__(
         self, target: FrozenTarget, draft_ids: Tensor, arguments: argparse.Namespace, ranks: Ranks = ALONE
     ) -> None:
-        """arguments: `work`, `minutes`, `seed`, and for EAGLE-3 `init`."""
+        """arguments: `work`, `minutes`, `seed`, `conversations`, `max_length`, and for EAGLE-3 `init`."""
         torch.manual_seed(arguments.seed)
         self.arguments, self.ranks, self.clock = arguments, ranks, time.monotonic()
         self.teacher, self.head = self.begin(target, draft_ids)
@@ -60,7 +66,7 @@ class Trainer:
         self.optimisers = optimisers(self.head, muon=True)
         self.work, self.budget, self.seed = arguments.work, arguments.minutes * 60, arguments.seed
         self.step, self.spent = 0, 0.0
-        self.target = identity(target, draft_ids)
+        self.identity = identity(target, draft_ids, arguments)
         self.work.mkdir(parents=True, exist_ok=True)
         if (self.work / "state.pt").exists():
             self.restore()
@@ -78,8 +84,8 @@ class Trainer:
 
     def restore(self) -> None:
         state = torch.load(self.work / "state.pt", map_location=self.device)
-        if state.get("target") != self.target:
-            self.say(f"{self.work} holds a head of another target: starting over")
+        if state.get("identity") != self.identity:
+            self.say(f"{self.work} holds a run on another target, vocabulary or file: starting over")
             return
         self.head.load_state_dict(state["head"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
@@ -93,7 +99,7 @@ class Trainer:
         if not self.ranks.first:
             return
         state = {
-            "target": self.target,
+            "identity": self.identity,
             "head": self.head.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step,
