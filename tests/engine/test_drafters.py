@@ -116,9 +116,10 @@ EXACT = torch.float64
 @pytest.fixture(scope="module")
 def turns() -> Iterator[Turns]:
     """By number, two held-out prompts and what the embedded model alone says to them. In one, drafters draft chains."""
-    asked = {3 + at: prompt.ids for at, prompt in enumerate(equal.held_out(14)[12:])}
+    asked = {number: prompt.ids for number, prompt in zip((1, 4), equal.held_out(14)[12:], strict=True)}
     yield {
-        number: (prompt, drafters.alone(EXACT, prompt, drafters.asks(number, 1))) for number, prompt in asked.items()
+        number: (prompt, drafters.alone(EXACT, prompt, drafters.asks(number, 1)[:3]))
+        for number, prompt in asked.items()
     }
     drafters.loaded.cache_clear()
     drafters.target_in.cache_clear()
@@ -155,12 +156,12 @@ def test_every_drafter_of_the_table_is_in_the_suite() -> None:
     assert {name for name, _ in parse(drafters.DRAFTERS[drafters.SWITCHING])} == set(PROPOSERS)
 
 
-@pytest.mark.parametrize("name", ["recycling", "suffix+eagle3"])
-def test_the_suite_finds_a_drafter_whose_tokens_are_accepted_too_kindly(
-    name: str, turns: Turns, monkeypatch: pytest.MonkeyPatch
+def test_the_suite_finds_drafted_tokens_that_are_accepted_too_kindly(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "accept", equal.too_kind)
-    assert count_turns(name, turns).differences
+    for number in turns:
+        assert count_turns("suffix+eagle3", {number: turns[number]}).differences
 
 
 def test_a_row_in_which_nothing_was_drafted_or_accepted_is_missed() -> None:
