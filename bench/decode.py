@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from bench import grow, harness
-from bench.peers import TransformersPeer
+from bench.peers import LlamaCppPeer, TransformersPeer
 from engine.config import EngineConfig
 from engine.costs import measure_costs
 from engine.engine import Engine
@@ -28,6 +28,8 @@ from engine.proposers.none import NoProposer
 from engine.sampling import Sampling
 
 GREEDY = Sampling()
+PROMPT_LOOKUP = 10
+"""Tokens that peers draft from the prompt at each step."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,12 @@ def engine_mode(engine: Engine, stop: frozenset[int], max_tokens: int) -> Mode:
     return reply
 
 
-def peer_mode(peer: TransformersPeer, max_tokens: int, prompt_lookup: int | None) -> Mode:
+def peer_mode(peer: TransformersPeer | LlamaCppPeer, max_tokens: int, **options: int) -> Mode:
+    """options: of the peer's reply, as ``prompt_lookup``."""
+
     def reply(prompt: harness.Prompt) -> Timed:
-        tokens, _, first, seconds = peer.reply(prompt.ids, max_tokens, prompt_lookup=prompt_lookup)
-        return Timed(tokens, seconds, 0, first)
+        made = peer.reply(prompt.ids, max_tokens, **options)
+        return Timed(made.tokens, made.seconds, 0, made.first_tokens)
 
     return reply
 
@@ -82,8 +86,8 @@ def build_modes(model: Path, dtype: str, max_tokens: int, trees: tuple[int, ...]
     }
     for nodes in trees:
         modes[f"EAGLE-3, {nodes} nodes"] = engine_mode(Engine(target, head, FixedPolicy(nodes)), stop, max_tokens)
-    modes["transformers greedy"] = peer_mode(peer, max_tokens, None)
-    modes["transformers prompt lookup"] = peer_mode(peer, max_tokens, 10)
+    modes["transformers greedy"] = peer_mode(peer, max_tokens)
+    modes["transformers prompt lookup"] = peer_mode(peer, max_tokens, prompt_lookup=PROMPT_LOOKUP)
     return modes, costs
 
 
@@ -103,7 +107,7 @@ SHORTEST = 6
 """Replies of fewer tokens are left out: there is nothing to time in them."""
 
 
-def overall(runs: list[Timed]) -> float:
+def overall(runs: Sequence[Timed]) -> float:
     """Milliseconds per token over all replies."""
     return 1e3 * sum(run.seconds for run in runs) / sum(run.timed for run in runs)
 

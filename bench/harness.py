@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.engine import Engine, Work
 from engine.sampling import Sampling
-from engine.session import Turn
+from engine.session import Session, Turn
 from training.dialogues import Dialogue, Split, dialogue
 
 RESULTS = Path(__file__).parent / "results"
@@ -72,6 +72,16 @@ def stop_tokens(model: Path) -> frozenset[int]:
     return frozenset(eos if isinstance(eos, list) else [eos])
 
 
+def warm(engine: Engine, prompt: Sequence[int], *, seed: int = 0) -> Session:
+    """A session that has read all of the prompt but its last token, its drafter too."""
+    session = engine.open("bench", prompt, seed=seed)
+    while session.num_pending > 1:
+        engine.step([Work(session, max_tokens=4096)])
+    while engine.catch_up(session):
+        pass
+    return session
+
+
 @dataclass(frozen=True)
 class Run:
     """One reply: its tokens, the seconds from the first token to the last, and the turn's own statistics."""
@@ -95,11 +105,7 @@ def run_turn(
 
     What came before them was computed, and the drafter has caught up with it, as it does while a caller speaks.
     """
-    session = engine.open("bench", prompt[:-FINAL_TOKENS], seed=seed)
-    while session.num_pending > 1:
-        engine.step([Work(session, max_tokens=4096)])
-    while engine.catch_up(session):
-        pass
+    session = warm(engine, prompt[:-FINAL_TOKENS], seed=seed)
     engine.append(session, prompt[-FINAL_TOKENS:])
     turn = engine.submit(session, sampling, max_tokens=max_tokens, stop_tokens=stop)
     work = [Work(session, max_tokens=4096)]

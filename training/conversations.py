@@ -109,8 +109,7 @@ def load(path: Path, directory: Path, max_length: int = MAX_LENGTH) -> Corpus:
     kept = [(ids, said) for ids, said in rows if said.any()]
     if not kept:
         raise ValueError(f"{path}: the chat template marks no reply in any of {len(rows)} conversations")
-    offsets = np.cumsum([0] + [len(ids) for ids, _ in kept])
-    return Corpus(np.concatenate([ids for ids, _ in kept]), np.concatenate([said for _, said in kept]), offsets)
+    return Corpus.of(kept)
 
 
 def split(corpus: Corpus) -> tuple[Corpus, Corpus]:

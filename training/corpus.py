@@ -2,7 +2,7 @@
 nor the model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +47,13 @@ class Corpus:
     def encode(cls, tokenizer: PreTrainedTokenizerFast, dialogues: Iterator[Dialogue]) -> "Corpus":
         """All dialogues that fit the context."""
         encoded = [tokens.encode(tokenizer, d.messages, d.tools) for d in dialogues]
-        kept = [pair for pair in encoded if len(pair[0]) <= tokens.MAX_LENGTH]
-        offsets = np.cumsum([0] + [len(ids) for ids, _ in kept])
-        return cls(np.concatenate([ids for ids, _ in kept]), np.concatenate([w for _, w in kept]), offsets)
+        return cls.of([pair for pair in encoded if len(pair[0]) <= tokens.MAX_LENGTH])
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> "Corpus":
+        """Of each conversation's ids and weights."""
+        offsets = np.cumsum([0] + [len(ids) for ids, _ in rows])
+        return cls(np.concatenate([ids for ids, _ in rows]), np.concatenate([weights for _, weights in rows]), offsets)
 
     def save(self, path: Path) -> None:
         with path.open("wb") as file:  # given a path, numpy would choose the suffix itself
@@ -65,9 +69,7 @@ class Corpus:
 
     def only(self, indices: list[int]) -> "Corpus":
         """The corpus of these conversations."""
-        kept = [self[index] for index in indices]
-        offsets = np.cumsum([0] + [len(ids) for ids, _ in kept])
-        return Corpus(np.concatenate([ids for ids, _ in kept]), np.concatenate([w for _, w in kept]), offsets)
+        return Corpus.of([self[index] for index in indices])
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         span = slice(self.offsets[index], self.offsets[index + 1])

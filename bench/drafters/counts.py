@@ -19,7 +19,7 @@ from engine.load import load_proposer, load_target_for
 from engine.models.decoder import Decoder
 from engine.policy import FixedPolicy
 from engine.sampling import Sampling
-from training.dialogues import courier, dialogue
+from training.dialogues import courier
 
 TREE, CHAIN = 24, 7
 """Nodes, the root included."""
@@ -72,8 +72,7 @@ def prompts_of(split: str, method: Method, calls: int) -> list[harness.Prompt]:
     tokenizer = harness.load_tokenizer(method.model)
     if split == OTHER:
         return harness.prompts_of(tokenizer, (courier.dialogue(harness.SEED + number) for number in range(calls)))
-    held_out = harness.HELD_OUT if split == HELD_OUT else harness.IN_DOMAIN
-    return harness.prompts_of(tokenizer, (dialogue(harness.SEED + number, held_out) for number in range(calls)))
+    return harness.prompts(tokenizer, harness.HELD_OUT if split == HELD_OUT else harness.IN_DOMAIN, calls)
 
 
 def load(method: Method, target: Decoder, config: EngineConfig, *, chain: bool = False) -> Proposer:
@@ -113,11 +112,7 @@ def measure(
     """Every prompt is read once; its replies under all settings are made by forks of it."""
     tallies = {setting: {kind: Tally() for kind in KINDS} for setting in settings}
     for number, prompt in enumerate(prompts):
-        base = engine.open("base", prompt.ids)
-        while base.num_pending > 1:
-            engine.step([Work(base, max_tokens=4096)])
-        while engine.catch_up(base):
-            pass
+        base = harness.warm(engine, prompt.ids)
         for setting in settings:
             engine.coupled = setting.coupled
             session = engine.fork(base, "reply", seed=number)

@@ -8,15 +8,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bench import harness
-from bench.decode import Mode, Timed, engine_mode, interleave
+from bench.decode import PROMPT_LOOKUP, SHORTEST, Mode, Timed, engine_mode, interleave, overall, peer_mode
 from bench.drafters.counts import TREE, load
 from bench.drafters.methods import Method
-from bench.peers import LlamaCppPeer, TransformersPeer, load_llama_cpp
+from bench.peers import TransformersPeer, load_llama_cpp
 from bench.peers.hugging_face import ASSISTED
 from engine.config import EngineConfig
 from engine.costs import measure_costs
@@ -26,10 +25,7 @@ from engine.policy import FixedPolicy, MeasuredPolicy
 from engine.proposers.none import NoProposer
 
 PLAIN = "plain"
-SHORTEST = 6
-"""Replies of fewer tokens are left out: there is nothing to time in them."""
 MAX_TOKENS = 96
-PROMPT_LOOKUP = 10
 LEARNED_ON = 8
 """Replies that policies learn from before anything is timed."""
 
@@ -50,8 +46,7 @@ class Times:
     runs: dict[str, list[Timed]]
 
     def tokens_per_second(self, mode: str) -> float:
-        runs = self.runs[mode]
-        return sum(run.timed for run in runs) / sum(run.seconds for run in runs)
+        return 1e3 / overall(self.runs[mode])
 
     def over(self, mode: str, base: str) -> tuple[float, float, float]:
         """How many times as fast as ``base``: over all replies, with the 95 % interval of redrawing the replies."""
@@ -67,11 +62,7 @@ class Times:
 
 def _ratio(pairs: Sequence[tuple[Timed, Timed]]) -> float:
     base, mine = zip(*pairs, strict=True)
-    return _per_token(base) / _per_token(mine)
-
-
-def _per_token(runs: Sequence[Timed]) -> float:
-    return sum(run.seconds for run in runs) / sum(run.timed for run in runs)
+    return overall(base) / overall(mine)
 
 
 def measure(model: Path, methods: Sequence[Method], dtype: torch.dtype, count: int) -> Times:
@@ -103,20 +94,12 @@ def peers(model: Path, methods: Sequence[Method], dtype: torch.dtype, stop: froz
     draft = next((method.checkpoint for method in methods if method.spec.startswith("draft:")), None)
     hugging_face = TransformersPeer(model, dtype, stop, draft)
     modes = {
-        "transformers greedy": _peer(hugging_face),
-        "transformers prompt lookup": _peer(hugging_face, prompt_lookup=PROMPT_LOOKUP),
+        "transformers greedy": peer_mode(hugging_face, MAX_TOKENS),
+        "transformers prompt lookup": peer_mode(hugging_face, MAX_TOKENS, prompt_lookup=PROMPT_LOOKUP),
     }
     if draft:
-        modes["transformers assisted by the draft model"] = _peer(hugging_face, assisted=ASSISTED)
+        modes["transformers assisted by the draft model"] = peer_mode(hugging_face, MAX_TOKENS, assisted=ASSISTED)
     if llama_cpp := load_llama_cpp(model, dtype, stop):
-        modes["llama.cpp greedy"] = _peer(llama_cpp)
-        modes["llama.cpp prompt lookup"] = _peer(llama_cpp, prompt_lookup=PROMPT_LOOKUP)
+        modes["llama.cpp greedy"] = peer_mode(llama_cpp, MAX_TOKENS)
+        modes["llama.cpp prompt lookup"] = peer_mode(llama_cpp, MAX_TOKENS, prompt_lookup=PROMPT_LOOKUP)
     return modes
-
-
-def _peer(peer: TransformersPeer | LlamaCppPeer, **options: Any) -> Mode:
-    def reply(prompt: harness.Prompt) -> Timed:
-        made = peer.reply(prompt.ids, MAX_TOKENS, **options)
-        return Timed(made.tokens, made.seconds, 0, made.first_tokens)
-
-    return reply

@@ -4,8 +4,13 @@ import json
 
 import pytest
 from safetensors.torch import save_file
+from transformers import AutoTokenizer
 
 from tests.training.heads import SMALL, randomise
+from training import tokenizer as tokens
+from training.corpus import Corpus
+from training.data import _plain
+from training.dialogues import dialogue
 from training.llama import Llama
 
 
@@ -18,6 +23,17 @@ def small_target(tmp_path_factory):
 @pytest.fixture(scope="module")
 def other_target(tmp_path_factory):
     return write_target(tmp_path_factory.mktemp("other"), 1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """What `training.data` makes, of ten dialogues."""
+    folder = tmp_path_factory.mktemp("data")
+    tokens.train(_plain(dialogue(seed) for seed in range(60))).save_pretrained(folder / "tokenizer")
+    encoded = Corpus.encode(AutoTokenizer.from_pretrained(folder / "tokenizer"), (dialogue(i) for i in range(10)))
+    for name in ("train", "drills", "valid", "valid_held"):
+        encoded.save(folder / f"{name}.npz")
+    return folder
 
 
 def write_target(directory, seed):

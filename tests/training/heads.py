@@ -18,9 +18,9 @@ SMALL = Shape(
 )
 
 
-def asked(work, **more):
+def asked(work):
     """A head trainer's arguments."""
-    return Namespace(work=work, minutes=1.0, seed=0, conversations=None, max_length=64, init=None, **more)
+    return Namespace(work=work, minutes=1.0, seed=0, conversations=None, max_length=64, init=None)
 
 
 def run_arguments(target, tmp_path, **more):

@@ -2,7 +2,6 @@
 
 import sys
 
-import pytest
 import torch
 from transformers import AutoTokenizer
 
@@ -11,23 +10,8 @@ from engine.proposers.draft_model import load
 from engine.proposers.setup import Setup
 from tests.training.test_target import attention_to_what_followed
 from training import corpus, draft_model, target
-from training import tokenizer as tokens
-from training.corpus import Corpus
-from training.data import _plain
-from training.dialogues import dialogue
 from training.induction import induction_init
 from training.llama import Llama, Shape
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """What `training.data` makes, of ten dialogues."""
-    folder = tmp_path_factory.mktemp("data")
-    tokens.train(_plain(dialogue(seed) for seed in range(60))).save_pretrained(folder / "tokenizer")
-    encoded = Corpus.encode(AutoTokenizer.from_pretrained(folder / "tokenizer"), (dialogue(i) for i in range(10)))
-    for name in ("train", "drills", "valid", "valid_held"):
-        encoded.save(folder / f"{name}.npz")
-    return folder
 
 
 def test_what_it_trains_drafts_for_a_target_of_the_same_tokenizer(data, tmp_path, monkeypatch):

@@ -4,31 +4,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer
 
 from engine.models.decoder import load_target
 from engine.proposers import mtp
 from engine.proposers.setup import Setup
 from training import corpus, mtp_target
-from training import tokenizer as tokens
 from training.corpus import Corpus, collate
-from training.data import _plain
-from training.dialogues import dialogue
 from training.llama import Shape
 from training.mtp_target import SHARE, JointTrainer
 from training.parallel import ALONE
 
 SMALL = Shape(hidden=192, layers=4, heads=4, kv_heads=2, head_dim=64, intermediate=96)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    tokens.train(_plain(dialogue(seed) for seed in range(60))).save_pretrained(folder / "tokenizer")
-    encoded = Corpus.encode(AutoTokenizer.from_pretrained(folder / "tokenizer"), (dialogue(i) for i in range(10)))
-    for name in ("train", "drills", "valid", "valid_held"):
-        encoded.save(folder / f"{name}.npz")
-    return folder
 
 
 @pytest.fixture

@@ -66,6 +66,15 @@ def random_time(rng: random.Random) -> str:
     return f"{(hour - 1) % 12 + 1}{minutes} {'am' if hour < 12 else 'pm'}"
 
 
+def tool_turns(name: str, arguments: dict[str, str], result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages of a tool call and of what came of it."""
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": json.dumps(result)},
+    ]
+
+
 @dataclass
 class Call:
     """The state of one call while it is written. `known` holds the caller's name and phone once they were said."""
@@ -162,11 +171,7 @@ class Call:
         return clause[0].upper() + clause[1:]
 
     def tool(self, name: str, arguments: dict[str, str], result: dict[str, Any]) -> None:
-        function = {"name": name, "arguments": arguments}
-        self.messages.append(
-            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
-        )
-        self.messages.append({"role": "tool", "content": json.dumps(result)})
+        self.messages += tool_turns(name, arguments, result)
 
     def new_person(self) -> str:
         return names.person(self.rng, self.split.names)

@@ -2,12 +2,12 @@
 turns and what is true of a parcel; the flows decide which clauses.
 """
 
-import json
 import random
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from training.dialogues.call import tool_turns
 from training.dialogues.courier import values
 from training.dialogues.courier.company import Company
 from training.dialogues.courier.wording import AGENT, CALLER
@@ -90,11 +90,7 @@ class ServiceCall:
 
     def tool(self, name: str, result: dict[str, Any], /, **arguments: str) -> None:
         """A tool call and what came of it."""
-        function = {"name": name, "arguments": arguments}
-        self.messages.append(
-            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
-        )
-        self.messages.append({"role": "tool", "content": json.dumps(result)})
+        self.messages += tool_turns(name, arguments, result)
 
     # -- what is true
 
