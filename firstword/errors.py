@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Self
 
 import grpc
@@ -16,6 +16,9 @@ STATUS_DETAILS = "grpc-status-details-bin"
 
 CLOSED = "CLOSED"
 """Reason of a ``CallFailed`` where nothing went wrong: one side ended the call while something waited for it."""
+
+Trailers = Iterable[tuple[str, str | bytes]]
+"""What gRPC has of a stream's trailing metadata."""
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -78,26 +81,26 @@ class CallFailed(FirstwordError):
     """
 
     @classmethod
-    def of(cls, error: grpc.aio.AioRpcError) -> Self:
-        """The status of the stream, with what its details say."""
-        status = _status_of(error)
+    def of(cls, code: grpc.StatusCode, message: str, trailers: Trailers) -> Self:
+        """The status of the stream, with what its details among the trailers say."""
+        status = _details_of(trailers)
         info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         for detail in status.details:
-            for message in (info, bad, retry):
-                detail.Unpack(message)  # leaves a message of another type alone
+            for known in (info, bad, retry):
+                detail.Unpack(known)  # leaves a message of another type alone
         return cls(
-            error.code(),
+            code,
             info.reason,
-            error.details() or "",
+            message,
             field=bad.field_violations[0].field if bad.field_violations else "",
             retry_after_s=retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
             metadata=info.metadata,
         )
 
 
-def _status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:
+def _details_of(trailers: Trailers) -> status_pb2.Status:
     """The ``google.rpc.Status`` among the trailers; an empty one where there is none that can be read."""
-    for key, value in error.trailing_metadata() or ():
+    for key, value in trailers:
         if key == STATUS_DETAILS and isinstance(value, bytes):
             try:
                 return status_pb2.Status.FromString(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -54,11 +54,14 @@ class CallStream:
         self._client_seq = 0
         self._acknowledged = 0
         self._closing = False
+        self._ended = False
+        self._failed: CallFailed | None = None
         self._outbox: asyncio.Queue[call_pb.CallRequest | None] = asyncio.Queue()
 
     def start(self, stub: CallServiceAsyncStub, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
         """Begin to read and to write. Must be called in a running event loop."""
         self._rpc = stub.Call(self._requests(), metadata=metadata)
+        self._rpc.add_done_callback(self._note_status)
         self._reader = asyncio.create_task(self._read())
 
     def send(self, **event: Any) -> int:
@@ -97,8 +100,8 @@ class CallStream:
             async for response in self._rpc:
                 self._take(response)
             failure = _closed()
-        except grpc.aio.AioRpcError as error:
-            failure = CallFailed.of(error)
+        except grpc.aio.AioRpcError:
+            failure = self._failed or _closed()
         except asyncio.CancelledError:  # of the stream; this task itself is nobody's to cancel but the loop's
             failure = CallFailed(grpc.StatusCode.CANCELLED, CLOSED, "the client dropped the call")
         except Exception:  # whatever it was, nobody may wait for ever
@@ -107,6 +110,20 @@ class CallStream:
             self._rpc.cancel()
         self.failure = failure
         self._on_end(failure)
+
+    def _note_status(self, rpc: Any) -> None:
+        """Keep the status that ended the stream, before gRPC forgets it.
+
+        A write under way when the status arrives fails, and grpc.aio then puts INTERNAL ("Internal error from Core") in
+        its place: a client that was refused would not learn why. This runs while the first status is still there, when
+        the three coroutines end without waiting for anything; the first call is the one that counts.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        code, message, trailers = (_at_once(about()) for about in (rpc.code, rpc.details, rpc.trailing_metadata))
+        if code is not grpc.StatusCode.OK:
+            self._failed = CallFailed.of(code, message or "", trailers or ())
 
     def _take(self, response: call_pb.CallResponse) -> None:
         """Keep the books of the envelope, and hand the event on."""
@@ -123,6 +140,17 @@ class CallStream:
             self._acknowledged = self.seq
             # Not numbered, for after a resume it would be no use to send it again.
             self._outbox.put_nowait(call_pb.CallRequest(acknowledge=client_pb.Acknowledge(seq=self.seq)))
+
+
+def _at_once(waiting: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that has nothing to wait for."""
+    try:
+        waiting.send(None)
+    except StopIteration as end:
+        return end.value
+    finally:
+        waiting.close()
+    raise RuntimeError("the coroutine waits")
 
 
 def _closed() -> CallFailed:

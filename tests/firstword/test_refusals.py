@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -11,6 +12,10 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from firstword import CallError, CallFailed, Client, Message, Notice, Tool
+from firstword.stream import CallStream
+from firstword.v1 import call_service_pb2_grpc, client_events_pb2
+from service.errors import abort
+from service.problems import Problem, Reason
 from tests.e2e.server import ServiceProcess
 
 
@@ -88,6 +93,39 @@ async def test_a_name_that_is_taken(service: ServiceProcess) -> None:
     assert (raised.value.code, raised.value.reason) == (grpc.StatusCode.ALREADY_EXISTS, "SESSION_EXISTS")
 
 
+class Refusing(call_service_pb2_grpc.CallServiceServicer):
+    """Ends every stream before it has read anything."""
+
+    async def Call(self, request_iterator: object, context: Any) -> None:
+        await abort(context, Problem(Reason.TOO_MANY_CALLS, "none here", retry_after_s=2.0))
+
+
+async def test_a_write_under_way_does_not_hide_why_the_call_was_refused() -> None:
+    """About one such stream in fifteen has a write under way; what grpc.aio says of it is INTERNAL."""
+    server = grpc.aio.server()
+    call_service_pb2_grpc.add_CallServiceServicer_to_server(Refusing(), server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+
+    async def refusal(stub: Any) -> tuple[grpc.StatusCode, str, str, float | None]:
+        ended: asyncio.Future[CallFailed] = asyncio.get_running_loop().create_future()
+        stream = CallStream(lambda response: None, ended.set_result)
+        stream.start(stub, ())
+        for _ in range(5):
+            if stream.failure is None:
+                stream.send(partial=client_events_pb2.Partial(text="x" * 1000))
+        failure = await ended
+        return failure.code, failure.reason, failure.message, failure.retry_after_s
+
+    told = []
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = call_service_pb2_grpc.CallServiceStub(channel)
+        for _ in range(30):
+            told += await asyncio.gather(*(refusal(stub) for _ in range(20)))
+    await server.stop(None)
+    assert told == [(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", "none here", 2.0)] * 600
+
+
 def test_a_status_with_details_and_one_that_cannot_be_read() -> None:
     info, retry = any_pb2.Any(), any_pb2.Any()
     info.Pack(error_details_pb2.ErrorInfo(reason="R", domain="firstword", metadata={"a": "b"}))
@@ -98,7 +136,7 @@ def test_a_status_with_details_and_one_that_cannot_be_read() -> None:
 
     def failure(details: bytes) -> CallFailed:
         trailers = grpc.aio.Metadata(("other", "x"), ("grpc-status-details-bin", details))
-        return CallFailed.of(grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, None, trailers, "m"))
+        return CallFailed.of(grpc.StatusCode.UNAVAILABLE, "m", trailers)
 
     read = failure(status.SerializeToString())
     assert (read.reason, read.retry_after_s, read.metadata, read.message) == ("R", 1.5, {"a": "b"}, "m")
