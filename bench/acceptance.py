@@ -41,20 +41,17 @@ DEEPEST = 64
 
 @dataclass
 class Tally:
-    """Counts over the replies of one kind."""
+    """Counts over the replies of one kind. accepted: steps at which the token so many places deep was."""
 
     tokens: int = 0
     forwards: int = 0
-    reached: list[int] = field(default_factory=lambda: [0] * DEEPEST)
     accepted: list[int] = field(default_factory=lambda: [0] * DEEPEST)
 
     def add(self, turn: Turn) -> None:
         stats = turn.stats
         self.tokens += turn.num_tokens - 1  # the first token comes from the prefill, not from a drafted step
         self.forwards += stats.steps - 1
-        for depth, (drafted, accepted) in enumerate(zip(stats.drafted_at, stats.accepted_at, strict=True)):
-            before = stats.accepted_at[depth - 1] if depth else drafted
-            self.reached[depth] += min(before, drafted)
+        for depth, accepted in enumerate(stats.accepted_at):
             self.accepted[depth] += accepted
 
     @property
@@ -62,9 +59,12 @@ class Tally:
         return self.tokens / max(1, self.forwards)
 
     def positions(self, count: int = 6) -> list[float]:
-        """Acceptance at each draft position, given that all before it were accepted."""
-        pairs = zip(self.accepted[:count], self.reached[:count], strict=True)
-        return [a / r if r else float("nan") for a, r in pairs]
+        """Acceptance at each draft position, of the steps whose tokens before it were accepted.
+
+        A step at which nothing was drafted there counts as one where it was not: nobody looks good by drafting little.
+        """
+        reached = [self.forwards, *self.accepted[: count - 1]]
+        return [a / r if r else float("nan") for a, r in zip(self.accepted[:count], reached, strict=True)]
 
 
 def ngram_table(tokenizer: Any, vocab_size: int) -> NgramTable:

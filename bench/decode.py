@@ -43,8 +43,8 @@ class Timed:
 
     @property
     def timed(self) -> int:
-        """Tokens that the seconds brought."""
-        return max(1, len(self.tokens) - self.first)
+        """Tokens that the seconds brought: none where the first step held the whole reply."""
+        return len(self.tokens) - self.first
 
     @property
     def per_token(self) -> float:
@@ -108,8 +108,14 @@ SHORTEST = 6
 
 
 def overall(runs: Sequence[Timed]) -> float:
-    """Milliseconds per token over all replies."""
-    return 1e3 * sum(run.seconds for run in runs) / sum(run.timed for run in runs)
+    """Milliseconds per token over all replies; NaN where their first steps held all of them."""
+    tokens = sum(run.timed for run in runs)
+    return 1e3 * sum(run.seconds for run in runs) / tokens if tokens else float("nan")
+
+
+def comparable(base: Sequence[Timed], runs: Sequence[Timed]) -> list[tuple[Timed, Timed]]:
+    """The same reply from both, where both took more than a first step: a drafter may write a whole one in that."""
+    return [pair for pair in zip(base, runs, strict=True) if all(run.timed > 0 for run in pair)]
 
 
 def summarise(results: dict[str, list[Timed]]) -> list[list[Any]]:
@@ -130,7 +136,7 @@ def summarise(results: dict[str, list[Timed]]) -> list[list[Any]]:
 
 def times(base: list[Timed], runs: list[Timed]) -> str:
     """How many times faster than ``base``: median over the paired replies, with its 95 % interval."""
-    ratios = [slow.per_token / fast.per_token for slow, fast in zip(base, runs, strict=True)]
+    ratios = [slow.per_token / fast.per_token for slow, fast in comparable(base, runs)]
     return "{:.2f} [{:.2f}, {:.2f}]".format(*harness.interval(ratios))
 
 

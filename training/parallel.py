@@ -6,6 +6,7 @@ average their gradients and so stay equal bit for bit. (Two ranks on two cores t
 two threads in one process, 1.2 times: the matrices are small.)
 """
 
+import signal
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -58,6 +59,9 @@ ALONE = Ranks()
 
 
 def _enter(rank: int, count: int, store: str, train: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    # PyTorch has a rank interrupted when its launcher dies, and what runs in the background inherits deaf ears: ranks
+    # would train on, and write over what a new run writes.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
     train(Ranks(rank, count), *arguments)

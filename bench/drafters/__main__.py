@@ -54,12 +54,15 @@ def write(compared: list[Method], counted: list[counts.Counted], measured: dict[
     replies = {one.setting.split: one.replies for one in counted}
     parts = [
         f"Replies counted: {', '.join(f'{count} {split}' for split, count in replies.items())}. Grown model in "
-        f"{str(matrix_dtype()).removeprefix('torch.')}. Draft and verify ms: of {counts.TREE} nodes.",
+        f"{str(matrix_dtype()).removeprefix('torch.')}. pos 1 to 6: of the steps of a chain whose tokens before were "
+        f"accepted, those in which this one was drafted and accepted too. Draft and verify ms: of {counts.TREE} nodes, "
+        f"behind {times.SHORT} tokens of context and behind {times.LONG:,}. Late replies are those behind more than "
+        f"{counts.LATE} tokens.",
         page.main_table(compared, found, measured),
         "![](drafters.svg)",
         "## Temperatures, tokens per forward",
         page.temperature_table(compared, found),
-        "## Spoken text and tool calls, greedy, tokens per forward",
+        "## Spoken text and tool calls, early and late replies: greedy, tokens per forward",
         page.kind_table(compared, found),
     ]
     both, alone = "self-speculation + EAGLE-3", ("EAGLE-3", "self-speculation")

@@ -28,7 +28,9 @@ IN_DOMAIN, HELD_OUT, OTHER = "in domain", "held out", "other style"
 """Calls as trained; with names and paraphrases that never were; and another business in other words altogether, which
 neither drafters nor target ever saw."""
 SPLITS = (IN_DOMAIN, HELD_OUT, OTHER)
-KINDS = ("all", "text", "tool")
+KINDS = ("all", "text", "tool", "early", "late")
+LATE = 500
+"""Tokens of prompt behind which a reply counts as late in its call: about a third of them do."""
 MAX_TOKENS = 64
 """Of a reply: so small a model, sampled, now and then says the same for as long as it is let."""
 
@@ -46,7 +48,8 @@ class Setting:
 @dataclass(frozen=True)
 class Counted:
     """One method under one setting. per_forward: tokens for each of the target's forwards, by kind of reply.
-    positions: acceptance at each draft position, given that all before it were accepted.
+    positions: acceptance at each draft position, of the steps whose tokens before it were accepted; a step at which
+    nothing was drafted there counts as one where it was not.
     """
 
     method: str
@@ -78,8 +81,8 @@ def prompts_of(split: str, method: Method, calls: int) -> list[harness.Prompt]:
 def load(method: Method, target: Decoder, config: EngineConfig, *, chain: bool = False) -> Proposer:
     """The method's drafter beside its target; the 5-gram table is counted on EAGLE-3's own training corpus."""
     if not method.spec:
-        tokenizer = harness.load_tokenizer(method.model)
-        return NgramProposer(ngram_table(tokenizer, target.vocab_size))
+        table = ngram_table(harness.load_tokenizer(method.model), target.vocab_size)
+        return NgramProposer(table, branches=1) if chain else NgramProposer(table)
     return load_proposer(replace(config, drafter=method.spec), target, chain=chain)
 
 
@@ -94,7 +97,7 @@ def count(job: tuple[Method, int]) -> list[Counted]:
     tree = load(method, target, config)
     chosen = settings(tree.noise_levels > 0)
     found = []
-    for shape in ("tree", "chain") if method.spec else ("tree",):
+    for shape in ("tree", "chain"):
         proposer = tree if shape == "tree" else load(method, target, config, chain=True)
         engine = Engine(target, proposer, FixedPolicy(TREE if shape == "tree" else CHAIN))
         for split, asked in prompts.items():
@@ -120,7 +123,7 @@ def measure(
             turn = engine.submit(session, sampling, max_tokens=MAX_TOKENS, stop_tokens=stop)
             while turn.finish is None:
                 engine.step([Work(session)])
-            for kind in ("all", "tool" if prompt.tool else "text"):
+            for kind in ("all", "tool" if prompt.tool else "text", "late" if len(prompt.ids) > LATE else "early"):
                 tallies[setting][kind].add(turn)
             engine.close(session)
         engine.close(base)

@@ -10,7 +10,7 @@ import matplotlib
 from bench import harness
 from bench.drafters.counts import CHAIN, IN_DOMAIN, KINDS, SPLITS, TEMPERATURES, TREE, Counted, Setting
 from bench.drafters.methods import Method
-from bench.drafters.times import PLAIN, Times
+from bench.drafters.times import LONG, PLAIN, Times
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -28,15 +28,15 @@ def tokens(counts: Counts, method: str, setting: Setting, kind: str = "all") -> 
 
 
 def main_table(methods: Sequence[Method], counts: Counts, times: Mapping[str, Times]) -> str:
-    """One row a method; acceptance greedy in domain, times greedy in domain as served."""
+    """One row a method; acceptance by position of the chain, greedy in domain; times greedy in domain as served."""
     header = ["method", *(f"pos {i}" for i in range(1, 7)), f"chain of {CHAIN - 1}"]
     header += [f"{TREE} nodes, {split}" for split in SPLITS] + ["parameters", "MB", "trained min"]
     for size in times:
-        header += [f"{size}: draft ms", "verify ms", "tok/s", "x plain"]
+        header += [f"{size}: draft ms", "verify ms", f"draft ms at {LONG:,}", "verify ms", "tok/s", "x plain"]
     rows = []
     for method in methods:
-        tree = counts.get((method.name, Setting(IN_DOMAIN)))
-        row = [method.name, *([f"{share:.2f}" for share in tree.positions] if tree else ["-"] * 6)]
+        chain = counts.get((method.name, Setting(IN_DOMAIN, "chain")))
+        row = [method.name, *([f"{share:.2f}" for share in chain.positions] if chain else ["-"] * 6)]
         row.append(tokens(counts, method.name, Setting(IN_DOMAIN, "chain")))
         row += [tokens(counts, method.name, Setting(split)) for split in SPLITS]
         minutes = method.training_minutes
@@ -55,9 +55,9 @@ def _plain_row(width: int, times: Mapping[str, Times]) -> list[str]:
 
 def _speed(measured: Times, mode: str) -> list[str]:
     if mode not in measured.runs:
-        return ["-"] * 4
+        return ["-"] * 6
     cost = measured.costs.get(mode)
-    costs = [f"{cost.draft:.2f}", f"{cost.verify:.2f}"] if cost else ["-", "-"]
+    costs = [f"{ms:.2f}" for ms in (cost.draft, cost.verify, cost.long_draft, cost.long_verify)] if cost else ["-"] * 4
     return [*costs, f"{measured.tokens_per_second(mode):.1f}", ratio(measured, mode, PLAIN)]
 
 
@@ -92,7 +92,7 @@ def temperature_table(methods: Sequence[Method], counts: Counts) -> str:
 
 
 def kind_table(methods: Sequence[Method], counts: Counts) -> str:
-    """Tokens per forward of a tree, greedy, spoken text and tool calls apart."""
+    """Tokens per forward of a tree, greedy: spoken text and tool calls apart, and replies early and late in a call."""
     header = ["method", *(f"{split}, {kind}" for split in SPLITS for kind in KINDS)]
     rows = [
         [method.name, *(tokens(counts, method.name, Setting(split), kind) for split in SPLITS for kind in KINDS)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from bench import harness
-from bench.decode import PROMPT_LOOKUP, SHORTEST, Mode, Timed, engine_mode, interleave, overall, peer_mode
+from bench.decode import PROMPT_LOOKUP, SHORTEST, Mode, Timed, comparable, engine_mode, interleave, overall, peer_mode
 from bench.drafters.counts import TREE, load
 from bench.drafters.methods import Method
 from bench.peers import TransformersPeer, load_llama_cpp
@@ -28,14 +28,18 @@ PLAIN = "plain"
 MAX_TOKENS = 96
 LEARNED_ON = 8
 """Replies that policies learn from before anything is timed."""
+SHORT, LONG = 256, 1900
+"""Tokens of context behind which a step is timed. Policies go by the costs of the shorter one, as when served."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Milliseconds of drafting and of verifying a tree of TREE nodes."""
+    """Milliseconds of drafting and of verifying a tree of TREE nodes, behind SHORT tokens and behind LONG ones."""
 
     draft: float
     verify: float
+    long_draft: float
+    long_verify: float
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Times:
 
     def over(self, mode: str, base: str) -> tuple[float, float, float]:
         """How many times as fast as ``base``: over all replies, with the 95 % interval of redrawing the replies."""
-        pairs = list(zip(self.runs[base], self.runs[mode], strict=True))
+        pairs = comparable(self.runs[base], self.runs[mode])
         rng = random.Random(0)
         drawn = sorted(_ratio(rng.choices(pairs, k=len(pairs))) for _ in range(2000))
         return _ratio(pairs), drawn[50], drawn[-51]
@@ -79,10 +83,11 @@ def measure(model: Path, methods: Sequence[Method], dtype: torch.dtype, count: i
     costs = {}
     for method in methods:
         proposer = load(method, target, config)
-        measured = measure_costs(target, proposer)
-        if TREE in measured.nodes:
-            at = measured.nodes.index(TREE)
-            costs[method.name] = Costs(1e3 * measured.draft[at], 1e3 * measured.verify[at])
+        measured = measure_costs(target, proposer, context_tokens=SHORT)
+        longer = measure_costs(target, proposer, context_tokens=LONG, ladder=(TREE,))
+        if TREE in measured.nodes and TREE in longer.nodes:
+            pairs = ((one.draft[at], one.verify[at]) for one in (measured, longer) for at in (one.nodes.index(TREE),))
+            costs[method.name] = Costs(*(1e3 * seconds for pair in pairs for seconds in pair))
         modes[method.name] = engine_mode(Engine(target, proposer, MeasuredPolicy(measured)), stop, MAX_TOKENS)
         for prompt in learned:
             modes[method.name](prompt)

@@ -1,13 +1,16 @@
 """The comparison of drafters: what is counted, how ratios are made, and that every drafter of the engine has a row."""
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from bench import harness
+from bench.acceptance import Tally
 from bench.decode import Timed
 from bench.drafters import counts, page
 from bench.drafters.counts import IN_DOMAIN, SPLITS, Counted, Setting, settings
@@ -65,7 +68,7 @@ def test_counts_are_those_of_the_engines_own_turns():
 def times():
     plain = [Timed([1] * 11, 1.0, 10), Timed([1] * 31, 3.0, 30)]
     fast = [Timed([1] * 11, 0.5, 4), Timed([2] * 31, 1.0, 9)]
-    return Times({"EAGLE-3": Costs(1.0, 2.0)}, {PLAIN: plain, "EAGLE-3": fast})
+    return Times({"EAGLE-3": Costs(1.0, 2.0, 3.0, 4.0)}, {PLAIN: plain, "EAGLE-3": fast})
 
 
 def test_speed_is_over_all_tokens_and_its_interval_holds_it(times):
@@ -76,13 +79,38 @@ def test_speed_is_over_all_tokens_and_its_interval_holds_it(times):
     assert times.same_text("EAGLE-3") == "1/2"
 
 
+def test_a_reply_that_came_in_the_first_step_is_in_no_ratio(times):
+    """A peer's draft model may write a whole reply before the clock has anything to time."""
+    whole = [Timed([1] * 11, 0.0, 0, first=11), Timed([2] * 31, 1.0, 9)]
+    with_peer = Times({}, {**times.runs, "peer": whole})
+    assert with_peer.over("peer", PLAIN)[0] == pytest.approx(3.0)
+    assert with_peer.tokens_per_second("peer") == pytest.approx(30)
+
+
+def test_positions_are_of_all_steps():
+    """Ten forwards: four drafted nothing, three of the others were right once, one of these twice."""
+    stats = SimpleNamespace(steps=11, accepted_at=[3, 1, 0])
+    tally = Tally()
+    tally.add(SimpleNamespace(stats=stats, num_tokens=15))
+    assert tally.positions(4)[:3] == [0.3, pytest.approx(1 / 3), 0.0] and math.isnan(tally.positions(4)[3])
+    assert tally.per_forward == 1.4
+
+
 def test_the_tables_show_what_was_measured_and_a_dash_where_nothing_was(times, tmp_path):
     shown = [Method("EAGLE-3", "eagle3:x", MODEL, Path("nowhere")), Method("other", "suffix", MODEL)]
-    counted = [Counted("EAGLE-3", Setting(IN_DOMAIN), 5, {"all": 3.456, "tool": 4.0}, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4])]
+    positions = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
+    counted = [Counted("EAGLE-3", Setting(IN_DOMAIN), 5, {"all": 3.456, "tool": 4.0}, [0.1] * 6)]
+    counted.append(Counted("EAGLE-3", Setting(IN_DOMAIN, "chain"), 5, {"all": 2.5}, positions))
     found = page.by_setting(counted)
     table = page.main_table(shown, found, {"embedded": times})
     eagle, other = table.splitlines()[-2:]
-    assert "3.46" in eagle and "0.90" in eagle and "26.7" in eagle and "2.67 [2.00, 3.00]" in eagle
+    assert (
+        "3.46" in eagle
+        and "| 0.90 |" in eagle
+        and "| 3.00 | 4.00 |" in eagle
+        and "26.7" in eagle
+        and "2.67 [2.00, 3.00]" in eagle
+    )
     assert other.count("| -") > 10
     assert "| 4.00 |" in page.kind_table(shown, found)
     page.plot(shown, found, {"embedded": times}, tmp_path / "picture.svg")

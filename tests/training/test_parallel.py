@@ -1,8 +1,12 @@
 """Ranks are real processes here: what they train together is what one would train on all of their rows."""
 
 import json
+import os
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,6 +73,45 @@ def test_a_rank_that_fails_ends_the_run_with_its_reason(train, said):
 def test_one_rank_needs_no_other():
     assert Ranks().first
     launch(come_apart, 1)
+
+
+def train_for_ever(ranks, path):
+    (path / f"{ranks.rank}").write_text(str(os.getpid()))
+    while True:
+        time.sleep(0.1)
+
+
+def test_ranks_of_a_run_in_the_background_end_with_it(tmp_path):
+    """A shell starts what it runs in the background deaf to SIGINT."""
+    code = (
+        "import signal, sys; from pathlib import Path; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from training.parallel import launch; from tests.training.test_parallel import train_for_ever\n"
+        "if __name__ == '__main__': launch(train_for_ever, 2, Path(sys.argv[1]))"
+    )
+    (tmp_path / "run.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    run = subprocess.Popen([sys.executable, tmp_path / "run.py", tmp_path], env=environment)
+    pids = [int(wait_for(lambda rank=rank: (tmp_path / rank).read_text())) for rank in "01"]
+    run.terminate()
+    run.wait()
+    for pid in pids:
+        wait_for(lambda pid=pid: not is_running(pid))
+
+
+def wait_for(found):
+    """What `found` returns, once it is something."""
+    for _ in range(600):
+        with suppress(OSError):
+            if value := found():
+                return value
+        time.sleep(0.1)
+    raise AssertionError("in vain")
+
+
+def is_running(pid):
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 @pytest.mark.parametrize("module", ["training.eagle3", "training.mtp", "training.medusa"])
