@@ -92,7 +92,6 @@ def read_head(
             f"{directory}: fc fuses {num_taps} states of a target with {target.num_layers} layers; "
             f"taps {chosen} do not fit"
         )
-    fc_norm = "fc_norm.0.weight" in tensors
     return HeadConfig(
         hidden_size=hidden,
         num_heads=heads,
@@ -103,8 +102,8 @@ def read_head(
         taps=chosen,
         # vLLM's importer takes True where a speculators config is silent; EAGLE's own layout means False.
         norm_before_residual=bool(raw.get("norm_before_residual", speculators)),
-        # In SpecForge's own configs the same key means "norm before lm_head", which every head does.
-        feed_normed=bool(raw.get("norm_output", False)) and (speculators or fc_norm),
+        # What lm_head reads is normed whatever this says, as in vLLM, SGLang, and SpecForge since its pull request 879.
+        feed_normed=bool(raw.get("norm_output", False)),
     ), tensors
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,20 @@ from engine.models.config import DecoderConfig
 
 
 def random_head(
-    target: DecoderConfig, *, draft_vocab: int = 60, heads: int = 4, head_dim: int = 16, seed: int = 0
+    target: DecoderConfig,
+    *,
+    draft_vocab: int = 60,
+    heads: int = 4,
+    head_dim: int = 16,
+    seed: int = 0,
+    width: int | None = None,
 ) -> dict[str, Tensor]:
-    """Tensors under EAGLE's names, float64. Norm weights are random too: constants would hide mistakes."""
+    """Tensors under EAGLE's names, float64. Norm weights are random too: constants would hide mistakes.
+
+    width: of the head's hidden states, the target's unless given.
+    """
     g = torch.Generator().manual_seed(seed)
-    hidden, inner, kv = target.hidden_size, 64, heads // 2
+    hidden, inner, kv = width or target.hidden_size, 64, heads // 2
 
     def r(*shape: int, scale: float = 0.2) -> Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64) * scale
@@ -27,7 +38,7 @@ def random_head(
     t2d = torch.zeros(target.vocab_size, dtype=torch.bool)
     t2d[kept] = True
     return {
-        "fc.weight": r(hidden, 3 * hidden),
+        "fc.weight": r(hidden, 3 * target.hidden_size),
         "midlayer.hidden_norm.weight": 1 + r(hidden),
         "midlayer.input_layernorm.weight": 1 + r(hidden),
         "midlayer.post_attention_layernorm.weight": 1 + r(hidden),
@@ -69,7 +80,10 @@ def write(directory: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -
 
 
 class SlowHead:
-    """The head written out plainly: no cache, no merged weights, one pair after another in one causal sequence."""
+    """The head written out plainly: no cache, no merged weights, one pair after another in one causal sequence.
+
+    scaling: the numbers of a llama3 RoPE.
+    """
 
     def __init__(
         self,
@@ -79,12 +93,14 @@ class SlowHead:
         heads: int = 4,
         head_dim: int = 16,
         theta: float = 10_000.0,
+        scaling: Mapping[str, float] | None = None,
         eps: float = 1e-5,
         norm_before_residual: bool = False,
         feed_normed: bool = False,
     ) -> None:
         self.t = {name.removeprefix("midlayer."): tensor for name, tensor in tensors.items()}
         self.embedding, self.heads, self.head_dim, self.theta, self.eps = embedding, heads, head_dim, theta, eps
+        self.scaling = scaling
         self.norm_before_residual, self.feed_normed = norm_before_residual, feed_normed
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -124,10 +140,29 @@ class SlowHead:
 
     def rope(self, x: Tensor) -> Tensor:
         half = self.head_dim // 2
-        frequency = self.theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        frequency = torch.tensor([self.frequency(i / half) for i in range(half)], dtype=torch.float64)
         angle = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * frequency
         a, b = x[..., :half], x[..., half:]
         return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+
+    def frequency(self, share: float) -> float:
+        """Radians per position of the pair of dimensions that stands ``share`` of the way through the head.
+
+        Llama 3.1's scaling goes by a wave's length: the short ones stay, the long ones are stretched by ``factor``,
+        and those between are blended.
+        """
+        plain: float = self.theta**-share
+        if self.scaling is None:
+            return plain
+        context, factor = self.scaling["original_max_position_embeddings"], self.scaling["factor"]
+        low, high = self.scaling["low_freq_factor"], self.scaling["high_freq_factor"]
+        waves = context * plain / (2 * math.pi)  # that fit into the context it was first trained with
+        if waves > high:
+            return plain
+        if waves < low:
+            return plain / factor
+        blend = (waves - low) / (high - low)
+        return blend * plain + (1 - blend) * plain / factor
 
     def log_prob(self, features: Tensor, tokens: list[int], root: int, path: list[int]) -> float:
         """Log-probability of drafting ``path`` after ``root``: features [c, 3, d] and tokens of positions 0 to c - 1.
