@@ -110,13 +110,15 @@ class Engine:
         request: int = 0,
         first_index: int = 0,
         drafting: bool = True,
+        hold: int | None = None,
     ) -> Turn:
         """Ask for a reply to the log as it stands. ``forced`` tokens are its beginning, already decided.
 
-        first_index: tokens of the reply before this part of it, where it goes on behind tool results.
+        first_index: tokens of the reply before this part of it, where it goes on behind tool results. hold: tokens
+        after which it stands still until its ``hold`` is taken away.
         Raises ContextFull where not even one more token fits.
         """
-        if max_tokens < 1:
+        if max_tokens < 1 or (hold is not None and hold < 1):
             raise ValueError("a reply has at least one token")
         if session.turn is not None:
             raise ValueError(f"session {session.name} is replying already")
@@ -134,6 +136,7 @@ class Engine:
             request=request,
             first_index=first_index,
             drafting=drafting,
+            hold=hold,
         )
         turn.stats.prompt_tokens = len(session.tokens)
         turn.stats.cached_tokens = session.cache.length
@@ -187,7 +190,8 @@ class Engine:
         ready: list[tuple[Session, DraftTree, int]] = []
         steps: list[Step] = []
         for work in plan:
-            if work.session.turn is None and work.session.num_pending <= 1:
+            turn = work.session.turn
+            if turn.waits if turn is not None else work.session.num_pending <= 1:
                 continue
             try:
                 ready.append(self._window(work))
@@ -231,7 +235,8 @@ class Engine:
         """A tree behind the session's last token, no deeper than the context has room for."""
         root = session.tokens[-1]
         context_room = self.target.max_context_tokens - len(session.tokens)
-        room = min(context_room, turn.max_tokens - turn.num_tokens - 1)
+        most = turn.max_tokens if turn.hold is None else min(turn.hold, turn.max_tokens)
+        room = min(context_room, most - turn.num_tokens - 1)
         budget = min(self.policy.budget(session.cache.length, room), context_room + 1)  # n nodes are at most n - 1 deep
         turn.stats.mode = self.proposer.name if budget > 1 else "plain"
         turn.stats.reason = self.policy.reason

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from engine import records
 from engine.engine import Engine, Step
 from engine.errors import EngineError
+from engine.hypotheses import Hypothesis
 from engine.schedule import Scheduler
 from engine.session import Finish, Session, Turn
 from engine.text.reply import ReplyReader
@@ -43,6 +44,7 @@ class EngineHost:
     """Sessions whose drafter has something to catch up on when there is nothing else to do."""
     _taken_back: dict[str, list[int]] = field(default_factory=dict)
     """By session, the tokens of a stop string that were reported before it was known to be one."""
+    _hypotheses: dict[str, Hypothesis] = field(default_factory=dict)
     _steps: int = 0
 
     @property
@@ -69,6 +71,7 @@ class EngineHost:
             for step in self.engine.step(plan):
                 if step.turn is None and step.prefilled:
                     self._behind.add(step.session)
+                    events += self._news(self.engine.session(step.session))
                 events += self._report(step)
         elif self._behind:
             session = self.engine.sessions.get(self._behind.pop())
@@ -85,9 +88,14 @@ class EngineHost:
             case records.Open():
                 self.engine.open(command.session, command.tokens, seed=command.seed)
             case records.Sync():
-                self._sync(self.engine.session(command.session), command.keep, command.tokens, events)
+                session = self.engine.session(command.session)
+                self._sync(session, command, events)
+                self._hypothesis(session).number = command.number
+                events += self._news(session)
             case records.Submit():
                 self._submit(command, events)
+            case records.Release():
+                self._release(command)
             case records.Cancel():
                 self._cancel(command.session, command.turn, events)
             case records.Fork():
@@ -97,8 +105,9 @@ class EngineHost:
             case records.Ping():
                 events.append(self.beat())
 
-    def _sync(self, session: Session, keep: int, tokens: tuple[int, ...], events: list[records.Event]) -> None:
-        """Make the log equal to its first ``keep`` tokens and ``tokens``, keeping all that agrees already."""
+    def _sync(self, session: Session, command: records.Sync | records.Submit, events: list[records.Event]) -> None:
+        """Make the log what the command says, keeping all that agrees already."""
+        keep, tokens, cached = command.keep, command.tokens, session.cache.length
         taken_back = self._taken_back.pop(session.name, [])
         missing = keep - len(session.tokens)
         if keep < 0 or missing > len(taken_back):
@@ -115,11 +124,22 @@ class EngineHost:
         if keep + agreeing < len(session.tokens):
             self.engine.truncate(session, keep + agreeing)
         self.engine.append(session, tokens[agreeing:])
+        self._hypothesis(session).replace(session, cached, command.ahead)
+
+    def _hypothesis(self, session: Session) -> Hypothesis:
+        return self._hypotheses.setdefault(session.name, Hypothesis())
+
+    def _news(self, session: Session) -> list[records.Event]:
+        """What there is to tell of the hypothesis."""
+        news = self._hypothesis(session).take_news(session)
+        return [] if news is None else [news]
 
     def _submit(self, command: records.Submit, events: list[records.Event]) -> None:
         session = self.engine.session(command.session)
         reader = self.new_reader(command)
-        self._sync(session, command.keep, command.tokens, events)
+        hypothesis = self._hypothesis(session)
+        start = hypothesis.start if hypothesis.start < hypothesis.end else None
+        self._sync(session, command, events)
         turn = self.engine.submit(
             session,
             command.sampling,
@@ -130,12 +150,26 @@ class EngineHost:
             request=command.request,
             first_index=command.first_index,
             drafting=command.drafting,
+            hold=command.hold,
         )
+        hypothesis.account(session, turn.stats, start)
+        if command.hold is None:
+            hypothesis.become_history(session)
         reply = _Reply(command.turn, turn, reader)
         self._replies[session.name] = reply
         self.scheduler.expect(session.name, command.deadline)
         if turn.finish is not None:
             events.append(self._ended(session.name, reply))
+
+    def _release(self, command: records.Release) -> None:
+        """Let a reply made ahead go on, as one that somebody waits for."""
+        session, reply = self.engine.session(command.session), self._replies.get(command.session)
+        hypothesis = self._hypothesis(session)
+        if reply is not None and reply.number == command.turn:
+            hypothesis.account(session, reply.turn.stats, hypothesis.start)
+            reply.turn.hold = None
+            self.scheduler.expect(command.session, command.deadline)
+        hypothesis.become_history(session)
 
     def _cancel(self, name: str, number: int | None, events: list[records.Event]) -> None:
         """End the reply numbered ``number`` (any, for None), if it is still being made."""
@@ -150,6 +184,7 @@ class EngineHost:
             self.engine.close(self.engine.session(name))
             self.scheduler.forget(name)
             self._taken_back.pop(name, None)
+            self._hypotheses.pop(name, None)
 
     def _report(self, step: Step) -> list[records.Event]:
         reply = self._replies.get(step.session)

@@ -26,12 +26,15 @@ class Sync:
     """Make the log equal to its first ``keep`` tokens followed by ``tokens``.
 
     Appends, and rewinds to the longest common prefix when ``tokens`` agree with what is there. Cancels the reply in
-    progress, if any.
+    progress, if any. ahead: how many of the tokens, at the end, are a hypothesis that the next command may replace.
+    number: above 0, answered by a ``Prefilled`` once all is computed, unless another command comes first.
     """
 
     session: str
     keep: int
     tokens: tuple[int, ...] = ()
+    ahead: int = 0
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Submit:
     turn: the caller's name for the reply. deadline: ``time.monotonic()`` (one clock for the whole machine) by which the
     first token is wanted. stop_tokens end a reply and stay in the log; stop_strings end it and are not emitted.
     forced: tokens that the reply begins with, already decided. first_index: tokens of the reply before this part of it,
-    where it goes on behind tool results. tools: the reply may hold tool calls.
+    where it goes on behind tool results. tools: the reply may hold tool calls. hold: tokens after which the reply waits
+    for its ``Release``; made ahead, it yields to everybody who waits for theirs. ahead: as in ``Sync``.
     """
 
     session: str
@@ -58,6 +62,17 @@ class Submit:
     deadline: float = 0.0
     drafting: bool = True
     tools: bool = False
+    hold: int | None = None
+    ahead: int = 0
+
+
+@dataclass(frozen=True)
+class Release:
+    """A reply that was made ahead is wanted now, by ``deadline``. One that is over has said all it will."""
+
+    session: str
+    turn: int
+    deadline: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +108,7 @@ class Shutdown:
     """Leave the loop."""
 
 
-Command = Open | Sync | Submit | Cancel | Fork | Close | Ping | Shutdown
+Command = Open | Sync | Submit | Release | Cancel | Fork | Close | Ping | Shutdown
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,20 @@ class Ready:
     page_tokens: int
     costs: str
     """One line for people: what a step costs and whether drafting is expected to pay."""
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """The hypothesis of the ``Sync`` with this number is computed.
+
+    tokens: of the hypothesis. rewound: of the hypothesis before it, computed in vain. computed: for this one.
+    """
+
+    session: str
+    number: int
+    tokens: int
+    rewound: int
+    computed: int
 
 
 @dataclass(frozen=True)
@@ -174,4 +203,4 @@ class Beat:
     steps: int
 
 
-Event = Ready | Progress | Ended | Failed | Beat
+Event = Ready | Prefilled | Progress | Ended | Failed | Beat

@@ -1,8 +1,9 @@
 """Which session's work comes next. Knows deadlines and waiting, no model and no cost of its own.
 
 A caller who waits for a first token comes first, then replies in progress, the least recently served first, then
-prefill of what has been heard but not yet asked about. Whoever has waited beyond the patience of their kind comes
-first as well, so that neither a long prompt stops the replies of others nor a long reply what is being heard.
+prefill of what has been heard but not yet asked about, and replies that are made ahead of being asked for. Whoever has
+waited beyond the patience of their kind comes first as well, so that neither a long prompt stops the replies of others
+nor a long reply what is being heard.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Scheduler:
     @staticmethod
     def has_work(session: Session) -> bool:
         """Whether a step would do anything for the session."""
-        return session.turn is not None or (session.num_pending > 1 and not session.waits_for_pages)
+        if session.turn is not None:
+            return not session.turn.waits
+        return session.num_pending > 1 and not session.waits_for_pages
 
     def plan(self, engine: Engine) -> list[Work]:
         """The most urgent piece of work, or nothing. One item a step, so that none waits for another's forward."""
@@ -53,6 +56,8 @@ class Scheduler:
     def _urgency(self, session: Session, now: float) -> tuple[int, float]:
         """Class, and within it what is wanted first. Times are monotonic seconds."""
         turn = session.turn
+        if turn is not None and turn.hold is not None:
+            turn = None  # nobody waits for it yet
         if turn is not None and turn.stats.first_token == 0.0:
             # One chunk of a long prompt is as urgent as the time at which the chunk before it was done.
             asked = self._deadlines.get(session.name, 0.0) or turn.stats.submitted

@@ -52,6 +52,10 @@ class TurnStats:
     forward_seconds: float = 0.0
     mode: str = "plain"
     reason: str = ""
+    prefilled_ahead: int = 0
+    """Of the prompt's tokens in the cache, those that were computed of hypotheses of it."""
+    rewound: int = 0
+    """Tokens that were computed of hypotheses, and of none that held."""
 
     def count(self, tree_depth: int, tree_nodes: int, num_accepted: int) -> None:
         """Account for one drafted step."""
@@ -81,9 +85,10 @@ class Turn:
         request: int = 0,
         first_index: int = 0,
         drafting: bool = True,
+        hold: int | None = None,
     ) -> None:
         """first_index: index of the first token in the reply that the noise is keyed by, above 0 where the reply goes
-        on behind tool results.
+        on behind tool results. hold: tokens after which it waits to be released; None waits for nobody.
         """
         self.session = session
         self.sampling = sampling
@@ -92,6 +97,7 @@ class Turn:
         self.watcher = watcher
         self.grammar = grammar
         self.drafting = drafting
+        self.hold = hold
         self.start = len(session.tokens)
         self.first_index = first_index
         self.seed = derive_seed(session.seed, self.start, request) if sampling.seed is None else sampling.seed
@@ -106,6 +112,11 @@ class Turn:
     def tokens(self) -> list[int]:
         """The reply so far, forced tokens and the stop token included."""
         return self.session.tokens[self.start : self.start + self.num_tokens]
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has said all that it may before it is released."""
+        return self.hold is not None and self.num_tokens >= self.hold
 
     def push(self, token: int) -> Finish | None:
         """Account for one more token of the reply: limits, grammar, stop matcher. Says whether the reply ends here."""

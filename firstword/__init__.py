@@ -27,6 +27,7 @@ from firstword.events import (
 )
 from firstword.turn import Turn
 from firstword.types import (
+    AnswerAhead,
     Item,
     Limits,
     Message,
@@ -42,6 +43,7 @@ from firstword.types import (
 
 __all__ = [
     "CLOSED",
+    "AnswerAhead",
     "AnswerSource",
     "Call",
     "CallError",

@@ -111,6 +111,21 @@ class Call:
         )
         self._stream.send(partial=partial)
 
+    async def eager_end_of_turn(self, text: str, *, options: TurnOptions | None = None) -> None:
+        """The caller has probably finished: the reply is made ahead, and held back until ``final``.
+
+        It is released by a final with the same text and options, and dropped for any other.
+        """
+        self._revision += 1
+        eager = client_pb.EagerEndOfTurn(
+            turn_id=self._last_turn + 1, revision=self._revision, text=text, options=wire.options(options)
+        )
+        self._stream.send(eager_end_of_turn=eager)
+
+    async def turn_resumed(self) -> None:
+        """The caller goes on after an eager end of turn: the reply made ahead is dropped."""
+        self._stream.send(turn_resumed=client_pb.TurnResumed(turn_id=self._last_turn + 1))
+
     async def final(self, text: str, *, options: TurnOptions | None = None, item_id: str = "") -> Turn:
         """The caller's turn is complete: reply to it. Does not wait for the reply.
 

@@ -117,6 +117,20 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class AnswerAhead:
+    """How replies are made ahead, at an eager end of turn. None: the service's value, which also lowers a higher one.
+
+    normalised: such a reply also answers a final that differs from the eager text in case, punctuation or spacing
+    alone; the history then keeps the eager text. max_held_tokens: made before the final. max_held_ms: time that the
+    reply waits for it.
+    """
+
+    normalised: bool = False
+    max_held_tokens: int | None = None
+    max_held_ms: int | None = None
+
+
+@dataclass(frozen=True)
 class TurnOptions:
     """What one reply is asked for with. None and empty: as the call has it.
 

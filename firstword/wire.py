@@ -11,6 +11,7 @@ from google.protobuf.message import Message as ProtoMessage
 
 from firstword import events
 from firstword.types import (
+    AnswerAhead,
     Item,
     Limits,
     Message,
@@ -99,6 +100,11 @@ def sampling(given: Sampling, *, seed: bool) -> options_pb.Sampling:
 
 def limits(given: Limits) -> options_pb.Limits:
     return options_pb.Limits(**dataclasses.asdict(given))
+
+
+def answer_ahead(given: AnswerAhead) -> options_pb.AnswerAhead:
+    rule = options_pb.MATCH_RULE_NORMALISED_TEXT if given.normalised else options_pb.MATCH_RULE_EXACT_TOKENS
+    return options_pb.AnswerAhead(match_rule=rule, max_held_tokens=given.max_held_tokens, max_held_ms=given.max_held_ms)
 
 
 def options(given: TurnOptions | None) -> options_pb.TurnOptions:

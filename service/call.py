@@ -116,7 +116,7 @@ class Call:
         history = History(services, self.session, conversation)
         emit, over = self._emit, self._turn_over
         self._reporter = reporter = Reporter(self.session, services.model, terms, history, recorder, emit, over)
-        self._turns = turns = Turns(self.session, terms, history, reporter, self._finish)
+        self._turns = turns = Turns(self.session, terms, history, reporter, services.later, self._finish)
         turns.start(seed)
         log.info("call opened", extra={"session": self.session, "tokens": conversation.length})
         self._emit(
@@ -138,6 +138,10 @@ class Call:
         match event:
             case events.Partial():
                 turns.hear(event)
+            case events.EagerEndOfTurn():
+                turns.eager(event)
+            case events.TurnResumed():
+                turns.resume(event)
             case events.Final():
                 turns.final(event)
             case events.Playback():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,14 +18,31 @@ Record = records.Progress | records.Ended | records.Failed
 """What the engine says about one generation."""
 
 
+Later = Callable[[float, Callable[[], None]], Callable[[], None]]
+"""Runs something in so many seconds; returns what calls that off."""
+
+
+def on_event_loop(seconds: float, work: Callable[[], None]) -> Callable[[], None]:
+    """``Later`` by the running event loop."""
+    return asyncio.get_running_loop().call_later(seconds, work).cancel
+
+
 class EnginePort(Protocol):
     """What a call needs of ``service.engine_client.EngineClient``."""
 
     def open(
         self, session: str, tokens: tuple[int, ...], seed: int, on_failed: Callable[[records.Failed], None]
     ) -> None: ...
-    def sync(self, session: str, keep: int, tokens: tuple[int, ...]) -> None: ...
+    def sync(
+        self,
+        session: str,
+        keep: int,
+        tokens: tuple[int, ...],
+        ahead: int = 0,
+        on_prefilled: Callable[[records.Prefilled], None] | None = None,
+    ) -> None: ...
     def submit(self, command: records.Submit, sink: Callable[[Record], None]) -> None: ...
+    def release(self, session: str, turn: int, deadline: float) -> None: ...
     def close(self, session: str) -> None: ...
 
 
@@ -39,3 +57,4 @@ class CallServices:
     config: CallConfig
     model: str
     max_context_tokens: int
+    later: Later = on_event_loop

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from service.items import Item, ToolDefinition
-from service.options import GenerationPatch, Limits, TurnOptions
+from service.options import AnswerAheadPatch, GenerationPatch, Limits, TurnOptions
 from service.problems import Problem
 
 
@@ -28,6 +28,8 @@ class Open:
     limits: Limits = field(default_factory=Limits)
     announce_at_tokens: int | None = None
     first_token_deadline_ms: int | None = None
+    answer_ahead: AnswerAheadPatch = field(default_factory=AnswerAheadPatch)
+    progress_notices: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,23 @@ class Partial:
     turn_id: int
     revision: int
     text: str
+
+
+@dataclass(frozen=True)
+class EagerEndOfTurn:
+    """The caller has probably finished. Replaces the hypothesis before it, as a ``Partial`` does."""
+
+    turn_id: int
+    revision: int
+    text: str
+    options: TurnOptions = field(default_factory=TurnOptions)
+
+
+@dataclass(frozen=True)
+class TurnResumed:
+    """The caller went on after an eager end of turn."""
+
+    turn_id: int
 
 
 @dataclass(frozen=True)
@@ -145,6 +164,8 @@ ClientEvent = (
     Open
     | SpeechStarted
     | Partial
+    | EagerEndOfTurn
+    | TurnResumed
     | Final
     | Respond
     | Say

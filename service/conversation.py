@@ -84,6 +84,11 @@ class Conversation:
         self._known = keep + len(told)
         return keep, (*told, *ahead)
 
+    def take_ahead(self) -> tuple[int, tuple[int, ...]]:
+        """(keep, tokens) of what was put here and told the engine ahead of that."""
+        keep, self._known = self._known, len(self._tokens)
+        return keep, tuple(self._tokens[keep:])
+
     def user_tokens(self, text: str) -> tuple[int, ...]:
         """A turn of the caller as it would follow now."""
         return tuple(self._chat.user(text, first=None if self._had_user else self._first_user))
@@ -111,9 +116,9 @@ class Conversation:
         self._known = len(self._tokens)
         self._close(segment, segment.start, segment.text, segment.calls)
 
-    def begin_segment(self, number: int) -> Segment:
-        """The generation that begins where the log ends now."""
-        return Segment(number, len(self._tokens), self.new_id(), self._chat.codec.stream())
+    def begin_segment(self, number: int, ahead: int = 0) -> Segment:
+        """The generation that begins where the log ends now, or ``ahead`` tokens later."""
+        return Segment(number, len(self._tokens) + ahead, self.new_id(), self._chat.codec.stream())
 
     def put_said(self, text: str, number: int, item_id: str) -> Segment:
         """Append given text as a message of the assistant."""

@@ -80,16 +80,28 @@ class EngineClient:
         self._sessions[session] = mirror = SessionMirror(session, seed, tokens, self._send, on_failed)
         mirror.open()
 
-    def sync(self, session: str, keep: int, tokens: tuple[int, ...]) -> None:
+    def sync(
+        self,
+        session: str,
+        keep: int,
+        tokens: tuple[int, ...],
+        ahead: int = 0,
+        on_prefilled: Callable[[records.Prefilled], None] | None = None,
+    ) -> None:
         """Make the log its first ``keep`` tokens and ``tokens``. The reply in progress, if any, ends there.
 
-        ``keep`` may reach into the tokens that the reply has reported so far.
+        ``keep`` may reach into the tokens that the reply has reported so far. ahead: tokens at the end that are a
+        hypothesis; on_prefilled: told when it is computed, unless something else is asked of the session first.
         """
-        self._sessions[session].sync(keep, tokens)
+        self._sessions[session].sync(keep, tokens, ahead, on_prefilled)
 
     def submit(self, command: records.Submit, sink: ReplySink) -> None:
         """Ask for a reply. One in progress is overtaken: it ends, and only its Ended still comes."""
         self._sessions[command.session].submit(command, sink)
+
+    def release(self, session: str, turn: int, deadline: float) -> None:
+        """The reply ``turn``, which was submitted with a ``hold``, is wanted now."""
+        self._sessions[session].release(turn, deadline)
 
     def close(self, session: str) -> None:
         """End a session; nothing is heard of it any more. Idempotent."""
@@ -116,6 +128,8 @@ class EngineClient:
         match record:
             case records.Progress():
                 mirror.progress(record)
+            case records.Prefilled():
+                mirror.prefilled(record)
             case records.Ended():
                 mirror.ended(record)
             case records.Failed():

@@ -6,12 +6,16 @@ Knows replies as what history is written from; knows no client and no order of e
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from engine import records
+from service.ahead import HeldReply
 from service.call_services import CallServices, Record
+from service.client_events import EagerEndOfTurn
 from service.conversation import Conversation
 from service.items import ToolCallItem, ToolResultItem
+from service.options import Generation
 from service.problems import Problem, Reason
 from service.reply import Reply, Segment
 from service.server_events import HistoryState
@@ -62,6 +66,10 @@ class History:
     def item_ids(self, reply: Reply) -> tuple[str, ...]:
         """Ids of the items that the newest reply's turn has put there, the caller's message included."""
         return self._conversation.item_ids(reply.begin)
+
+    def user_tokens(self, text: str) -> tuple[int, ...]:
+        """A turn of the caller as it would follow now."""
+        return self._conversation.user_tokens(text)
 
     def new_id(self) -> str:
         return self._conversation.new_id()
@@ -137,14 +145,16 @@ class History:
         self._services.engine.sync(self._session, keep, tokens)
         self._persist(keep, tokens)
 
-    def prefill(self, text: str) -> None:
+    def prefill(self, text: str, on_prefilled: Callable[[records.Prefilled], None] | None = None) -> None:
         """Let the engine compute the caller's turn as far as it is known; it is no part of the history yet."""
         conversation = self._conversation
         # With the prompt behind it: a final that says the same finds everything but one position computed.
         ahead = (*conversation.user_tokens(text), *conversation.prompt)
-        if conversation.length + len(ahead) < self._services.max_context_tokens:
-            keep, tokens = conversation.take_change(ahead)
-            self._services.engine.sync(self._session, keep, tokens)
+        if conversation.length + len(ahead) >= self._services.max_context_tokens:
+            self.flush()
+            return
+        keep, tokens = conversation.take_change(ahead)
+        self._services.engine.sync(self._session, keep, tokens, len(ahead), on_prefilled)
 
     def submit(self, reply: Reply, sink: Callable[[Segment, Record], None]) -> None:
         """Ask for the next generation of a reply: the first, or the one after its tool results."""
@@ -152,24 +162,54 @@ class History:
         conversation.put_prompt()
         keep, tokens = conversation.take_change()
         segment = conversation.begin_segment(self._next_submission())
-        generation = reply.generation
-        command = records.Submit(
+        command = self._submission(segment, keep, tokens, reply.generation, reply.output_tokens)
+        command = dataclasses.replace(command, deadline=reply.deadline)
+        reply.segments.append(segment)
+        self._services.engine.submit(command, lambda record: sink(segment, record))
+        self._persist(keep, tokens)
+
+    def submit_ahead(self, asked: EagerEndOfTurn, generation: Generation, hold: int) -> HeldReply:
+        """Ask for the reply to a turn that is not committed; nothing of it is history yet. Raises Problem where no
+        reply would fit.
+        """
+        conversation = self._conversation
+        user = conversation.user_tokens(asked.text)
+        ahead = (*user, *conversation.prompt)
+        self.require_room(len(ahead))
+        keep, tokens = conversation.take_change(ahead)
+        segment = conversation.begin_segment(self._next_submission(), len(ahead))
+        held = HeldReply(asked, user, generation, segment)
+        command = self._submission(segment, keep, tokens, generation, 0)
+        self._services.engine.submit(dataclasses.replace(command, hold=hold, ahead=len(ahead)), held.take)
+        return held
+
+    def put_answered(self, held: HeldReply, item_id: str) -> None:
+        """Add the turn that was answered ahead."""
+        self._conversation.put_user(held.asked.text, held.tokens, item_id)
+
+    def release(self, held: HeldReply, deadline: float) -> None:
+        """The reply that was made ahead, to the turn at the history's end, is wanted now."""
+        self._conversation.put_prompt()
+        self._services.engine.release(self._session, held.segment.number, deadline)
+        self._persist(*self._conversation.take_ahead())
+
+    def _submission(
+        self, segment: Segment, keep: int, tokens: tuple[int, ...], generation: Generation, said: int
+    ) -> records.Submit:
+        """The command that asks for a generation, of which ``said`` tokens of the reply came before."""
+        return records.Submit(
             session=self._session,
             turn=segment.number,
             keep=keep,
             tokens=tokens,
             sampling=generation.sampling,
-            max_tokens=generation.max_tokens - reply.output_tokens,
-            stop_tokens=conversation.stop_tokens | generation.stop_token_ids,
+            max_tokens=generation.max_tokens - said,
+            stop_tokens=self._conversation.stop_tokens | generation.stop_token_ids,
             stop_strings=generation.stop_strings,
-            first_index=reply.output_tokens,
-            deadline=reply.deadline,
+            first_index=said,
             drafting=generation.drafting,
-            tools=conversation.has_tools,
+            tools=self._conversation.has_tools,
         )
-        reply.segments.append(segment)
-        self._services.engine.submit(command, lambda record: sink(segment, record))
-        self._persist(keep, tokens)
 
     def _next_submission(self) -> int:
         self._submissions += 1

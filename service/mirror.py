@@ -84,6 +84,8 @@ class SessionMirror:
         self._on_failed = on_failed
         self._reply: ReplyMirror | None = None
         self._overtaken: dict[int, ReplyMirror] = {}
+        self._syncs = 0
+        self._on_prefilled: Callable[[records.Prefilled], None] | None = None
         self.tokens = list(tokens)
         """The token log, the reply in progress not included."""
 
@@ -91,16 +93,34 @@ class SessionMirror:
         """Open the session, with the log as it is now."""
         self._send(records.Open(self._name, tuple(self.tokens), self._seed))
 
-    def sync(self, keep: int, tokens: tuple[int, ...]) -> None:
-        """Make the log its first ``keep`` tokens and ``tokens``. The reply in progress, if any, ends there."""
+    def sync(
+        self,
+        keep: int,
+        tokens: tuple[int, ...],
+        ahead: int = 0,
+        on_prefilled: Callable[[records.Prefilled], None] | None = None,
+    ) -> None:
+        """Make the log its first ``keep`` tokens and ``tokens``, the last ``ahead`` of which are a hypothesis. The
+        reply in progress, if any, ends there. on_prefilled: told when all is computed, if it comes to that.
+        """
         self._rewrite(keep, tokens)
-        self._send(records.Sync(self._name, keep, tokens))
+        self._syncs += 1
+        self._on_prefilled = on_prefilled
+        number = self._syncs if on_prefilled is not None else 0
+        self._send(records.Sync(self._name, keep, tokens, ahead, number))
 
     def submit(self, command: records.Submit, sink: ReplySink) -> None:
         """Ask for a reply. One in progress is overtaken: it ends, and only its Ended still comes."""
         self._rewrite(command.keep, command.tokens)
+        self._on_prefilled = None
         self._reply = ReplyMirror(command, sink, list(command.forced))
         self._send(command)
+
+    def release(self, turn: int, deadline: float) -> None:
+        """A reply made ahead is wanted now. One that is over needs no release."""
+        if self._reply is not None and self._reply.submit.turn == turn:
+            self._reply.submit = dataclasses.replace(self._reply.submit, hold=None, deadline=deadline)
+        self._send(records.Release(self._name, turn, deadline))
 
     def reopen(self) -> None:
         """Bring a fresh process to where the last one would be by now."""
@@ -117,6 +137,12 @@ class SessionMirror:
         """More of a reply. What an overtaken one still said is not in the log any more."""
         if self._reply is not None and self._reply.submit.turn == record.turn:
             self._reply.progress(record)
+
+    def prefilled(self, record: records.Prefilled) -> None:
+        """A hypothesis is computed. Of one that was replaced nobody wants to know."""
+        if self._on_prefilled is not None and record.number == self._syncs:
+            told, self._on_prefilled = self._on_prefilled, None
+            told(record)
 
     def ended(self, record: records.Ended) -> None:
         """A reply is over: its tokens are part of the log, unless it was overtaken."""

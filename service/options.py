@@ -56,6 +56,26 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class AnswerAhead:
+    """How replies are made ahead. normalised: whether they answer a final that differs in case, punctuation or spacing
+    alone. max_tokens: held at most; max_s: for so long at most.
+    """
+
+    normalised: bool
+    max_tokens: int
+    max_s: float
+
+
+@dataclass(frozen=True)
+class AnswerAheadPatch:
+    """What a client said about it; None leaves the service's own."""
+
+    normalised: bool = False
+    max_tokens: int | None = None
+    max_ms: int | None = None
+
+
+@dataclass(frozen=True)
 class TurnOptions:
     """What a turn needs of its own. first_token_deadline_ms: None for the call's."""
 

@@ -117,6 +117,11 @@ class Reply:
         return "".join(segment.text for segment in self.segments)
 
     @property
+    def is_unheard(self) -> bool:
+        """Whether playback has been reported, and not to the end of what was said."""
+        return self.played is not None and self.played < len(self.text)
+
+    @property
     def output_tokens(self) -> int:
         return sum(len(segment.tokens) for segment in self.segments)
 

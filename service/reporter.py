@@ -16,6 +16,7 @@ from service.server_events import (
     Failure,
     Interrupted,
     LimitReached,
+    Notice,
     ServerEvent,
     TextDelta,
     ToolCalled,
@@ -58,6 +59,11 @@ class Reporter:
     def speaking(self) -> bool:
         """Whether there is more to come of a turn without another word of the client."""
         return any(reply.phase is not Phase.WAITING for reply in self._open)
+
+    def notice(self, notice: Notice) -> None:
+        """Tell what is there to be shown, where the client wants to see it."""
+        if self._terms.progress_notices:
+            self._emit(notice)
 
     def announce(self) -> None:
         """Say once when the context is nearly full, so that the policy does not come as a surprise."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from service import client_events as events
 from service.config import CallConfig
-from service.options import Generation, GenerationPatch, Limits, TurnOptions
+from service.options import AnswerAhead, Generation, GenerationPatch, Limits, TurnOptions
 from service.problems import Guardrail, Problem, Reason, invalid
 
 
@@ -23,9 +23,11 @@ class Terms:
     max_output_tokens: int
     max_input_code_points: int
     generation: Generation
+    answer_ahead: AnswerAhead
     deadline_ms: int | None
     announce_at: int
     max_tool_rounds: int
+    progress_notices: bool
     max_context_tokens: int
     vocab_size: int
 
@@ -43,9 +45,15 @@ class Terms:
             max_output_tokens=output,
             max_input_code_points=text,
             generation=Generation(max_tokens=config.max_reply_tokens),
+            answer_ahead=AnswerAhead(
+                normalised=opening.answer_ahead.normalised,
+                max_tokens=_lower(opening.answer_ahead.max_tokens, config.max_held_tokens),
+                max_s=_lower(opening.answer_ahead.max_ms, config.max_held_ms) / 1000,
+            ),
             deadline_ms=opening.first_token_deadline_ms,
             announce_at=int(max_context_tokens * config.nearly_full) if announce_at is None else announce_at,
             max_tool_rounds=config.max_tool_rounds,
+            progress_notices=opening.progress_notices,
             max_context_tokens=max_context_tokens,
             vocab_size=vocab_size,
         )

@@ -14,9 +14,11 @@ from functools import partial
 from engine import records
 from engine.session import Finish
 from service import client_events
-from service.call_services import Record
+from service.ahead import HeldReply
+from service.call_services import Later, Record
 from service.client_events import Final, Respond, Say
 from service.history import INTERRUPTED_RESULT, UNHELD_RESULT, History
+from service.listening import Hypothesis, Listening
 from service.options import TurnOptions
 from service.problems import Guardrail, Problem, Reason, engine_problem
 from service.reply import Phase, Reply, Segment
@@ -33,7 +35,8 @@ _ENDS = {Finish.LENGTH.value: TurnEnd.LENGTH, Finish.CONTEXT.value: TurnEnd.CONT
 class Turns:
     """The turns of one open call.
 
-    on_lost: called with what ended the call when the engine's log can no longer be known to be the history.
+    later: runs something after a time. on_lost: called with what ended the call when the engine's log can no longer be
+    known to be the history.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Turns:
         terms: Terms,
         history: History,
         reporter: Reporter,
+        later: Later,
         on_lost: Callable[[Problem], None],
     ) -> None:
         self._session = session
@@ -49,8 +53,8 @@ class Turns:
         self._history = history
         self._reporter = reporter
         self._on_lost = on_lost
+        self._listening = Listening(terms, history, reporter, later, self._may_listen, self._may_answer_ahead)
         self._reply: Reply | None = None
-        self._partial: client_events.Partial | None = None
         self._taken: dict[int, tuple[str, str]] = {}
         self._answered: set[str] = set()
         self._closed = False
@@ -64,6 +68,7 @@ class Turns:
     def close(self, error: str) -> None:
         """The call is over; ``error``: why, or empty. Whatever is being generated stops."""
         self._closed = True
+        self._listening.abandon()
         self._history.close()
         self._reporter.close(error)
 
@@ -71,16 +76,20 @@ class Turns:
 
     def hear(self, event: client_events.Partial) -> None:
         """Prefill what the recogniser has so far. While a reply is being made it waits for the end of that."""
-        if event.turn_id < self.last_turn:
-            raise self._stale("partial.turn_id")
-        last = self._partial
-        outdated = last is not None and (event.turn_id, event.revision) <= (last.turn_id, last.revision)
-        if event.turn_id == self.last_turn or outdated:
-            return
-        self._terms.check_input(event.text, "partial.text")
-        self._partial = event
-        if self._reply is None or self._reply.phase is Phase.OVER:
-            self._prefill_partial()
+        if self._is_heard(event, "partial"):
+            self._terms.check_input(event.text, "partial.text")
+            self._listening.suppose(event)
+
+    def eager(self, event: client_events.EagerEndOfTurn) -> None:
+        """The caller has probably finished: make the reply ahead, as soon as nothing of the last one is open."""
+        if self._is_heard(event, "eager_end_of_turn"):
+            self._terms.check_input(event.text, "eager_end_of_turn.text")
+            self._terms.for_turn(event.options, "eager_end_of_turn")
+            self._listening.suppose(event)
+
+    def resume(self, event: client_events.TurnResumed) -> None:
+        """The caller went on after an eager end of turn."""
+        self._listening.resume(event)
 
     def final(self, event: Final) -> None:
         """The caller's turn is complete: reply to it."""
@@ -99,6 +108,7 @@ class Turns:
             return
         self._terms.check_input(event.text, "say.text")
         now = time.monotonic()
+        self._listening.abandon()
         self._overtake()
         before = self._history.length
         try:
@@ -120,9 +130,11 @@ class Turns:
             if event.turn_id > self.last_turn:
                 raise Problem(Reason.UNKNOWN_TURN, f"there is no turn {event.turn_id} yet", field="interrupt.turn_id")
             raise self._stale("interrupt.turn_id")
-        self._cut(reply, reply.heard_chars(event.heard, "interrupt.heard"))
+        chars = reply.heard_chars(event.heard, "interrupt.heard")
+        self._listening.abandon()
+        self._cut(reply, chars)
         self._history.flush()
-        self._prefill_partial()
+        self._listening.work()
 
     def playback(self, event: client_events.Playback) -> None:
         """How far the newest turn was played. It never goes back."""
@@ -157,7 +169,28 @@ class Turns:
         elif reply.cut is not None:
             reply.kept = self._history.rewrite(reply, reply.cut)
             self._history.flush()
-            self._prefill_partial()
+            self._listening.work()
+
+    # Listening
+
+    def _is_heard(self, event: Hypothesis, name: str) -> bool:
+        """Whether a hypothesis is to be taken. Raises Problem where its turn was overtaken."""
+        if event.turn_id < self.last_turn:
+            raise self._stale(f"{name}.turn_id")
+        return event.turn_id != self.last_turn and self._listening.is_newer(event)
+
+    def _may_listen(self) -> bool:
+        return not self._closed and (self._reply is None or self._reply.phase is Phase.OVER)
+
+    def _may_answer_ahead(self) -> bool:
+        """Whether a turn committed now would find the history as it is, and be answered."""
+        reply, limit = self._reply, self._terms.limits.max_turns
+        if limit is not None and self._replies >= limit:
+            return False
+        if reply is None:
+            return True
+        open_calls = bool(reply.segments) and bool(reply.current.outstanding)
+        return reply.phase is Phase.OVER and not open_calls and (reply.cut is not None or not reply.is_unheard)
 
     # Turns
 
@@ -180,8 +213,7 @@ class Turns:
         abandoned = reply.current.outstanding
         for call in abandoned:
             reply.current.results[call.call_id] = self._history.result(call, INTERRUPTED_RESULT)
-        unheard = reply.played is not None and reply.played < len(reply.text)
-        if reply.phase is not Phase.OVER or (reply.cut is None and unheard):
+        if reply.phase is not Phase.OVER or (reply.cut is None and reply.is_unheard):
             self._cut(reply, reply.heard_chars(None))
         elif abandoned and reply.cut is not None:
             self._history.rewrite(reply, reply.cut)
@@ -192,13 +224,20 @@ class Turns:
         committed = time.monotonic()
         generation = self._terms.for_turn(options, name)
         self._terms.check_replies(self._replies)
+        held = None
+        if isinstance(event, Final):
+            held = self._listening.take(event, generation)
+        else:
+            self._listening.abandon()
         self._overtake()
         begin = self._history.length
         try:
-            if isinstance(event, Final):
-                self._history.put_user(event.text, event.item_id)
-            else:
+            if isinstance(event, Respond):
                 self._history.require_prompt()
+            elif held is not None:
+                self._history.put_answered(held, event.item_id)
+            else:
+                self._history.put_user(event.text, event.item_id)
         except Problem:
             self._history.flush()  # what was being said is overtaken all the same
             raise
@@ -208,14 +247,24 @@ class Turns:
         reply = Reply(event.turn_id, begin, self._history.length, generation, record, deadline)
         self._begin(event, reply)
         self._replies += 1
-        self._submit(reply)
+        if held is None:
+            self._submit(reply)
+        else:
+            self._release(reply, held)
 
     def _begin(self, event: Final | Respond | Say, reply: Reply) -> None:
         self._reply = reply
         self._reporter.begin(reply)
         self._taken[reply.turn_id] = _content(event)
         self.last_turn = reply.turn_id
-        self._partial = None
+        reply.record.wasted_ahead = self._listening.end_turn()
+
+    def _release(self, reply: Reply, held: HeldReply) -> None:
+        """The reply was made ahead: all of it that is there goes out at once."""
+        reply.segments.append(held.segment)
+        self._history.release(held, reply.deadline)
+        reply.record.released = time.monotonic()
+        held.release(partial(self._on_record, reply))
 
     def _submit(self, reply: Reply) -> None:
         reply.phase = Phase.GENERATING
@@ -252,10 +301,6 @@ class Turns:
         self._reporter.interrupted(reply)
         if phase is Phase.WAITING:
             self._reporter.ended(reply, TurnEnd.INTERRUPTED)
-
-    def _prefill_partial(self) -> None:
-        if self._partial is not None:
-            self._history.prefill(self._partial.text)
 
     # From the engine
 
@@ -329,7 +374,7 @@ class Turns:
         self._reporter.ended(reply, end)
         if not self._closed:
             self._reporter.announce()
-            self._prefill_partial()
+            self._listening.work()
 
     def _engine_failed(self, record: records.Failed) -> None:
         """A command failed that belongs to no generation: the engine's log may not be the history any more."""

@@ -75,6 +75,8 @@ class TurnRecord:
     finish: str = ""
     end_reason: str = "completed"
     error: str = ""
+    released: float = 0.0
+    wasted_ahead: int = 0
     stats: list[TurnStats] = field(default_factory=list)
 
     def snapshot(self) -> TurnRecord:
@@ -133,7 +135,7 @@ class Telemetry:
         self._duration.record(max(0.0, turn.ended - turn.committed), failed)
         first = next((s.first_token for s in turn.stats if s.first_token), 0.0)
         if first:
-            self._first_token.record(first - turn.committed, labels)
+            self._first_token.record(max(first, turn.released) - turn.committed, labels)
             if turn.output_tokens > 1:
                 self._per_token.record(_decode_seconds(turn) / (turn.output_tokens - 1), labels)
         if turn.first_clause:
@@ -277,4 +279,4 @@ def _parts(stats: TurnStats) -> list[tuple[str, float, float]]:
 
 
 def _decode_seconds(turn: TurnRecord) -> float:
-    return sum(max(0.0, s.ended - s.first_token) for s in turn.stats if s.first_token)
+    return sum(max(0.0, s.ended - max(s.first_token, turn.released)) for s in turn.stats if s.first_token)

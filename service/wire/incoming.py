@@ -32,6 +32,10 @@ def _client_event(name: str, request: call_pb.CallRequest) -> events.ClientEvent
             return events.SpeechStarted()
         case "partial":
             return _partial(request.partial)
+        case "eager_end_of_turn":
+            return _eager_end_of_turn(request.eager_end_of_turn)
+        case "turn_resumed":
+            return events.TurnResumed(_turn_id(request.turn_resumed.turn_id, name))
         case "final":
             return _final(request.final)
         case "respond":
@@ -64,6 +68,15 @@ def _partial(partial: client_pb.Partial) -> events.Partial:
     if partial.HasField("stable_code_points") and partial.stable_code_points > len(partial.text):
         raise invalid("partial.stable_code_points", "is longer than the text")
     return events.Partial(_turn_id(partial.turn_id, "partial"), partial.revision, partial.text)
+
+
+def _eager_end_of_turn(eager: client_pb.EagerEndOfTurn) -> events.EagerEndOfTurn:
+    return events.EagerEndOfTurn(
+        turn_id=_turn_id(eager.turn_id, "eager_end_of_turn"),
+        revision=eager.revision,
+        text=present(eager.text, "eager_end_of_turn.text"),
+        options=turn_options(eager.options, "eager_end_of_turn"),
+    )
 
 
 def _final(final: client_pb.Final) -> events.Final:

@@ -10,7 +10,7 @@ from firstword.v1 import conversation_pb2 as conversation_pb
 from firstword.v1 import options_pb2 as options_pb
 from service.client_events import Open
 from service.items import Item, MessageItem, Role, ToolCallItem, ToolDefinition, ToolResultItem
-from service.options import Limits
+from service.options import AnswerAheadPatch, Limits
 from service.problems import invalid, unimplemented
 from service.wire.fields import at_least_one, given, json_object, present
 from service.wire.options import generation, refuse_constraints
@@ -50,6 +50,12 @@ def opening(message: client_pb.Open) -> Open:
         ),
         announce_at_tokens=given(policy, "announce_at_tokens"),
         first_token_deadline_ms=at_least_one(message, "first_token_deadline_ms", "open"),
+        answer_ahead=AnswerAheadPatch(
+            normalised=message.answer_ahead.match_rule == options_pb.MATCH_RULE_NORMALISED_TEXT,
+            max_tokens=at_least_one(message.answer_ahead, "max_held_tokens", "open.answer_ahead"),
+            max_ms=at_least_one(message.answer_ahead, "max_held_ms", "open.answer_ahead"),
+        ),
+        progress_notices=message.progress_notices,
     )
 
 
@@ -62,9 +68,7 @@ def _refuse_unimplemented(message: client_pb.Open) -> None:
         "open.context_policy.action": policy.action not in refuse,
         "open.context_policy.keep_tokens": policy.HasField("keep_tokens"),
         "open.context_policy.summary_instructions": bool(policy.summary_instructions),
-        "open.answer_ahead": message.HasField("answer_ahead"),
         "open.fallbacks": len(message.fallbacks) > 0,
-        "open.progress_notices": message.progress_notices,
         "open.tools.timeout_ms": any(tool.HasField("timeout_ms") for tool in message.tools),
         **{f"open.limits.{f.name}": f.name not in _LIMITS for f, _ in message.limits.ListFields()},
     }

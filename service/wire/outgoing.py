@@ -28,6 +28,14 @@ _GUARDRAILS = {
     Guardrail.TURNS: notices_pb.GUARDRAIL_TURNS,
     Guardrail.INPUT_SIZE: notices_pb.GUARDRAIL_INPUT_SIZE,
 }
+_AHEAD_STATES = {
+    events.AheadState.STARTED: notices_pb.ANSWER_AHEAD_STATE_STARTED,
+    events.AheadState.RELEASED: notices_pb.ANSWER_AHEAD_STATE_RELEASED,
+    events.AheadState.MISMATCHED: notices_pb.ANSWER_AHEAD_STATE_MISMATCHED,
+    events.AheadState.RESUMED: notices_pb.ANSWER_AHEAD_STATE_RESUMED,
+    events.AheadState.EXPIRED: notices_pb.ANSWER_AHEAD_STATE_EXPIRED,
+    events.AheadState.ABANDONED: notices_pb.ANSWER_AHEAD_STATE_ABANDONED,
+}
 
 
 def response(envelope: events.Envelope) -> call_pb.CallResponse:
@@ -120,6 +128,7 @@ def _turn_ended(event: events.TurnEnded) -> server_pb.TurnEnded:
         text=event.text,
         usage=report.usage(account),
         timings=report.timings(account),
+        answered_ahead=account.released > 0,
         history_version=event.history.version,
         item_ids=event.history.item_ids,
         used_tokens=event.history.used_tokens,
@@ -159,6 +168,19 @@ def _notice(event: events.Notice) -> notices_pb.Notice:
             used, limit = event.used_tokens, event.max_context_tokens
             full = notices_pb.ContextNearlyFull(used_tokens=used, max_context_tokens=limit)
             return notices_pb.Notice(message=f"{used} of {limit} tokens are in use", context_nearly_full=full)
+        case events.PrefilledAhead():
+            prefilled = notices_pb.PrefilledAhead(
+                revision=event.revision,
+                hypothesis_tokens=event.tokens,
+                rewound_tokens=event.rewound,
+                computed_tokens=event.computed,
+            )
+            message = f"{event.computed} tokens computed ahead, {event.rewound} rewound"
+            return notices_pb.Notice(message=message, turn_id=event.turn_id, prefilled_ahead=prefilled)
+        case events.AnsweringAhead():
+            ahead = notices_pb.AnswerAheadProgress(state=_AHEAD_STATES[event.state], held_tokens=event.tokens)
+            message = f"a reply made ahead, {event.tokens} tokens: {event.state.value}"
+            return notices_pb.Notice(message=message, turn_id=event.turn_id, answer_ahead=ahead)
         case events.EngineRestarted():
             message = "the engine was restarted; replies go on where they were"
             return notices_pb.Notice(message=message, engine_restarted=notices_pb.EngineRestarted(model=event.model))

@@ -14,18 +14,24 @@ def usage(account: TurnRecord) -> report_pb.TokenUsage:
     return report_pb.TokenUsage(
         prompt_tokens=account.stats[-1].prompt_tokens if account.stats else 0,
         cached_tokens=account.stats[0].cached_tokens if account.stats else 0,
+        prefilled_ahead_tokens=account.stats[0].prefilled_ahead if account.stats else 0,
         completion_tokens=account.output_tokens,
+        wasted_ahead_tokens=account.wasted_ahead,
+        rewound_tokens=account.stats[0].rewound if account.stats else 0,
     )
 
 
 def timings(account: TurnRecord) -> report_pb.TurnTimings:
     """Queue and prefill are those of the first generation; decoding adds up over all."""
     first = account.stats[0] if account.stats else TurnStats(submitted=0.0)
-    decoding = [us for stats in account.stats if (us := _us(stats.first_token, stats.ended)) is not None]
+    # What was made ahead was there when it was released.
+    begun = [max(stats.first_token, account.released) if stats.first_token else 0.0 for stats in account.stats]
+    ends = zip(begun, account.stats, strict=True)
+    decoding = [us for start, stats in ends if (us := _us(start, max(start, stats.ended))) is not None]
     return report_pb.TurnTimings(
         queue_us=_us(account.committed, first.started),
-        prefill_us=_us(first.started, first.first_token),
-        first_token_us=_us(account.committed, first.first_token),
+        prefill_us=_us(max(first.started, account.released) if first.started else 0.0, first.first_token),
+        first_token_us=_us(account.committed, begun[0] if begun else 0.0),
         first_text_us=_us(account.committed, account.first_text),
         first_clause_us=_us(account.committed, account.first_clause),
         decode_us=sum(decoding) if decoding else None,

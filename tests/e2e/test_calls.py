@@ -162,7 +162,6 @@ async def test_a_final_interrupts_the_reply_that_runs(service: ServiceProcess) -
 @pytest.mark.parametrize(
     ("event", "code", "field"),
     [
-        ({"eager_end_of_turn": client_pb.EagerEndOfTurn(turn_id=1, text="x")}, grpc.StatusCode.UNIMPLEMENTED, ""),
         ({"generate": client_pb.Generate(request_id=1, question="x")}, grpc.StatusCode.UNIMPLEMENTED, ""),
         ({"update": client_pb.Update()}, grpc.StatusCode.UNIMPLEMENTED, ""),
         ({"items": client_pb.Items()}, grpc.StatusCode.UNIMPLEMENTED, ""),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable
 from functools import cache, partial
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from engine import records
 from engine.config import EngineConfig
@@ -25,6 +26,7 @@ from service.call import Call
 from service.call_services import CallServices
 from service.config import EMBEDDED_MODEL, CallConfig
 from service.conversation import Conversation, load_chat
+from service.items import ToolDefinition
 from service.mirror import ReplySink, SessionMirror
 from service.problems import Problem
 from service.store import MemoryStore
@@ -32,6 +34,7 @@ from service.telemetry import Telemetry
 from tests.e2e.server import example_calls
 
 SYSTEM, _tools, LINES = example_calls(1)[0]
+TOOLS = tuple(ToolDefinition(tool.name, tool.description, json.loads(tool.parameters_json_schema)) for tool in _tools)
 MODEL = "receptionist"
 
 E = TypeVar("E", bound=server.ServerEvent)
@@ -61,11 +64,21 @@ class LocalEngine:
         self._sessions[session] = mirror = SessionMirror(session, seed, tokens, self._commands.append, on_failed)
         mirror.open()
 
-    def sync(self, session: str, keep: int, tokens: tuple[int, ...]) -> None:
-        self._sessions[session].sync(keep, tokens)
+    def sync(
+        self,
+        session: str,
+        keep: int,
+        tokens: tuple[int, ...],
+        ahead: int = 0,
+        on_prefilled: Callable[[records.Prefilled], None] | None = None,
+    ) -> None:
+        self._sessions[session].sync(keep, tokens, ahead, on_prefilled)
 
     def submit(self, command: records.Submit, sink: ReplySink) -> None:
         self._sessions[command.session].submit(command, sink)
+
+    def release(self, session: str, turn: int, deadline: float) -> None:
+        self._sessions[session].release(turn, deadline)
 
     def close(self, session: str) -> None:
         self._sessions.pop(session, None)
@@ -123,6 +136,8 @@ class LocalEngine:
                     pass
                 case records.Progress():
                     mirror.progress(event)
+                case records.Prefilled():
+                    mirror.prefilled(event)
                 case records.Ended():
                     mirror.ended(event)
                 case records.Failed():
@@ -136,6 +151,8 @@ def _reader(codec: Codec, command: records.Submit) -> ReplyReader:
 class CallUnderTest:
     """One open call: client events in, server events out, in ``events``."""
 
+    _made: ClassVar[list[CallUnderTest]] = []
+
     def __init__(
         self, opening: client.Open | None = None, engine: LocalEngine | None = None, config: CallConfig | None = None
     ) -> None:
@@ -143,6 +160,7 @@ class CallUnderTest:
         self.conversation: Conversation | None = None
         self.envelopes: list[server.Envelope] = []
         self.ended_with: list[Problem | None] = []
+        self.timers: list[tuple[float, Callable[[], None]]] = []
         services = CallServices(
             engine=self.engine,
             new_conversation=self._new_conversation,
@@ -151,9 +169,19 @@ class CallUnderTest:
             config=config or CallConfig(),
             model=MODEL,
             max_context_tokens=target().max_context_tokens,
+            later=self._later,
         )
         self.call = Call(services, self.envelopes.append, self.ended_with.append)
+        self._made.append(self)
         self.send(opening or client.Open(system=SYSTEM))
+
+    @classmethod
+    def end_all(cls) -> None:
+        """End every call that was made, so that its pages return."""
+        while cls._made:
+            call = cls._made.pop()
+            call.call.disconnect()
+            call.run()
 
     def send(self, *sent: client.ClientEvent) -> None:
         for event in sent:
@@ -177,6 +205,21 @@ class CallUnderTest:
 
     def text(self, turn_id: int) -> str:
         return "".join(delta.text for delta in self.of(server.TextDelta) if delta.turn_id == turn_id)
+
+    def wait(self) -> None:
+        """Let the time pass that the call waits for."""
+        due, self.timers = self.timers, []
+        for _, work in due:
+            work()
+
+    def _later(self, seconds: float, work: Callable[[], None]) -> Callable[[], None]:
+        self.timers.append(timer := (seconds, work))
+
+        def call_off() -> None:
+            if timer in self.timers:
+                self.timers.remove(timer)
+
+        return call_off
 
     def _new_conversation(self, opening: client.Open) -> Conversation:
         self.conversation = Conversation(chat(), opening.system, opening.items, opening.tools)

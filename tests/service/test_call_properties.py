@@ -118,6 +118,26 @@ class Calls(RuleBasedStateMachine):
     def partial(self, offset: int, revision: int, length: int) -> None:
         self.call.send(client.Partial(self.turn_id(offset), revision, LINES[0][:length]))
 
+    @rule(offset=TURN_IDS, revision=st.integers(1, 5), tool=st.booleans(), limit=st.sampled_from([20, 60]))
+    def eager(self, offset: int, revision: int, tool: bool, limit: int) -> None:
+        options = TurnOptions(generation=GenerationPatch(max_tokens=limit, temperature=0.0))
+        line = self.line if tool else LINES[0]
+        self.call.send(client.EagerEndOfTurn(self.turn_id(offset), revision, line, options))
+
+    @rule(tool=st.booleans(), limit=st.sampled_from([20, 60]))
+    def final_of_an_eager(self, tool: bool, limit: int) -> None:
+        """Often the one that was answered ahead."""
+        options = TurnOptions(generation=GenerationPatch(max_tokens=limit, temperature=0.0))
+        self.begin(client.Final(self.turn_id(1), self.line if tool else LINES[0], options))
+
+    @rule(offset=TURN_IDS)
+    def resume(self, offset: int) -> None:
+        self.call.send(client.TurnResumed(self.turn_id(offset)))
+
+    @rule()
+    def wait(self) -> None:
+        self.call.wait()
+
     @rule(offset=TURN_IDS, chars=st.one_of(st.none(), st.integers(0, 60)))
     def interrupt(self, offset: int, chars: int | None) -> None:
         heard = None if chars is None else client.Heard(chars=chars)

@@ -22,7 +22,7 @@ from service import client_events as client
 from service import server_events as server
 from service.errors import STATUS
 from service.items import MessageItem, ToolCallItem, ToolDefinition, ToolResultItem
-from service.options import Generation, GenerationPatch, Limits, TurnOptions
+from service.options import AnswerAheadPatch, Generation, GenerationPatch, Limits, TurnOptions
 from service.problems import Guardrail, Problem, Reason, invalid
 from service.telemetry import TurnRecord
 from service.wire import client_event, response
@@ -239,6 +239,11 @@ TOOL_OUTPUT = conversation_pb.ToolOutput(call_id="c")
             },
             "interrupt.heard.words[1].place",
         ),
+        ({"eager_end_of_turn": client_pb.EagerEndOfTurn(text="x")}, "eager_end_of_turn.turn_id"),
+        ({"eager_end_of_turn": client_pb.EagerEndOfTurn(turn_id=1)}, "eager_end_of_turn.text"),
+        ({"turn_resumed": client_pb.TurnResumed()}, "turn_resumed.turn_id"),
+        (opening(answer_ahead=options_pb.AnswerAhead(max_held_tokens=0)), "open.answer_ahead.max_held_tokens"),
+        (opening(answer_ahead=options_pb.AnswerAhead(max_held_ms=0)), "open.answer_ahead.max_held_ms"),
         ({"tool_result": client_pb.ToolResult(call_id="c")}, "tool_result.turn_id"),
         ({"tool_result": client_pb.ToolResult(turn_id=1)}, "tool_result.call_id"),
         (sampling(temperature=-0.1), "final.options.sampling.temperature"),
@@ -307,16 +312,12 @@ def test_what_cannot_be_used_is_refused_by_its_fields_path(sent: dict[str, Any],
 @pytest.mark.parametrize(
     ("sent", "feature"),
     [
-        ({"eager_end_of_turn": client_pb.EagerEndOfTurn()}, "eager_end_of_turn"),
-        ({"turn_resumed": client_pb.TurnResumed()}, "turn_resumed"),
         ({"items": client_pb.Items()}, "items"),
         ({"update": client_pb.Update()}, "update"),
         ({"generate": client_pb.Generate(request_id=4)}, "generate"),
         ({"cancel_generate": client_pb.CancelGenerate()}, "cancel_generate"),
         (opening(resume={"last_seq": 1}), "open.resume"),
         (opening(fallbacks=[options_pb.Fallback(phrase="x")]), "open.fallbacks"),
-        (opening(answer_ahead=options_pb.AnswerAhead()), "open.answer_ahead"),
-        (opening(progress_notices=True), "open.progress_notices"),
         (opening(limits=options_pb.Limits(max_idle_ms=1)), "open.limits.max_idle_ms"),
         (opening(context_policy=options_pb.ContextPolicy(keep_tokens=1)), "open.context_policy.keep_tokens"),
         (opening(tool_choice=conversation_pb.ToolChoice(tool_name="t")), "open.tool_choice"),
@@ -339,6 +340,26 @@ def test_what_is_not_implemented_yet_says_so_by_name(sent: dict[str, Any], featu
     event = read(**sent)
     assert isinstance(event, client.Malformed)
     assert (event.problem.reason, event.problem.metadata) == (Reason.UNIMPLEMENTED, {"feature": feature})
+
+
+def test_what_is_said_of_replies_made_ahead() -> None:
+    options = options_pb.TurnOptions(sampling=options_pb.Sampling(max_output_tokens=3))
+    eager = read(eager_end_of_turn=client_pb.EagerEndOfTurn(turn_id=2, revision=5, text="hm", options=options))
+    asked = TurnOptions(generation=GenerationPatch(max_tokens=3))
+    assert eager == client.EagerEndOfTurn(2, 5, "hm", asked)
+    assert read(turn_resumed=client_pb.TurnResumed(turn_id=2)) == client.TurnResumed(2)
+    for rule, normalised in (
+        (options_pb.MATCH_RULE_UNSPECIFIED, False),
+        (options_pb.MATCH_RULE_EXACT_TOKENS, False),
+        (options_pb.MATCH_RULE_NORMALISED_TEXT, True),
+    ):
+        ahead = options_pb.AnswerAhead(match_rule=rule, max_held_tokens=9, max_held_ms=800)
+        event = read(**opening(answer_ahead=ahead, progress_notices=True))
+        assert isinstance(event, client.Open)
+        assert event.answer_ahead == AnswerAheadPatch(normalised, 9, 800) and event.progress_notices
+    event = read(**opening())
+    assert isinstance(event, client.Open)
+    assert event.answer_ahead == AnswerAheadPatch() and not event.progress_notices
 
 
 def test_a_refused_event_keeps_the_numbers_it_is_about() -> None:
@@ -488,6 +509,21 @@ def test_the_other_events() -> None:
         ),
         (server.EngineRestarted("m"), "engine_restarted", notices_pb.EngineRestarted(model="m")),
         (
+            server.PrefilledAhead(turn_id=2, revision=5, tokens=9, rewound=3, computed=4),
+            "prefilled_ahead",
+            notices_pb.PrefilledAhead(revision=5, hypothesis_tokens=9, rewound_tokens=3, computed_tokens=4),
+        ),
+        *(
+            (
+                server.AnsweringAhead(2, state, 7),
+                "answer_ahead",
+                notices_pb.AnswerAheadProgress(
+                    state=notices_pb.AnswerAheadState.Value(f"ANSWER_AHEAD_STATE_{state.name}"), held_tokens=7
+                ),
+            )
+            for state in server.AheadState
+        ),
+        (
             server.LimitReached(Guardrail.TURNS, 3),
             "limit_reached",
             notices_pb.LimitReached(guardrail=notices_pb.GUARDRAIL_TURNS, limit=3),
@@ -497,7 +533,8 @@ def test_the_other_events() -> None:
 def test_notices(event: server.Notice, kind: str, expected: object) -> None:
     notice = written(event).notice
     assert notice.message
-    assert not notice.HasField("turn_id")
+    turn_id = getattr(event, "turn_id", None)
+    assert (notice.turn_id if notice.HasField("turn_id") else None) == turn_id
     assert notice.WhichOneof("kind") == kind
     assert getattr(notice, kind) == expected
 

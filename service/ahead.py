@@ -1,0 +1,135 @@
+"""Replies made ahead: generated when the caller has probably finished, held back, then released or dropped.
+
+Owns the one reply that a call may hold: what the engine says of it, how long it is held, and which final it answers.
+Knows no client and no history: whoever drops one has the engine's log put right.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from engine import records
+from service.call_services import Later, Record
+from service.client_events import EagerEndOfTurn
+from service.options import AnswerAhead, Generation
+from service.reply import Segment
+from service.server_events import AheadState
+
+
+@dataclass(eq=False)
+class HeldReply:
+    """asked: the turn that it answers, and ``tokens``: its ids. records: what the engine said and nobody was told."""
+
+    asked: EagerEndOfTurn
+    tokens: tuple[int, ...]
+    generation: Generation
+    segment: Segment
+    records: list[Record] = field(default_factory=list)
+    sink: Callable[[Segment, Record], None] | None = None
+    dropped: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens generated ahead."""
+        return sum(len(record.tokens) for record in self.records if isinstance(record, records.Progress))
+
+    @property
+    def failed(self) -> bool:
+        return any(isinstance(record, records.Failed) for record in self.records)
+
+    def take(self, record: Record) -> None:
+        """Keep what the engine says, or hand it on once the reply is released."""
+        if self.sink is not None:
+            self.sink(self.segment, record)
+        elif not self.dropped:
+            self.records.append(record)
+
+    def release(self, sink: Callable[[Segment, Record], None]) -> None:
+        """Hand on all that was held, and from now on whatever comes."""
+        self.sink = sink
+        held, self.records = self.records, []
+        for record in held:
+            sink(self.segment, record)
+
+
+class Ahead:
+    """The reply that a call holds, if it does.
+
+    rule: when it answers a final, and for how long it is held. later: runs something after a time. on_expired: called
+    when nobody has asked for the reply in time. on_state: told what becomes of a reply.
+    """
+
+    def __init__(
+        self,
+        rule: AnswerAhead,
+        later: Later,
+        on_expired: Callable[[], None],
+        on_state: Callable[[AheadState, HeldReply], None],
+    ) -> None:
+        self._rule = rule
+        self._later = later
+        self._on_expired = on_expired
+        self._on_state = on_state
+        self._held: HeldReply | None = None
+        self._call_off: Callable[[], None] = lambda: None
+        self._wasted = 0
+
+    def hold(self, held: HeldReply) -> None:
+        """A reply is being made."""
+        self._held = held
+        self._call_off = self._later(self._rule.max_s, self._expire)
+        self._on_state(AheadState.STARTED, held)
+
+    def answers(self, turn_id: int, text: str, tokens: tuple[int, ...], generation: Generation) -> bool:
+        """Whether the reply being held is the one to a turn that says this."""
+        held = self._held
+        if held is None or held.failed or held.asked.turn_id != turn_id or held.generation != generation:
+            return False
+        if held.tokens == tokens:
+            return True
+        words = normalised(text) if self._rule.normalised else ""
+        return bool(words) and words == normalised(held.asked.text)
+
+    def take(self) -> HeldReply:
+        """The reply being held, which is released now."""
+        assert self._held is not None
+        held, self._held = self._held, None
+        self._call_off()
+        self._on_state(AheadState.RELEASED, held)
+        return held
+
+    def drop(self, state: AheadState) -> bool:
+        """Forget the reply being held; whether there was one. What the engine has of it is the caller's to undo."""
+        held, self._held = self._held, None
+        if held is None:
+            return False
+        held.dropped = True
+        self._call_off()
+        self._wasted += held.num_tokens
+        self._on_state(state, held)
+        return True
+
+    def take_wasted(self) -> int:
+        """Tokens of the replies that were dropped since this was last asked."""
+        wasted, self._wasted = self._wasted, 0
+        return wasted
+
+    def _expire(self) -> None:
+        if self.drop(AheadState.EXPIRED):
+            self._on_expired()
+
+
+def normalised(text: str) -> str:
+    """The text without case, punctuation and spacing: the letters, digits, marks and symbols that it is made of.
+
+    Punctuation stays where a digit follows at once: -5 is not 5, and 3.5 is not 35.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    pairs = zip(folded, folded[1:] + " ", strict=True)
+    return "".join(
+        c
+        for c, after in pairs
+        if unicodedata.category(c)[0] not in "PZC" or (after.isdigit() and unicodedata.category(c)[0] == "P")
+    )

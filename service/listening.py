@@ -1,0 +1,124 @@
+"""What the caller seems to be saying: computed while they say it, and answered before they have committed it.
+
+Owns the newest hypothesis of the caller's turn and the reply made ahead to it. Decides what is computed ahead; what is
+history, and which turn it is, is decided by ``service.turns``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+from engine import records
+from service.ahead import Ahead, HeldReply
+from service.call_services import Later
+from service.client_events import EagerEndOfTurn, Final, Partial, TurnResumed
+from service.history import History
+from service.options import Generation
+from service.problems import Problem
+from service.reporter import Reporter
+from service.server_events import AheadState, AnsweringAhead, PrefilledAhead
+from service.terms import Terms
+
+Hypothesis = Partial | EagerEndOfTurn
+
+
+class Listening:
+    """The hypotheses of one call.
+
+    later: runs something after a time. may_compute: whether hypotheses may be computed now; ``work`` is called when
+    they may again. may_answer: whether a turn committed now would be answered on the history as it stands.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        history: History,
+        reporter: Reporter,
+        later: Later,
+        may_compute: Callable[[], bool],
+        may_answer: Callable[[], bool],
+    ) -> None:
+        self._terms = terms
+        self._history = history
+        self._reporter = reporter
+        self._may_compute = may_compute
+        self._may_answer = may_answer
+        self._ahead = Ahead(terms.answer_ahead, later, self._expired, self._changed)
+        self._hypothesis: Hypothesis | None = None
+
+    def is_newer(self, event: Hypothesis) -> bool:
+        """Whether it replaces the hypothesis before it: one that comes late or twice does not."""
+        last = self._hypothesis
+        return last is None or (event.turn_id, event.revision) > (last.turn_id, last.revision)
+
+    def suppose(self, event: Hypothesis) -> None:
+        """Take a newer hypothesis. One that says the same leaves what is computed as it is."""
+        last, self._hypothesis = self._hypothesis, event
+        says_the_same = last is not None and (last.turn_id, last.text) == (event.turn_id, event.text)
+        if last is not None and says_the_same and _asks_no_more(event, last):
+            self._hypothesis = dataclasses.replace(last, revision=event.revision)
+            return
+        self._ahead.drop(AheadState.RESUMED)
+        self.work()
+
+    def resume(self, event: TurnResumed) -> None:
+        """The caller went on: what was made ahead is no answer."""
+        supposed = self._hypothesis
+        if isinstance(supposed, EagerEndOfTurn) and supposed.turn_id == event.turn_id:
+            self._doubt(supposed)
+            if self._ahead.drop(AheadState.RESUMED):
+                self.work()
+
+    def work(self) -> None:
+        """Compute the caller's turn as far as it is known, and answer it where they have probably finished."""
+        supposed = self._hypothesis
+        if supposed is None or not self._may_compute():
+            return
+        if isinstance(supposed, EagerEndOfTurn) and self._may_answer():
+            with contextlib.suppress(Problem):  # what cannot be answered is refused when it is committed
+                generation = self._terms.for_turn(supposed.options, "eager_end_of_turn")
+                self._ahead.hold(self._history.submit_ahead(supposed, generation, self._terms.answer_ahead.max_tokens))
+                return
+        told = partial(self._prefilled, supposed) if self._terms.progress_notices else None
+        self._history.prefill(supposed.text, told)
+
+    def take(self, event: Final, generation: Generation) -> HeldReply | None:
+        """The reply that was made ahead, if it answers this turn; otherwise there is none any more."""
+        tokens = self._history.user_tokens(event.text)
+        if self._may_answer() and self._ahead.answers(event.turn_id, event.text, tokens, generation):
+            return self._ahead.take()
+        self._ahead.drop(AheadState.MISMATCHED)
+        return None
+
+    def abandon(self) -> None:
+        """The history is about to change under what was made ahead."""
+        self._ahead.drop(AheadState.ABANDONED)
+
+    def end_turn(self) -> int:
+        """The turn is committed, or another one is; returns how many tokens were made ahead in vain."""
+        self._hypothesis = None
+        return self._ahead.take_wasted()
+
+    def _doubt(self, supposed: EagerEndOfTurn) -> None:
+        """The caller may go on after all."""
+        self._hypothesis = Partial(supposed.turn_id, supposed.revision, supposed.text)
+
+    def _expired(self) -> None:
+        if isinstance(self._hypothesis, EagerEndOfTurn):
+            self._doubt(self._hypothesis)
+        self.work()
+
+    def _changed(self, state: AheadState, held: HeldReply) -> None:
+        self._reporter.notice(AnsweringAhead(held.asked.turn_id, state, held.num_tokens))
+
+    def _prefilled(self, supposed: Hypothesis, record: records.Prefilled) -> None:
+        news = PrefilledAhead(supposed.turn_id, supposed.revision, record.tokens, record.rewound, record.computed)
+        self._reporter.notice(news)
+
+
+def _asks_no_more(event: Hypothesis, last: Hypothesis) -> bool:
+    """Whether all that ``event`` wants to have done is done for ``last``, which said the same."""
+    return isinstance(event, Partial) or (isinstance(last, EagerEndOfTurn) and last.options == event.options)

@@ -1,0 +1,125 @@
+"""Replies that wait to be released: how far they are made, whom they make wait, and what a session's books say."""
+
+import pytest
+
+from engine import records
+from engine.config import EngineConfig
+from engine.engine import Engine, Work
+from engine.host import EngineHost
+from engine.load import load_proposer, load_target_for
+from engine.policy import FixedPolicy
+from engine.sampling import Sampling
+from engine.schedule import Scheduler
+from engine.text.reply import ReplyReader
+from tests.engine.embedded import HEAD, MODEL, codec
+
+PROMPT = tuple(range(5, 40))
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    config = EngineConfig(str(MODEL), f"eagle3:{HEAD}", pool_tokens=4096)
+    target = load_target_for(config)
+    return target, load_proposer(config, target)
+
+
+@pytest.fixture
+def engine(loaded):
+    engine = Engine(*loaded, FixedPolicy(24))
+    yield engine
+    for session in list(engine.sessions.values()):
+        engine.close(session)
+
+
+@pytest.fixture
+def host(engine):
+    return EngineHost(engine, Scheduler(8), lambda command: ReplyReader(codec(), command.stop_strings))
+
+
+def run(host, steps=10_000):
+    """All that the host says until it has nothing to do, or for so many steps."""
+    events = []
+    while host.busy and steps:
+        events += host.advance()
+        steps -= 1
+    return events
+
+
+def submit(session, hold=None, **fields):
+    return records.Submit(session, 1, 0, PROMPT, Sampling(), max_tokens=20, hold=hold, **fields)
+
+
+@pytest.mark.parametrize("hold", [1, 2, 7, 19, 20, 50])
+def test_a_held_reply_stops_where_it_shall_and_goes_on_as_if_it_had_not(engine, hold):
+    """Also with a draft of 24 nodes, more of which may be right than it may say."""
+    free = engine.submit(engine.open("free", PROMPT, seed=1), Sampling(), max_tokens=20)
+    while free.finish is None:
+        engine.step([Work(free.session)])
+    held = engine.submit(engine.open("held", PROMPT, seed=1), Sampling(), max_tokens=20, hold=hold)
+    for _ in range(40):
+        engine.step([Work(held.session)])
+    assert held.num_tokens == min(hold, 20) and (held.finish is None) == (hold < 20)
+    assert not held.waits or engine.step([Work(held.session)]) == []
+    held.hold = None
+    while held.finish is None:
+        engine.step([Work(held.session)])
+    assert held.tokens == free.tokens and held.finish == free.finish
+
+
+def test_a_hold_of_nothing_is_refused(engine):
+    with pytest.raises(ValueError, match="at least one token"):
+        engine.submit(engine.open("none", PROMPT), Sampling(), max_tokens=4, hold=0)
+
+
+def test_nobody_waits_for_a_reply_that_nobody_asked_for(host):
+    """Its prompt is read and its tokens are made while others have nothing to do."""
+    for name in ("ahead", "asked"):
+        host.handle(records.Open(name, seed=1))
+    host.handle(submit("ahead", hold=10, ahead=len(PROMPT)))
+    host.handle(submit("asked"))
+    order = [event.session for event in run(host) if isinstance(event, records.Progress)]
+    assert order.index("ahead") > max(at for at, name in enumerate(order) if name == "asked")
+    assert not host.busy
+    host.handle(records.Release("ahead", 1))
+    assert host.busy
+    events = run(host)
+    assert isinstance(events[-1], records.Ended) and events[-1].reply_tokens == 20
+
+
+def test_the_books_of_a_hypothesis(host):
+    host.handle(records.Open("call", PROMPT[:10]))
+    run(host)
+
+    def told(keep, tokens, number):
+        events = host.handle(records.Sync("call", keep, tokens, len(tokens), number)) + run(host)
+        return [event for event in events if isinstance(event, records.Prefilled)]
+
+    # One token of the history was pending, and the last of a hypothesis stays so: it is computed with the reply.
+    assert told(10, PROMPT[10:20], 1) == [records.Prefilled("call", 1, tokens=10, rewound=0, computed=10)]
+    # Another one from its sixth token on; the fifth is computed again.
+    assert told(10, (*PROMPT[10:15], 50, 51), 2) == [records.Prefilled("call", 2, tokens=7, rewound=5, computed=3)]
+    assert told(10, (*PROMPT[10:15], 50, 51), 3) == [records.Prefilled("call", 3, tokens=7, rewound=0, computed=1)]
+    host.handle(records.Submit("call", 1, 10, (*PROMPT[10:15], 50, 51, 52), Sampling(), max_tokens=2))
+    (ended,) = [event for event in run(host) if isinstance(event, records.Ended)]
+    assert (ended.stats.cached_tokens, ended.stats.prefilled_ahead, ended.stats.rewound) == (16, 6, 5)
+    host.handle(records.Submit("call", 2, ended.log_tokens, PROMPT[:3], Sampling(), max_tokens=2))
+    (ended,) = [event for event in run(host) if isinstance(event, records.Ended)]
+    assert (ended.stats.prefilled_ahead, ended.stats.rewound) == (0, 0)
+
+
+def test_a_command_without_a_number_is_not_answered(host):
+    host.handle(records.Open("call", PROMPT[:10]))
+    host.handle(records.Sync("call", 10, PROMPT[10:20], 10))
+    assert not any(isinstance(event, records.Prefilled) for event in run(host))
+
+
+def test_the_releases_of_what_is_over_or_never_was_change_nothing(host):
+    host.handle(records.Open("call"))
+    host.handle(submit("call", hold=5, ahead=len(PROMPT)))
+    run(host)
+    host.handle(records.Cancel("call", 1))
+    log = list(host.engine.session("call").tokens)
+    assert host.handle(records.Release("call", 1)) == [] and not run(host)
+    assert host.engine.session("call").tokens == log
+    (failed,) = host.handle(records.Release("nobody", 1))
+    assert isinstance(failed, records.Failed) and failed.reason == "UnknownSession"
