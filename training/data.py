@@ -7,9 +7,7 @@ training.
 import argparse
 import json
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -17,6 +15,7 @@ from transformers import AutoTokenizer
 from training import tokenizer as tokens
 from training.corpus import Corpus
 from training.dialogues import Dialogue, Split, dialogue, drill
+from training.files import whole
 
 TOKENIZER_DIALOGUES = 6000
 TRAIN_DIALOGUES, TRAIN_DRILLS = 60_000, 60_000
@@ -30,18 +29,6 @@ def _plain(dialogues: Iterator[Dialogue]) -> Iterator[str]:
     for item in dialogues:
         for segment in tokens.segments(item.messages, item.tools):
             yield from (piece for piece in re.split(r"<\|\w+\|>|</?tool_call>", segment.text) if piece)
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path to write a file or a folder to, which becomes `path` once all of it is there."""
-    part = path.with_name(path.name + ".part")
-    if part.is_dir():
-        shutil.rmtree(part)
-    yield part
-    if path.is_dir():
-        shutil.rmtree(path)
-    part.replace(path)
 
 
 def write_conversations(path: Path, dialogues: Iterator[Dialogue]) -> None:

@@ -1,9 +1,8 @@
-"""The target that a head is trained for: any causal language model of transformers, frozen. Owns loading it and what a
-head reads of it; knows no head and no data.
+"""The target that a head is trained for: a causal language model of transformers that the engine serves, frozen. Owns
+loading it and what a head reads of it; knows no head and no data.
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from engine.errors import ModelError
+from engine.models.config import read_config
 from training.llama import Shape
 
 
@@ -22,17 +23,13 @@ class FrozenTarget(nn.Module):
 
     def __init__(self, directory: Path, device: str = "cpu") -> None:
         """In fp32 on a CPU, whose autocast computes in bf16, and in bf16 elsewhere. Raises ValueError where the
-        directory holds no model whose head this package can train.
+        directory holds no model that the engine serves, before any weight is read.
         """
         super().__init__()
-        if not (directory / "config.json").is_file():
-            raise ValueError(f"{directory} holds no model: config.json is not there")
+        self.shape = shape_of(directory)
         logging.disable_progress_bar()  # it would stand among the lines of the run
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device).eval()
-        if not hasattr(loaded.base_model, "embed_tokens") or not hasattr(loaded.base_model, "norm"):
-            raise ValueError(f"{directory} is a {type(loaded).__name__}, whose layers are not those of a Llama")
-        self.shape = shape_of(directory)
         self.model: nn.Module = loaded.base_model
         self.lm_head: nn.Module = loaded.get_output_embeddings()
         self.requires_grad_(False)
@@ -57,27 +54,38 @@ class FrozenTarget(nn.Module):
         return self.lm_head(last)
 
     def identity(self) -> str:
-        """SHA-256 of the weights."""
-        digest = hashlib.sha256()
+        """SHA-256 of the weights and of what they are computed with."""
+        digest = hashlib.sha256(repr(self.shape).encode())
         for _, weight in sorted(self.state_dict().items()):
             digest.update(weight.flatten().view(torch.uint8).cpu().numpy().tobytes())
         return digest.hexdigest()
 
 
 def shape_of(directory: Path) -> Shape:
-    """The sizes in a target's `config.json`: a head's layer has those of the target's."""
-    config = json.loads((directory / "config.json").read_text())
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    rope = config.get("rope_parameters") or {}
+    """The target in `directory`, as the engine reads it: a head's layer has its sizes, an MTP module is such a block.
+
+    Raises ValueError for what the engine does not serve.
+    """
+    try:
+        config = read_config(directory)
+    except ModelError as error:
+        raise ValueError(f"no drafter can be trained for {directory}: {error}") from error
+    scaling = {key: value for key, value in config.rope.items() if key != "rope_theta"}
     return Shape(
-        vocab=config["vocab_size"],
-        hidden=hidden,
-        layers=config["num_hidden_layers"],
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        intermediate=config["intermediate_size"],
-        rope_theta=config.get("rope_theta") or rope.get("rope_theta", 10_000.0),
-        norm_eps=config["rms_norm_eps"],
-        max_positions=config["max_position_embeddings"],
+        vocab=config.vocab_size,
+        hidden=config.hidden_size,
+        layers=config.num_layers,
+        heads=config.num_heads,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        intermediate=config.intermediate_size,
+        rope_theta=config.rope["rope_theta"],
+        norm_eps=config.rms_norm_eps,
+        max_positions=config.max_positions,
+        rope_scaling=None if scaling["rope_type"] == "default" else scaling,
+        architecture=config.architecture,
+        tied=config.tied,
+        qkv_bias=config.qkv_bias,
+        output_bias=config.output_bias,
+        qk_norm=config.qk_norm,
     )

@@ -1,22 +1,28 @@
 """A plain Llama for training: the module names of Hugging Face's LlamaForCausalLM, so that its checkpoint loads there
-as it is.
+as it is. Its layer is also that of Llama's kin, where a shape says so.
 
 Owns the forward pass without a cache. Knows nothing of data or optimisers.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.models.layers import Rotary
 from training.attention import CausalAttention
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Llama. `head_dim * heads` may differ from `hidden`."""
+    """Sizes of a Llama, and what sets its kin apart. `head_dim * heads` may differ from `hidden`.
+
+    rope_scaling: as in `config.json`, None for plain RoPE. qkv_bias, output_bias: of the attention's projections.
+    qk_norm: of every head's queries and keys.
+    """
 
     vocab: int = 2048
     hidden: int = 256
@@ -28,12 +34,24 @@ class Shape:
     rope_theta: float = 5e5
     norm_eps: float = 1e-5
     max_positions: int = 2048
+    rope_scaling: Mapping[str, Any] | None = None
+    architecture: str = "LlamaForCausalLM"
+    tied: bool = True
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: bool = False
+
+    @property
+    def plain(self) -> "Shape":
+        """The same sizes, and nothing that a Llama with plain RoPE lacks."""
+        return replace(self, rope_scaling=None, qkv_bias=False, output_bias=False, qk_norm=False)
 
     def config(self) -> dict[str, Any]:
-        """`config.json` of a LlamaForCausalLM."""
+        """`config.json` of such a model."""
+        scaling = {"rope_scaling": dict(self.rope_scaling)} if self.rope_scaling else {}
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [self.architecture],
+            "model_type": self.architecture.removesuffix("ForCausalLM").lower(),
             "vocab_size": self.vocab,
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,
@@ -45,8 +63,9 @@ class Shape:
             "max_position_embeddings": self.max_positions,
             "rms_norm_eps": self.norm_eps,
             "rope_theta": self.rope_theta,
-            "tie_word_embeddings": True,
-            "attention_bias": False,
+            **scaling,
+            "tie_word_embeddings": self.tied,
+            "attention_bias": self.output_bias,  # of all four; where the output has none, the architecture tells
             "mlp_bias": False,
             "attention_dropout": 0.0,
             "initializer_range": 0.02,
@@ -66,39 +85,50 @@ class RMSNorm(nn.Module):
 
 
 def rotary(shape: Shape, length: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [length, head_dim] of RoPE (arXiv 2104.09864), halves layout as in Hugging Face."""
-    frequencies = shape.rope_theta ** (-torch.arange(0, shape.head_dim, 2).float() / shape.head_dim)
-    angles = torch.outer(torch.arange(length).float(), frequencies).repeat(1, 2)
-    return angles.cos(), angles.sin()
+    """The tables [length, head_dim] of RoPE (arXiv 2104.09864) that the engine rotates with, of whatever scaling."""
+    settings = {"rope_type": "default", **(shape.rope_scaling or {}), "rope_theta": shape.rope_theta}
+    table = Rotary(settings, shape.head_dim, length, torch.float32, torch.device("cpu"))
+    return table.cos, table.sin
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE of x [B, heads, T, head_dim]."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    """RoPE of x [..., head_dim]; the first half of `sin` is negated."""
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
 
 
 class Attention(nn.Module):
     """Grouped-query attention, causal over the whole row."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, width: int | None = None) -> None:
+        """width: of what is read; `hidden` unless given."""
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, shape.head_dim
-        self.q_proj = nn.Linear(shape.hidden, shape.heads * shape.head_dim, bias=False)
-        self.k_proj = nn.Linear(shape.hidden, shape.kv_heads * shape.head_dim, bias=False)
-        self.v_proj = nn.Linear(shape.hidden, shape.kv_heads * shape.head_dim, bias=False)
-        self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.hidden, bias=False)
+        width, bias = width or shape.hidden, shape.qkv_bias
+        self.q_proj = nn.Linear(width, shape.heads * shape.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, shape.kv_heads * shape.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, shape.kv_heads * shape.head_dim, bias=bias)
+        self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.hidden, bias=shape.output_bias)
+        self.q_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+        self.k_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, [B, n, heads, head_dim], of x [B, n, width].
+
+        cos, sin: [..., n, head_dim], of the positions.
+        """
+        split = (*x.shape[:2], -1, self.head_dim)
+        q, k, v = (getattr(self, f"{name}_proj")(x).view(split) for name in "qkv")
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q.float()), self.k_norm(k.float())
+        cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+        return rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype), v
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        batch, length, _ = x.shape
-        q = self.q_proj(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
-        k = self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
-        v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
-        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        q, k, v = (part.transpose(1, 2) for part in self.project(x, cos, sin))
         groups = self.heads // self.kv_heads
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         out = CausalAttention.apply(q, k, v)
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

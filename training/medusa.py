@@ -37,8 +37,8 @@ class Head(nn.Module):
         self.lm_head = nn.Linear(shape.hidden, shape.vocab, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [..., V] of the target's states [..., d]."""
-        return self.lm_head(x + F.silu(self.linear(x)))
+        """The states that are predicted from, of the target's, both [..., d]."""
+        return x + F.silu(self.linear(x))
 
 
 class Heads(nn.Module):
@@ -57,12 +57,16 @@ class Heads(nn.Module):
             head.lm_head.weight.copy_(target.lm_head.weight)
 
     def forward(self, features: Tensor, ids: Tensor, embedding: Tensor, rows: Rows) -> list[Tensor]:
-        """Logits [B, M, V] of every head. features: [B, T, d], the target's states behind its final norm.
+        """The states [B, M, d] that every head predicts from. features: [B, T, d], the target's behind its final norm.
 
         Head i reads the state at t and guesses the token at t + 2 + i, as step i of an unroll does.
         """
         x = features[torch.arange(len(ids), device=ids.device)[:, None], rows.at].float()
         return [head(x) for head in self.heads]
+
+    def output_rows(self, step: int, target: FrozenTarget) -> Tensor:
+        """[V, d], of one head."""
+        return self.heads[step].lm_head.weight
 
     def config(self, base_model: str) -> dict[str, Any]:
         return {
@@ -111,7 +115,7 @@ def train(ranks: Ranks, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, "; for large ones 1e-3 is customary (Medusa's own README)")
     parser.add_argument("--heads", type=int, default=4, choices=range(1, STEPS + 1))
     arguments = parse(parser, "medusa")
     launch(train, arguments.ranks, arguments)

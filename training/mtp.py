@@ -4,7 +4,8 @@
 `--work` it goes on where it stopped.
 
 The one module drafts every level, so it is unrolled over its own normed states. Data, loss and schedule are those of
-an EAGLE-3 head, over the whole vocabulary. Embeddings and output rows are the target's.
+an EAGLE-3 head, over the whole vocabulary. Embeddings and output rows are the target's, tied or not, and its block is
+of the target's kind: with its biases, its norms of queries and keys, its RoPE.
 """
 
 import argparse
@@ -35,9 +36,7 @@ class Module(Unrolled):
         self.eh_proj = nn.Linear(2 * shape.hidden, shape.hidden, bias=False)
         self.layer = Layer(shape)
         self.norm = RMSNorm(shape.hidden, shape.norm_eps)
-        for name, weight in self.named_parameters():
-            if weight.dim() == 2:
-                nn.init.normal_(weight, std=0.02 * (0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1))
+        self.draw()
 
     @torch.no_grad()
     def begin_like(self, target: FrozenTarget) -> None:
@@ -53,9 +52,12 @@ class Module(Unrolled):
         x = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], -1)).float()
         return self.layer.input_layernorm(x), x
 
-    def predict(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+    def close(self, x: Tensor) -> tuple[Tensor, Tensor]:
         normed = self.norm(x)
-        return F.linear(normed, embedding), normed
+        return normed, normed
+
+    def output_rows(self, step: int, target: FrozenTarget) -> Tensor:
+        return target.lm_head.weight
 
     def whole(self, states: Tensor, ids: Tensor, embedding: Tensor) -> Tensor:
         """Normed states [B, T, d] of all pairs of a target's state [B, T, d] and the token that followed it in ids
@@ -67,8 +69,12 @@ class Module(Unrolled):
 
     def config(self) -> dict[str, Any]:
         """`config.json`: the target's, whose layers the module is counted behind."""
-        more = {"architectures": ["LlamaForCausalLMNextN"], "num_nextn_predict_layers": 1, "torch_dtype": "bfloat16"}
-        return self.shape.config() | more
+        architecture = f"{self.shape.architecture}NextN"
+        return self.shape.config() | {
+            "architectures": [architecture],
+            "num_nextn_predict_layers": 1,
+            "torch_dtype": "bfloat16",
+        }
 
     def save(self, directory: Path) -> None:
         """DeepSeek's names; without `embed_tokens` and `shared_head.head`, which are the target's."""
@@ -83,28 +89,10 @@ class Module(Unrolled):
         (directory / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n")
 
 
-def refuse_other_blocks(target: FrozenTarget) -> None:
-    """Raises ValueError for a target whose own block, embeddings or positions are not those that are trained here: a
-    module is served with the target's, and would have learned with others.
-    """
-    config = target.model.config
-    names = [name for name, _ in target.model.named_parameters()]
-    rope = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
-    reasons = {
-        "biases": any(name.endswith("_proj.bias") for name in names),
-        "norms of queries and keys": any("q_norm" in name for name in names),
-        "output rows apart from its embedding": target.lm_head.weight is not target.model.embed_tokens.weight,
-        "scaled RoPE": rope.get("rope_type", "default") != "default",
-    }
-    if found := [reason for reason, there in reasons.items() if there]:
-        raise ValueError(f"no MTP module can be trained yet for a target with {' and '.join(found)}")
-
-
 class ModuleTrainer(Trainer):
     """One run. Its "draft vocabulary" is the target's whole one."""
 
     def begin(self, target: FrozenTarget, draft_ids: Tensor) -> tuple[Teacher, Unrolled]:
-        refuse_other_blocks(target)
         module = Module(target.shape)
         module.begin_like(target)
         return Teacher(target), module

@@ -9,6 +9,9 @@ MUON_RATE = 0.5
 """Muon's learning rate over AdamW's. At 2e-3 it washed out the target's induction head before dialogues began
 (measured).
 """
+RATE_HELP = (
+    f"highest learning rate of AdamW; Muon, for the hidden matrices, takes {MUON_RATE:g} of it (default %(default)s)"
+)
 
 
 def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:

@@ -10,6 +10,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ class Ranks:
     def first(self) -> bool:
         """Whether this rank writes the files and the log."""
         return self.rank == 0
+
+    def once(self, work: Callable[[], None]) -> None:
+        """The first rank does the work; the others go on when it is done."""
+        if self.first:
+            work()
+        if self.count > 1:
+            dist.barrier()
 
     def average(self, parameters: Iterable[nn.Parameter], *figures: float) -> list[float]:
         """Replace every gradient by its mean over the ranks; returns the means of `figures`."""
@@ -56,6 +64,8 @@ class Ranks:
 
 
 ALONE = Ranks()
+PATIENCE = timedelta(days=1)
+"""How long a rank waits for another. One that fails ends all at once; one that encodes a large file may take hours."""
 
 
 def _enter(rank: int, count: int, store: str, train: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -63,7 +73,7 @@ def _enter(rank: int, count: int, store: str, train: Callable[..., None], argume
     # would train on, and write over what a new run writes.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=PATIENCE)
     train(Ranks(rank, count), *arguments)
     dist.barrier()  # a rank that leaves while another still talks to it takes that one down
     dist.destroy_process_group()

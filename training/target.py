@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from training.corpus import Batch, Corpus, batches, repeats
+from training.files import note, whole
 from training.induction import induction_init
 from training.llama import Llama, Shape
-from training.optimiser import optimisers, rate_at, update
+from training.optimiser import RATE_HELP, optimisers, rate_at, update
 from training.parallel import Ranks, launch
 from training.precision import autocast
 from training.tokenizer import CALL_WEIGHT, END, PAD
@@ -139,10 +140,18 @@ class Trainer:
     """One training run: model, optimisers, and the seconds it has used of its budget."""
 
     def __init__(
-        self, data: Path, out: Path, minutes: float, muon: bool, seed: int, ranks: Ranks, shape: Shape = SHAPE
+        self,
+        data: Path,
+        out: Path,
+        minutes: float,
+        muon: bool,
+        seed: int,
+        ranks: Ranks,
+        shape: Shape = SHAPE,
+        rate: float = PEAK_LR,
     ) -> None:
         torch.manual_seed(seed)
-        self.out, self.budget, self.seed, self.ranks = out, minutes * 60, seed, ranks
+        self.out, self.budget, self.seed, self.ranks, self.rate = out, minutes * 60, seed, ranks, rate
         self.tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
         self.pad, self.end = (self.tokenizer.convert_tokens_to_ids(token) for token in (PAD, END))
         self.model = Llama(replace(shape, vocab=len(self.tokenizer)))
@@ -181,15 +190,14 @@ class Trainer:
             "lesson": self.lesson,
             "spent": self.spent,
         }
-        torch.save(state, self.out / "state.part")
-        (self.out / "state.part").replace(self.out / "state.pt")
+        with whole(self.out / "state.pt") as part:
+            torch.save(state, part)
         save_model(self.model, self.tokenizer, self.out / "model")
-        account = {"minutes": round(self.spent / 60, 1), "steps": self.step}
-        (self.out / "model" / "training.json").write_text(json.dumps(account) + "\n")
+        note(self.out / "model", self.spent, self.step)
 
     def learning_rate(self) -> float:
         """Of the next step."""
-        return rate_at(PEAK_LR, WARM_UP_STEPS, self.step, self.spent / self.budget)
+        return rate_at(self.rate, WARM_UP_STEPS, self.step, self.spent / self.budget)
 
     def loss_of(self, batch: Batch) -> Tensor:
         """Of one batch, in nats."""
@@ -257,9 +265,10 @@ def train(
     seed: int,
     shape: Shape = SHAPE,
     trainer: type[Trainer] = Trainer,
+    rate: float = PEAK_LR,
 ) -> None:
     """One rank's part of a run."""
-    trainer(data, out, minutes, muon, seed, ranks, shape).run()
+    trainer(data, out, minutes, muon, seed, ranks, shape, rate).run()
 
 
 def main(description: str | None = __doc__, shape: Shape = SHAPE, trainer: type[Trainer] = Trainer) -> None:
@@ -268,11 +277,12 @@ def main(description: str | None = __doc__, shape: Shape = SHAPE, trainer: type[
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=55.0)
     parser.add_argument("--optimiser", choices=("muon", "adamw"), default="muon")
+    parser.add_argument("--rate", type=float, default=PEAK_LR, help=RATE_HELP)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=1, help="processes, one core each")
     arguments = parser.parse_args()
     run = (arguments.data, arguments.out, arguments.minutes, arguments.optimiser == "muon", arguments.seed)
-    launch(train, arguments.ranks, *run, shape, trainer)
+    launch(train, arguments.ranks, *run, shape, trainer, arguments.rate)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.llama import Shape, rotary, rotate
+from training.frozen import FrozenTarget
+from training.llama import Shape, rotary
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Rows:
 class Unrolled(nn.Module, ABC):
     """A head of one decoder layer. A subclass has the parameters and says what is read, and what is predicted from.
 
-    `layer`: has `self_attn` (with `q_proj` to `o_proj`), `post_attention_layernorm` and `mlp`.
+    `layer`: has `self_attn` (a `training.llama.Attention`), `post_attention_layernorm` and `mlp`.
     """
 
     layer: nn.Module
@@ -48,6 +49,14 @@ class Unrolled(nn.Module, ABC):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
+    def draw(self) -> None:
+        """Random matrices, half as large where they write to the stream, and biases of 0."""
+        for name, weight in self.named_parameters():
+            if weight.dim() == 2:
+                nn.init.normal_(weight, std=0.02 * (0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1))
+            elif name.endswith(".bias"):
+                nn.init.zeros_(weight)
+
     @abstractmethod
     def fuse(self, features: Tensor) -> Tensor:
         """The head's states [B, T, d] of the target's [B, T, taps * d]."""
@@ -58,11 +67,15 @@ class Unrolled(nn.Module, ABC):
         both [B, n, d]."""
 
     @abstractmethod
-    def predict(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits [B, M, draft vocabulary], states fed to the next step [B, M, d]) of outputs [B, M, d]."""
+    def close(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(states that are predicted from, states fed to the next step) of the layer's outputs, all [B, M, d]."""
+
+    @abstractmethod
+    def output_rows(self, step: int, target: FrozenTarget) -> Tensor:
+        """[draft vocabulary, d]: the product with the states of a step is its logits."""
 
     def forward(self, features: Tensor, ids: Tensor, embedding: Tensor, rows: Rows) -> list[Tensor]:
-        """Logits [B, M, draft vocabulary] of every step of the unroll.
+        """The states [B, M, d] that every step of the unroll predicts from.
 
         features: [B, T, taps * d], the target's states. ids: [B, T]. embedding: [V, d], the target's, frozen.
         Step i at row t takes what the previous step fed (step 0: the fused features at t), the token at t + 1 + i, and
@@ -77,7 +90,7 @@ class Unrolled(nn.Module, ABC):
         past_mask = (torch.arange(length, device=ids.device) <= rows.at[..., None])[:, None]  # [B, 1, M, T]
         own_k: list[Tensor] = []
         own_v: list[Tensor] = []
-        logits = []
+        states = []
         for step in range(rows.valid.shape[-1]):
             if step:
                 # A row at the end of a full context has steps that lead beyond it: they are not learned.
@@ -87,19 +100,16 @@ class Unrolled(nn.Module, ABC):
                 own_k.append(self._expand(k))
                 own_v.append(self._expand(v))
             hidden = self._output(q, past_k, past_v, past_mask, own_k, own_v, residual)
-            drafted, fed = self.predict(hidden, embedding)
-            logits.append(drafted)
-        return logits
+            predicting, fed = self.close(hidden)
+            states.append(predicting)
+        return states
 
     def _project(
         self, hidden: Tensor, tokens: Tensor, embedding: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(q, k, v [B, n, heads, head_dim], residual [B, n, d]) of pairs of a state and the token that followed."""
         x, residual = self.join(embedding[tokens], hidden)
-        cos, sin = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)
-        split = (*x.shape[:2], -1, self.shape.head_dim)
-        q, k, v = (getattr(self.layer.self_attn, f"{name}_proj")(x).view(split) for name in "qkv")
-        return rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype), v, residual
+        return *self.layer.self_attn.project(x, self.cos[positions], self.sin[positions]), residual
 
     def _expand(self, x: Tensor) -> Tensor:
         """Keys or values [B, n, kv_heads, head_dim] to [B, heads, n, head_dim]."""

@@ -6,7 +6,8 @@ import pytest
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from tests.training.heads import SMALL, randomise
+from tests.engine import checkpoints
+from tests.training.heads import KINDS, SMALL, randomise
 from training import tokenizer as tokens
 from training.corpus import Corpus
 from training.data import _plain
@@ -23,6 +24,14 @@ def small_target(tmp_path_factory):
 @pytest.fixture(scope="module")
 def other_target(tmp_path_factory):
     return write_target(tmp_path_factory.mktemp("other"), 1)
+
+
+@pytest.fixture
+def target_of_kind(request, tmp_path):
+    """The directory of a random target of one of KINDS."""
+    name, changes = KINDS[request.param]
+    checkpoints.write(name, tmp_path / "target", **changes)
+    return tmp_path / "target"
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,10 @@ import torch
 
 from engine.interfaces import Window
 from engine.tree import DraftTree
+from tests.engine import checkpoints
 from training.corpus import Corpus
 from training.eagle3.rows import STEPS
+from training.eagle3.train import PEAK_LR
 from training.llama import Shape
 
 SMALL = Shape(
@@ -18,16 +20,24 @@ SMALL = Shape(
 )
 
 
+LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
+KINDS = {name: (name, {}) for name in checkpoints.CONFIGS if name != "mimo"} | {  # transformers knows no MiMo
+    "biases of all projections": ("llama-tied", {"attention_bias": True}),
+    "linear RoPE": ("llama-tied", {"rope_parameters": LINEAR}),
+}
+"""Of targets: a configuration, and what is changed in it."""
+
+
 def asked(work):
     """A head trainer's arguments."""
-    return Namespace(work=work, minutes=1.0, seed=0, conversations=None, max_length=64, init=None)
+    return Namespace(work=work, minutes=1.0, rate=PEAK_LR, seed=0, conversations=None, max_length=64, init=None)
 
 
 def run_arguments(target, tmp_path, **more):
     """Of a whole run on the embedded model's examples, for an instant."""
     files = {"conversations": target / "examples.jsonl", "work": tmp_path / "work", "out": tmp_path / "head"}
-    defaults = {"minutes": 0.01, "seed": 0, "device": "cpu", "max_length": 2048, "init": None, "draft_vocab": None}
-    return Namespace(target=target, **files, **(defaults | more))
+    defaults = {"minutes": 0.01, "rate": PEAK_LR, "seed": 0, "device": "cpu", "max_length": 2048}
+    return Namespace(target=target, **files, **(defaults | {"init": None, "draft_vocab": None} | more))
 
 
 def randomise(module, seed):
@@ -48,6 +58,13 @@ def corpus(count, seed, vocab=96):
     ids = np.concatenate([np.resize(rng.integers(2, vocab, 5), length) for length in lengths]).astype(np.uint16)
     weights = np.concatenate([np.r_[np.zeros(n - n // 2), np.ones(n // 2)] for n in lengths]).astype(np.float16)
     return Corpus(ids, weights, np.cumsum([0, *lengths]))
+
+
+def log_probs_of_training(head, teacher, ids, rows):
+    """[B, M, steps, draft vocabulary]: what the trainer's unrolled forward predicts."""
+    states = head(teacher(ids)[0], ids, teacher.target.embedding, rows)
+    logits = [state @ head.output_rows(step, teacher.target).T for step, state in enumerate(states)]
+    return torch.stack(logits, 2).log_softmax(-1)
 
 
 def log_probs_of_drafting(target, proposer, ids, at):

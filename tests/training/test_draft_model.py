@@ -1,7 +1,9 @@
 """The draft model's training, one step of it: what it writes can draft, for whatever has the same tokenizer."""
 
+import json
 import sys
 
+import pytest
 import torch
 from transformers import AutoTokenizer
 
@@ -12,16 +14,20 @@ from tests.training.test_target import attention_to_what_followed
 from training import corpus, draft_model, target
 from training.induction import induction_init
 from training.llama import Llama, Shape
+from training.optimiser import MUON_RATE
 
 
 def test_what_it_trains_drafts_for_a_target_of_the_same_tokenizer(data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda module, **_: module)
     monkeypatch.setattr(corpus, "BATCH_TOKENS", 512)
-    arguments = ["--data", str(data), "--out", str(tmp_path / "draft"), "--minutes", "0.0001"]
+    arguments = ["--data", str(data), "--out", str(tmp_path / "draft"), "--minutes", "0.0001", "--rate", "0.02"]
     monkeypatch.setattr(sys, "argv", ["draft_model", *arguments])
     target.main(draft_model.__doc__, draft_model.SHAPE)
     state = torch.load(tmp_path / "draft" / "state.pt")
     assert state["step"] == 1, "the time is over after the first"
+    muon, adamw = (optimiser["param_groups"][0]["lr"] for optimiser in state["optimisers"])
+    assert adamw == pytest.approx(0.02 / target.WARM_UP_STEPS) and muon == pytest.approx(adamw * MUON_RATE)
+    assert json.loads((tmp_path / "draft" / "model" / "training.json").read_text())["steps"] == 1
     target.main(draft_model.__doc__, draft_model.SHAPE)  # there is nothing left to do
     assert torch.load(tmp_path / "draft" / "state.pt")["step"] == 1
 

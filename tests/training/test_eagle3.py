@@ -1,6 +1,7 @@
 """The EAGLE-3 trainer: its unroll is the engine's drafting, its rows are replies, and it goes on where it stopped."""
 
 from functools import partial
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +14,13 @@ from engine.models.decoder import load_target as load_engine_target
 from engine.proposers.eagle3 import load_eagle3
 from tests.engine.embedded import MODEL
 from tests.training.heads import (
+    KINDS,
     SMALL,
     asked,
     broken_off_and_resumed,
     corpus,
     log_probs_of_drafting,
+    log_probs_of_training,
     randomise,
     run_arguments,
 )
@@ -25,28 +28,35 @@ from training.corpus import Corpus
 from training.eagle3.head import Eagle3Head, Rows
 from training.eagle3.objective import Teacher, training_loss
 from training.eagle3.rows import STEPS, batches, collate, frequent_ids
-from training.eagle3.train import Trainer, train
+from training.eagle3.train import PEAK_LR, WARM_UP_STEPS, Trainer, train
 from training.frozen import FrozenTarget
+from training.optimiser import MUON_RATE
 from training.parallel import ALONE
 
 
 @pytest.mark.parametrize("which", ["small", "embedded"])
 def test_the_unroll_computes_what_drafting_computes(which, small_target, tmp_path):
-    directory = small_target if which == "small" else MODEL
+    assert_the_unroll_drafts(small_target if which == "small" else MODEL, tmp_path)
+
+
+@pytest.mark.parametrize("target_of_kind", KINDS, indirect=True)
+def test_a_heads_layer_is_a_plain_llamas_whatever_its_target_is(target_of_kind, tmp_path):
+    assert_the_unroll_drafts(target_of_kind, tmp_path)
+
+
+def assert_the_unroll_drafts(directory, tmp_path):
     target = FrozenTarget(directory)
     vocab, layers = target.shape.vocab, target.shape.layers
     rng = np.random.default_rng(3)
     draft_ids = torch.from_numpy(np.sort(rng.permutation(vocab)[: vocab * 2 // 3]))
     head = randomise(Eagle3Head(target.shape, (2, layers // 2, layers - 3), draft_ids), 1)
-    head.save(tmp_path)
+    head.save(tmp_path / "head")
     ids = torch.from_numpy(rng.choice(draft_ids.numpy(), (2, 30)))
     at = torch.tensor([[0, 9, 22], [1, 5, 17]])
     rows = Rows(at, torch.ones(2, 3, STEPS, dtype=torch.bool))
-    teacher = Teacher(target, head.taps)
-    features, _ = teacher(ids)
-    unrolled = torch.stack(head(features, ids, target.embedding, rows), 2).log_softmax(-1)
+    unrolled = log_probs_of_training(head, Teacher(target, head.taps), ids, rows)
     engine_target = load_engine_target(directory, dtype=torch.float32, pool_tokens=1024)
-    load_head = partial(load_eagle3, tmp_path, engine_target, pool_tokens=1024, chain=True)
+    load_head = partial(load_eagle3, tmp_path / "head", engine_target, pool_tokens=1024, chain=True)
     for row in range(2):
         for column in range(3):
             drafted = log_probs_of_drafting(engine_target, load_head(), ids[row].tolist(), int(at[row, column]))
@@ -136,7 +146,34 @@ def test_training_goes_on_where_it_stopped(small_llama, tmp_path, monkeypatch):
 
     _, losses = broken_off_and_resumed(trainer, seen, 4)
     assert losses[-1] < losses[0]
-    assert not (tmp_path / "state.part").exists()
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_rate_is_what_was_asked_for_warmed_up_and_lowered(small_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.eagle3.train.time", SimpleNamespace(monotonic=lambda: 0.0))
+    arguments = asked(tmp_path)
+    arguments.rate = 5e-5
+    trainer, batch = Trainer(small_llama, torch.arange(96), arguments), next(batches(corpus(8, 0), seed=0))
+    for step, spent, share in ((0, 0.0, 1 / WARM_UP_STEPS), (WARM_UP_STEPS, trainer.budget / 4, 0.75)):
+        trainer.step, trainer.spent = step, spent
+        trainer.train_step(*batch)
+        muon, adamw = (optimiser.param_groups[0]["lr"] for optimiser in trainer.optimisers)
+        assert adamw == pytest.approx(5e-5 * share) and muon == pytest.approx(adamw * MUON_RATE)
+
+
+@pytest.mark.parametrize("module", ["training.eagle3.train", "training.medusa", "training.mtp"])
+def test_every_trainer_takes_a_rate_and_has_one(module, tmp_path, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(f"{module}.launch", lambda train, ranks, arguments: started.append(arguments.rate))
+    command = ["train", "--target", str(tmp_path), "--conversations", "calls.jsonl"]
+    for more in ([], ["--rate", "5e-5"]):
+        monkeypatch.setattr("sys.argv", command + more)
+        import_module(module).main()
+    assert started == [PEAK_LR, 5e-5]
+    monkeypatch.setattr("sys.argv", ["train", "--help"])
+    with pytest.raises(SystemExit):
+        import_module(module).main()
+    assert f"(default {PEAK_LR})" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_uses_its_time_and_a_second_one_has_none_left(small_llama, tmp_path, capsys):

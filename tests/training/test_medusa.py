@@ -13,7 +13,16 @@ from engine.proposers.medusa.load import load
 from engine.proposers.setup import Setup
 from engine.tree import DraftTree
 from tests.engine.embedded import MODEL
-from tests.training.heads import SMALL, asked, assert_it_learns_and_goes_on, corpus, randomise, run_arguments
+from tests.training.heads import (
+    SMALL,
+    asked,
+    assert_it_learns_and_goes_on,
+    corpus,
+    log_probs_of_training,
+    randomise,
+    run_arguments,
+)
+from training.eagle3.objective import Teacher
 from training.eagle3.rows import batches
 from training.frozen import FrozenTarget
 from training.medusa import Heads, HeadsTrainer, train
@@ -31,8 +40,7 @@ def test_what_is_written_says_in_the_engine_what_the_heads_say(small_target, tmp
     ids = torch.randint(0, SMALL.vocab, (2, 20), generator=torch.Generator().manual_seed(3))
     at = torch.tensor([[0, 9], [5, 16]])
     rows = Rows(at, torch.ones(2, 2, HEADS, dtype=torch.bool))
-    features, _ = FrozenTarget(small_target).states(ids)
-    trained = torch.stack(heads(features, ids, torch.empty(0), rows), 2).log_softmax(-1)
+    trained = log_probs_of_training(heads, Teacher(FrozenTarget(small_target)), ids, rows)
     target = load_engine_target(small_target, dtype=torch.float32, pool_tokens=1024)
     proposer = load(tmp_path, Setup(target, small_target, 64, chain=True))
     for row in range(2):
@@ -57,9 +65,9 @@ def test_heads_begin_as_the_targets_own_output(small_target):
     heads.begin_like(target)
     ids = torch.arange(12)[None]
     rows = Rows(torch.tensor([[3, 11]]), torch.ones(1, 2, HEADS, dtype=torch.bool))
-    features, last = target.states(ids)
-    for logits in heads(features, ids, torch.empty(0), rows):
-        torch.testing.assert_close(logits, target.logits(last)[:, [3, 11]])
+    own = target.logits(target.states(ids)[1])[:, [3, 11]].log_softmax(-1)
+    for log_probs in log_probs_of_training(heads, Teacher(target), ids, rows).unbind(2):
+        torch.testing.assert_close(log_probs, own)
 
 
 def test_it_learns_and_goes_on_where_it_stopped(small_target, tmp_path, monkeypatch):

@@ -13,38 +13,40 @@ from safetensors.torch import load_file
 from engine.models.decoder import load_target as load_engine_target
 from engine.proposers import mtp
 from engine.proposers.setup import Setup
-from tests.engine import checkpoints
 from tests.engine.embedded import MODEL
 from tests.training.heads import (
+    KINDS,
     SMALL,
     asked,
     assert_it_learns_and_goes_on,
     corpus,
     log_probs_of_drafting,
+    log_probs_of_training,
     randomise,
     run_arguments,
 )
 from training.eagle3.objective import Teacher, training_loss
 from training.eagle3.rows import STEPS, batches, collate
 from training.frozen import FrozenTarget
-from training.mtp import Module, ModuleTrainer, refuse_other_blocks, train
+from training.mtp import Module, ModuleTrainer, train
 from training.parallel import ALONE
 from training.unroll import Rows
 
 
+@pytest.mark.parametrize("target_of_kind", KINDS, indirect=True)
 @torch.no_grad()
-def test_the_unroll_computes_what_drafting_computes(small_target, tmp_path):
-    target = FrozenTarget(small_target)
-    module = randomise(Module(SMALL), 1)
-    module.save(tmp_path)
+def test_the_unroll_computes_what_drafting_computes(target_of_kind, tmp_path):
+    """A module of the target's own kind of block, at every level, from what was written."""
+    target = FrozenTarget(target_of_kind)
+    module = randomise(Module(target.shape), 1)
+    module.save(tmp_path / "mtp")
     g = torch.Generator().manual_seed(3)
-    ids = torch.randint(0, SMALL.vocab, (2, 30), generator=g)
+    ids = torch.randint(0, target.shape.vocab, (2, 30), generator=g)
     at = torch.tensor([[0, 9, 22], [1, 5, 17]])
     rows = Rows(at, torch.ones(2, 3, STEPS, dtype=torch.bool))
-    features, _ = target.states(ids)
-    unrolled = torch.stack(module(features, ids, target.embedding, rows), 2).log_softmax(-1)
-    engine_target = load_engine_target(small_target, dtype=torch.float32, pool_tokens=1024)
-    load_module = partial(mtp.load, tmp_path, Setup(engine_target, small_target, 1024, chain=True))
+    unrolled = log_probs_of_training(module, Teacher(target), ids, rows)
+    engine_target = load_engine_target(target_of_kind, dtype=torch.float32, pool_tokens=1024)
+    load_module = partial(mtp.load, tmp_path / "mtp", Setup(engine_target, target_of_kind, 1024, chain=True))
     for row in range(2):
         for column in range(3):
             drafted = log_probs_of_drafting(engine_target, load_module(), ids[row].tolist(), int(at[row, column]))
@@ -75,6 +77,8 @@ def test_a_run_from_files_to_files(tmp_path, capsys):
     assert all(name.startswith(prefix) and value.dtype == torch.bfloat16 for name, value in written.items())
     assert {"enorm", "hnorm", "eh_proj", "shared_head"} <= {name.removeprefix(prefix).split(".")[0] for name in written}
     assert json.loads((arguments.out / "config.json").read_text())["num_nextn_predict_layers"] == 1
+    account = json.loads((arguments.out / "training.json").read_text())
+    assert set(account) == {"minutes", "steps", "accepted"} and account["steps"] > 0
     mtp.load(arguments.out, Setup(target, MODEL, 256))
 
 
@@ -87,12 +91,17 @@ def test_a_conversation_may_fill_the_context(small_target):
     assert 0.0 < float(training_loss(module, Teacher(target), ids, rows).detach()) < 20.0
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2-biases"])
-def test_a_target_whose_block_would_be_another_is_refused(name, tmp_path):
-    checkpoints.write(name, tmp_path)
-    with pytest.raises(ValueError, match="no MTP module can be trained yet for a target with"):
-        refuse_other_blocks(FrozenTarget(tmp_path))
-
-
-def test_the_embedded_target_is_not_refused():
-    refuse_other_blocks(FrozenTarget(MODEL))
+@pytest.mark.parametrize("target_of_kind", KINDS, indirect=True)
+@torch.no_grad()
+def test_a_module_begins_with_the_targets_own_choices(target_of_kind):
+    """Its state passed through to its own output rows: most of what it says first is what the target has just said."""
+    target = FrozenTarget(target_of_kind)
+    torch.manual_seed(0)
+    module = Module(target.shape)
+    module.begin_like(target)
+    assert not any(bias.any() for name, bias in module.named_parameters() if name.endswith("bias"))
+    ids = torch.randint(0, target.shape.vocab, (4, 40), generator=torch.Generator().manual_seed(5))
+    at = torch.arange(2, 34).expand(4, -1)
+    begun = log_probs_of_training(module, Teacher(target), ids, Rows(at, torch.ones(4, 32, 1, dtype=torch.bool)))
+    own = target.logits(target.states(ids)[1])[:, 2:34]
+    assert (begun[:, :, 0].argmax(-1) == own.argmax(-1)).float().mean() > 0.5

@@ -114,6 +114,23 @@ def is_running(pid):
     return False
 
 
+def work_once(ranks, path):
+    def work():
+        time.sleep(0.5)
+        with (path / "work").open("a") as file:
+            file.write(f"by {ranks.rank}\n")
+
+    ranks.once(work)
+    (path / f"{ranks.rank}").write_text((path / "work").read_text())
+
+
+def test_the_first_rank_works_while_the_others_wait(tmp_path):
+    launch(work_once, 2, tmp_path)
+    assert [(tmp_path / f"{rank}").read_text() for rank in range(2)] == ["by 0\n"] * 2
+    work_once(ALONE, tmp_path)
+    assert (tmp_path / "work").read_text() == "by 0\n" * 2
+
+
 @pytest.mark.parametrize("module", ["training.eagle3", "training.mtp", "training.medusa"])
 def test_the_trainers_of_drafters_run_on_two_ranks_from_their_commands(module, tmp_path):
     """As a user starts them: what spawned processes import is not what a test has imported."""
@@ -126,4 +143,6 @@ def test_the_trainers_of_drafters_run_on_two_ranks_from_their_commands(module, t
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "chain of 4 emits" in done.stdout
+    assert done.stdout.count("replies marked, 0 in a rendering of their own") == 1
+    assert (tmp_path / "work" / "conversations.npz").exists()
     assert list((tmp_path / "out").iterdir())

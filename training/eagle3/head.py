@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.frozen import FrozenTarget
-from training.llama import MLP, RMSNorm, Shape
+from training.llama import MLP, Attention, RMSNorm, Shape
 from training.unroll import Rows, Unrolled
 
 __all__ = ["Eagle3Head", "Rows"]
@@ -23,34 +23,27 @@ class Midlayer(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        width = 2 * shape.hidden
         self.hidden_norm = RMSNorm(shape.hidden, shape.norm_eps)
         self.input_layernorm = RMSNorm(shape.hidden, shape.norm_eps)
         self.post_attention_layernorm = RMSNorm(shape.hidden, shape.norm_eps)
-        self.self_attn = nn.ModuleDict(
-            {
-                "q_proj": nn.Linear(width, shape.heads * shape.head_dim, bias=False),
-                "k_proj": nn.Linear(width, shape.kv_heads * shape.head_dim, bias=False),
-                "v_proj": nn.Linear(width, shape.kv_heads * shape.head_dim, bias=False),
-                "o_proj": nn.Linear(shape.heads * shape.head_dim, shape.hidden, bias=False),
-            }
-        )
+        self.self_attn = Attention(shape, 2 * shape.hidden)
         self.mlp = MLP(shape)
 
 
 class Eagle3Head(Unrolled):
-    """The trained parameters. `taps`: places of the target's residual stream that are fused (input of layer i)."""
+    """The trained parameters. `taps`: places of the target's residual stream that are fused (input of layer i).
+
+    The layer is a plain Llama's of the target's sizes, as EAGLE's own heads have it, whatever the target is.
+    """
 
     def __init__(self, shape: Shape, taps: tuple[int, ...], draft_ids: Tensor) -> None:
-        super().__init__(shape, draft_ids)
+        super().__init__(shape.plain, draft_ids)
         self.taps = taps
         self.fc = nn.Linear(len(taps) * shape.hidden, shape.hidden, bias=False)
-        self.midlayer = Midlayer(shape)
+        self.midlayer = Midlayer(shape.plain)
         self.norm = RMSNorm(shape.hidden, shape.norm_eps)
         self.lm_head = nn.Linear(shape.hidden, len(draft_ids), bias=False)
-        for name, weight in self.named_parameters():
-            if weight.dim() == 2:
-                nn.init.normal_(weight, std=0.02 * (0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1))
+        self.draw()
 
     @torch.no_grad()
     def begin_like(self, target: FrozenTarget) -> None:
@@ -96,8 +89,11 @@ class Eagle3Head(Unrolled):
         layer = self.midlayer
         return torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(hidden)], -1), hidden
 
-    def predict(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        return self.lm_head(self.norm(x)), x
+    def close(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.norm(x), x
+
+    def output_rows(self, step: int, target: FrozenTarget) -> Tensor:
+        return self.lm_head.weight
 
     def config(self) -> dict[str, Any]:
         """`config.json` in the layout of SpecForge: top-level layer ids are those whose input is tapped."""

@@ -12,7 +12,6 @@ replies; later steps go on from the head's own states (training-time test, arXiv
 
 import argparse
 import hashlib
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -28,36 +27,38 @@ from training.corpus import Corpus
 from training.eagle3.head import Eagle3Head
 from training.eagle3.objective import Accepted, Teacher, training_loss, validate
 from training.eagle3.rows import batches, frequent_ids
+from training.files import note, whole
 from training.frozen import FrozenTarget
-from training.optimiser import optimisers, rate_at, update
+from training.optimiser import RATE_HELP, optimisers, rate_at, update
 from training.parallel import ALONE, Ranks, launch
 from training.unroll import Rows, Unrolled
 
 PEAK_LR, WARM_UP_STEPS = 1.5e-3, 50
+CUSTOMARY = "; for large ones 5e-5 (EAGLE's own traineagle3) to 1e-4 (SpecForge) are customary, with AdamW alone"
 CHECKPOINT_SECONDS, REPORT_SECONDS = 300.0, 30.0
 
 
 def identity(target: FrozenTarget, draft_ids: Tensor, arguments: argparse.Namespace) -> str:
-    """Of what a head is trained for, and on: the target's weights, the draft vocabulary, the file of conversations and
-    the head that it began as.
+    """Of what a head is trained for, on and with: the target's weights, the draft vocabulary, the file of
+    conversations, the learning rate and the head that it began as.
     """
     found = hashlib.sha256(target.identity().encode() + draft_ids.numpy().tobytes())
     if arguments.conversations is not None:
         found.update(arguments.conversations.read_bytes())
-    found.update(f"{arguments.max_length} {getattr(arguments, 'init', None)}".encode())
+    found.update(f"{arguments.max_length} {arguments.rate} {getattr(arguments, 'init', None)}".encode())
     return found.hexdigest()
 
 
 class Trainer:
     """One run: head, optimisers, and the seconds it has used of its budget.
 
-    Goes on with what is in `work`, unless that was begun for another target or draft vocabulary.
+    Goes on with what is in `work`, unless that was begun otherwise (`identity`).
     """
 
     def __init__(
         self, target: FrozenTarget, draft_ids: Tensor, arguments: argparse.Namespace, ranks: Ranks = ALONE
     ) -> None:
-        """arguments: `work`, `minutes`, `seed`, `conversations`, `max_length`, and for EAGLE-3 `init`."""
+        """arguments: `work`, `minutes`, `rate`, `seed`, `conversations`, `max_length`, and for EAGLE-3 `init`."""
         torch.manual_seed(arguments.seed)
         self.arguments, self.ranks, self.clock = arguments, ranks, time.monotonic()
         self.teacher, self.head = self.begin(target, draft_ids)
@@ -85,7 +86,7 @@ class Trainer:
     def restore(self) -> None:
         state = torch.load(self.work / "state.pt", map_location=self.device)
         if state.get("identity") != self.identity:
-            self.say(f"{self.work} holds a run on another target, vocabulary or file: starting over")
+            self.say(f"{self.work} holds a run with another target, vocabulary, file or rate: starting over")
             return
         self.head.load_state_dict(state["head"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
@@ -105,8 +106,8 @@ class Trainer:
             "step": self.step,
             "spent": self.spent,
         }
-        torch.save(state, self.work / "state.part")
-        (self.work / "state.part").replace(self.work / "state.pt")
+        with whole(self.work / "state.pt") as part:
+            torch.save(state, part)
 
     def train_step(self, ids: Tensor, rows: Rows) -> float:
         loss = training_loss(self.head, self.teacher, ids.to(self.device), rows.to(self.device))
@@ -116,7 +117,7 @@ class Trainer:
         mean_loss, seconds = self.ranks.average(self.head.parameters(), float(loss.detach()), now - self.clock)
         self.clock = now
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), 0.5)
-        update(self.optimisers, rate_at(PEAK_LR, WARM_UP_STEPS, self.step, self.spent / self.budget))
+        update(self.optimisers, rate_at(self.arguments.rate, WARM_UP_STEPS, self.step, self.spent / self.budget))
         self.step += 1
         self.spent += seconds
         return mean_loss
@@ -143,9 +144,8 @@ class Trainer:
 
     def note(self, accepted: Accepted) -> None:
         """What the run took and gained, beside the head."""
-        account = {"minutes": round(self.spent / 60, 1), "steps": self.step, "accepted": accepted.rates}
         if self.ranks.first:
-            (self.arguments.out / "training.json").write_text(json.dumps(account) + "\n")
+            note(self.arguments.out, self.spent, self.step, accepted=accepted.rates)
 
     def say(self, line: str) -> None:
         if self.ranks.first:
@@ -193,12 +193,13 @@ class Run:
     def of(cls, arguments: argparse.Namespace, ranks: Ranks) -> "Run":
         target = FrozenTarget(arguments.target, arguments.device)
         longest = min(arguments.max_length, target.shape.max_positions)
-        whole = conversations.load(arguments.conversations, arguments.target, longest)
-        corpus, held_out = conversations.split(whole)
+        store = arguments.work / "conversations.npz"
+        encoded = conversations.load_once(arguments.conversations, arguments.target, longest, store, ranks)
+        corpus, held_out = conversations.split(encoded)
         if ranks.first:
-            tokens, said = len(whole.ids) / 1e6, int((whole.weights > 0).sum()) / 1e6
+            tokens, said = len(encoded.rows.ids) / 1e6, int(encoded.rows.weights.sum()) / 1e6
             print(
-                f"{len(corpus)} conversations to train on, {len(held_out)} held out; {tokens:.2f} M tokens, "
+                f"{encoded}\n{len(corpus)} rows to train on, {len(held_out)} held out; {tokens:.2f} M tokens, "
                 f"{said:.2f} M of them said",
                 flush=True,
             )
@@ -225,14 +226,16 @@ def train(ranks: Ranks, arguments: argparse.Namespace) -> None:
         trainer.say(f"the head is in {arguments.out}; serve it with --drafter eagle3:{arguments.out}")
 
 
-def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """Of a head's training."""
+def argument_parser(description: str | None, customary: str = "") -> argparse.ArgumentParser:
+    """Of a head's training. customary: learning rates for a large target, with their sources."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=Path, required=True, help="a causal language model of transformers")
     parser.add_argument("--conversations", type=Path, required=True, help="JSON lines of messages and tools")
     parser.add_argument("--out", type=Path, help="of the head; by default in the target's directory, if it has none")
     parser.add_argument("--work", type=Path, help="of checkpoints; by default OUT.work")
     parser.add_argument("--minutes", type=float, default=20.0)
+    suits = "; the default suits a target as small as the embedded one"
+    parser.add_argument("--rate", type=float, default=PEAK_LR, help=RATE_HELP + suits + customary)
     parser.add_argument("--max-length", type=int, default=conversations.MAX_LENGTH, help="tokens of a conversation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=1, help="processes, one core each")
@@ -254,7 +257,7 @@ def parse(parser: argparse.ArgumentParser, name: str) -> argparse.Namespace:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, CUSTOMARY)
     parser.add_argument("--init", type=Path, help="a head of this trainer to go on from")
     parser.add_argument("--draft-vocab", type=int, help="tokens that the head drafts; by default 3/4, 32,000 at most")
     arguments = parse(parser, "eagle3")
