@@ -54,8 +54,7 @@ class CallStream:
         self._client_seq = 0
         self._acknowledged = 0
         self._closing = False
-        self._ended = False
-        self._failed: CallFailed | None = None
+        self._status: CallFailed | None = None
         self._outbox: asyncio.Queue[call_pb.CallRequest | None] = asyncio.Queue()
 
     def start(self, stub: CallServiceAsyncStub, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
@@ -101,7 +100,7 @@ class CallStream:
                 self._take(response)
             failure = _closed()
         except grpc.aio.AioRpcError:
-            failure = self._failed or _closed()
+            failure = self._status or _closed()
         except asyncio.CancelledError:  # of the stream; this task itself is nobody's to cancel but the loop's
             failure = CallFailed(grpc.StatusCode.CANCELLED, CLOSED, "the client dropped the call")
         except Exception:  # whatever it was, nobody may wait for ever
@@ -118,12 +117,11 @@ class CallStream:
         its place: a client that was refused would not learn why. This runs while the first status is still there, when
         the three coroutines end without waiting for anything; the first call is the one that counts.
         """
-        if self._ended:
+        if self._status is not None:
             return
-        self._ended = True
         code, message, trailers = (_at_once(about()) for about in (rpc.code, rpc.details, rpc.trailing_metadata))
-        if code is not grpc.StatusCode.OK:
-            self._failed = CallFailed.of(code, message or "", trailers or ())
+        ok = code is grpc.StatusCode.OK
+        self._status = _closed() if ok else CallFailed.of(code, message or "", trailers or ())
 
     def _take(self, response: call_pb.CallResponse) -> None:
         """Keep the books of the envelope, and hand the event on."""

@@ -28,7 +28,6 @@ class HeldReply:
     segment: Segment
     records: list[Record] = field(default_factory=list)
     sink: Callable[[Segment, Record], None] | None = None
-    dropped: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -43,7 +42,7 @@ class HeldReply:
         """Keep what the engine says, or hand it on once the reply is released."""
         if self.sink is not None:
             self.sink(self.segment, record)
-        elif not self.dropped:
+        else:
             self.records.append(record)
 
     def release(self, sink: Callable[[Segment, Record], None]) -> None:
@@ -82,12 +81,16 @@ class Ahead:
         self._call_off = self._later(self._rule.max_s, self._expire)
         self._on_state(AheadState.STARTED, held)
 
-    def answers(self, turn_id: int, text: str, tokens: tuple[int, ...], generation: Generation) -> bool:
-        """Whether the reply being held is the one to a turn that says this."""
+    def answers(
+        self, turn_id: int, text: str, generation: Generation, encode: Callable[[str], tuple[int, ...]]
+    ) -> bool:
+        """Whether the reply being held is the one to a turn that says this. encode: makes a turn's ids; it is not asked
+        where that is plain without them, for somebody waits.
+        """
         held = self._held
         if held is None or held.failed or held.asked.turn_id != turn_id or held.generation != generation:
             return False
-        if held.tokens == tokens:
+        if held.asked.text == text or held.tokens == encode(text):
             return True
         words = normalised(text) if self._rule.normalised else ""
         return bool(words) and words == normalised(held.asked.text)
@@ -105,7 +108,6 @@ class Ahead:
         held, self._held = self._held, None
         if held is None:
             return False
-        held.dropped = True
         self._call_off()
         self._wasted += held.num_tokens
         self._on_state(state, held)

@@ -84,11 +84,6 @@ class Conversation:
         self._known = keep + len(told)
         return keep, (*told, *ahead)
 
-    def take_ahead(self) -> tuple[int, tuple[int, ...]]:
-        """(keep, tokens) of what was put here and told the engine ahead of that."""
-        keep, self._known = self._known, len(self._tokens)
-        return keep, tuple(self._tokens[keep:])
-
     def user_tokens(self, text: str) -> tuple[int, ...]:
         """A turn of the caller as it would follow now."""
         return tuple(self._chat.user(text, first=None if self._had_user else self._first_user))

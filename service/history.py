@@ -6,7 +6,6 @@ Knows replies as what history is written from; knows no client and no order of e
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 from engine import records
@@ -162,8 +161,8 @@ class History:
         conversation.put_prompt()
         keep, tokens = conversation.take_change()
         segment = conversation.begin_segment(self._next_submission())
-        command = self._submission(segment, keep, tokens, reply.generation, reply.output_tokens)
-        command = dataclasses.replace(command, deadline=reply.deadline)
+        said, deadline = reply.output_tokens, reply.deadline
+        command = self._submission(segment, keep, tokens, reply.generation, said=said, deadline=deadline)
         reply.segments.append(segment)
         self._services.engine.submit(command, lambda record: sink(segment, record))
         self._persist(keep, tokens)
@@ -179,8 +178,8 @@ class History:
         keep, tokens = conversation.take_change(ahead)
         segment = conversation.begin_segment(self._next_submission(), len(ahead))
         held = HeldReply(asked, user, generation, segment)
-        command = self._submission(segment, keep, tokens, generation, 0)
-        self._services.engine.submit(dataclasses.replace(command, hold=hold, ahead=len(ahead)), held.take)
+        command = self._submission(segment, keep, tokens, generation, hold=hold, ahead=len(ahead))
+        self._services.engine.submit(command, held.take)
         return held
 
     def put_answered(self, held: HeldReply, item_id: str) -> None:
@@ -191,10 +190,19 @@ class History:
         """The reply that was made ahead, to the turn at the history's end, is wanted now."""
         self._conversation.put_prompt()
         self._services.engine.release(self._session, held.segment.number, deadline)
-        self._persist(*self._conversation.take_ahead())
+        self._persist(*self._conversation.take_change())  # which the engine has been told ahead
 
     def _submission(
-        self, segment: Segment, keep: int, tokens: tuple[int, ...], generation: Generation, said: int
+        self,
+        segment: Segment,
+        keep: int,
+        tokens: tuple[int, ...],
+        generation: Generation,
+        *,
+        said: int = 0,
+        deadline: float = 0.0,
+        hold: int | None = None,
+        ahead: int = 0,
     ) -> records.Submit:
         """The command that asks for a generation, of which ``said`` tokens of the reply came before."""
         return records.Submit(
@@ -207,8 +215,11 @@ class History:
             stop_tokens=self._conversation.stop_tokens | generation.stop_token_ids,
             stop_strings=generation.stop_strings,
             first_index=said,
+            deadline=deadline,
             drafting=generation.drafting,
             tools=self._conversation.has_tools,
+            hold=hold,
+            ahead=ahead,
         )
 
     def _next_submission(self) -> int:

@@ -87,8 +87,8 @@ class Listening:
 
     def take(self, event: Final, generation: Generation) -> HeldReply | None:
         """The reply that was made ahead, if it answers this turn; otherwise there is none any more."""
-        tokens = self._history.user_tokens(event.text)
-        if self._may_answer() and self._ahead.answers(event.turn_id, event.text, tokens, generation):
+        encode = self._history.user_tokens
+        if self._may_answer() and self._ahead.answers(event.turn_id, event.text, generation, encode):
             return self._ahead.take()
         self._ahead.drop(AheadState.MISMATCHED)
         return None

@@ -117,9 +117,10 @@ class Reply:
         return "".join(segment.text for segment in self.segments)
 
     @property
-    def is_unheard(self) -> bool:
-        """Whether playback has been reported, and not to the end of what was said."""
-        return self.played is not None and self.played < len(self.text)
+    def is_open(self) -> bool:
+        """Whether a new turn would cut it: there is more to come, or playback was reported and not to the end."""
+        unheard = self.played is not None and self.played < len(self.text)
+        return self.phase is not Phase.OVER or (self.cut is None and unheard)
 
     @property
     def output_tokens(self) -> int:

@@ -75,10 +75,15 @@ class Terms:
             message = f"{len(text)} code points, of at most {limit}"
             raise Problem(Reason.INPUT_TOO_LONG, message, field=path, reached=(Guardrail.INPUT_SIZE, limit))
 
+    def may_reply(self, made: int) -> bool:
+        """Whether a call that has had so many replies may have one more."""
+        limit = self.limits.max_turns
+        return limit is None or made < limit
+
     def check_replies(self, made: int) -> None:
         """Raises Problem where a call that has had so many replies may not have one more."""
         limit = self.limits.max_turns
-        if limit is not None and made >= limit:
+        if limit is not None and not self.may_reply(made):
             message = f"the call has had its {limit} turns"
             raise Problem(Reason.TOO_MANY_TURNS, message, reached=(Guardrail.TURNS, limit))
 

@@ -184,13 +184,11 @@ class Turns:
 
     def _may_answer_ahead(self) -> bool:
         """Whether a turn committed now would find the history as it is, and be answered."""
-        reply, limit = self._reply, self._terms.limits.max_turns
-        if limit is not None and self._replies >= limit:
-            return False
+        reply = self._reply
         if reply is None:
-            return True
+            return self._terms.may_reply(self._replies)
         open_calls = bool(reply.segments) and bool(reply.current.outstanding)
-        return reply.phase is Phase.OVER and not open_calls and (reply.cut is not None or not reply.is_unheard)
+        return not reply.is_open and not open_calls and self._terms.may_reply(self._replies)
 
     # Turns
 
@@ -213,7 +211,7 @@ class Turns:
         abandoned = reply.current.outstanding
         for call in abandoned:
             reply.current.results[call.call_id] = self._history.result(call, INTERRUPTED_RESULT)
-        if reply.phase is not Phase.OVER or (reply.cut is None and reply.is_unheard):
+        if reply.is_open:
             self._cut(reply, reply.heard_chars(None))
         elif abandoned and reply.cut is not None:
             self._history.rewrite(reply, reply.cut)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 import torch
 
 from bench import harness
 from bench.acceptance import Tally, ngram_table
 from bench.drafters.methods import Method
-from bench.ngram import NgramProposer
+from bench.ngram import NgramProposer, NgramTable
 from engine.config import EngineConfig
 from engine.engine import Engine, Work
 from engine.interfaces import Proposer
@@ -78,10 +80,15 @@ def prompts_of(split: str, method: Method, calls: int) -> list[harness.Prompt]:
     return harness.prompts(tokenizer, harness.HELD_OUT if split == HELD_OUT else harness.IN_DOMAIN, calls)
 
 
+@cache
+def _ngrams(model: Path, vocab_size: int) -> NgramTable:
+    return ngram_table(harness.load_tokenizer(model), vocab_size)
+
+
 def load(method: Method, target: Decoder, config: EngineConfig, *, chain: bool = False) -> Proposer:
     """The method's drafter beside its target; the 5-gram table is counted on EAGLE-3's own training corpus."""
     if not method.spec:
-        table = ngram_table(harness.load_tokenizer(method.model), target.vocab_size)
+        table = _ngrams(method.model, target.vocab_size)
         return NgramProposer(table, branches=1) if chain else NgramProposer(table)
     return load_proposer(replace(config, drafter=method.spec), target, chain=chain)
 

@@ -21,7 +21,7 @@ from engine.config import EngineConfig
 from engine.costs import measure_costs
 from engine.engine import Engine
 from engine.load import load_target_for
-from engine.policy import FixedPolicy, MeasuredPolicy
+from engine.policy import FixedPolicy, MeasuredPolicy, StepCosts
 from engine.proposers.none import NoProposer
 
 PLAIN = "plain"
@@ -86,13 +86,18 @@ def measure(model: Path, methods: Sequence[Method], dtype: torch.dtype, count: i
         measured = measure_costs(target, proposer, context_tokens=SHORT)
         longer = measure_costs(target, proposer, context_tokens=LONG, ladder=(TREE,))
         if TREE in measured.nodes and TREE in longer.nodes:
-            pairs = ((one.draft[at], one.verify[at]) for one in (measured, longer) for at in (one.nodes.index(TREE),))
-            costs[method.name] = Costs(*(1e3 * seconds for pair in pairs for seconds in pair))
+            costs[method.name] = Costs(*_of_a_tree(measured), *_of_a_tree(longer))
         modes[method.name] = engine_mode(Engine(target, proposer, MeasuredPolicy(measured)), stop, MAX_TOKENS)
         for prompt in learned:
             modes[method.name](prompt)
     modes |= peers(model, methods, dtype, stop)
     return Times(costs, interleave(modes, prompts))
+
+
+def _of_a_tree(costs: StepCosts) -> tuple[float, float]:
+    """Milliseconds of drafting and of verifying TREE nodes."""
+    at = costs.nodes.index(TREE)
+    return 1e3 * costs.draft[at], 1e3 * costs.verify[at]
 
 
 def peers(model: Path, methods: Sequence[Method], dtype: torch.dtype, stop: frozenset[int]) -> dict[str, Mode]:

@@ -79,6 +79,10 @@ class TurnRecord:
     wasted_ahead: int = 0
     stats: list[TurnStats] = field(default_factory=list)
 
+    def first_token(self, stats: TurnStats) -> float:
+        """When a generation's first token was there for this turn: what was made ahead, when it was released."""
+        return max(stats.first_token, self.released) if stats.first_token else 0.0
+
     def snapshot(self) -> TurnRecord:
         """The account as it stands, which the turn's going on does not change."""
         return replace(self, stats=self.stats.copy())
@@ -133,9 +137,9 @@ class Telemetry:
         failed = {**labels, "error.type": turn.error} if turn.error else labels
         self._turns.add(1, {**failed, "gen_ai.agent.invocation.end_reason": turn.end_reason})
         self._duration.record(max(0.0, turn.ended - turn.committed), failed)
-        first = next((s.first_token for s in turn.stats if s.first_token), 0.0)
+        first = next((turn.first_token(s) for s in turn.stats if s.first_token), 0.0)
         if first:
-            self._first_token.record(max(first, turn.released) - turn.committed, labels)
+            self._first_token.record(first - turn.committed, labels)
             if turn.output_tokens > 1:
                 self._per_token.record(_decode_seconds(turn) / (turn.output_tokens - 1), labels)
         if turn.first_clause:
@@ -279,4 +283,4 @@ def _parts(stats: TurnStats) -> list[tuple[str, float, float]]:
 
 
 def _decode_seconds(turn: TurnRecord) -> float:
-    return sum(max(0.0, s.ended - max(s.first_token, turn.released)) for s in turn.stats if s.first_token)
+    return sum(max(0.0, s.ended - turn.first_token(s)) for s in turn.stats if s.first_token)

@@ -24,8 +24,7 @@ def usage(account: TurnRecord) -> report_pb.TokenUsage:
 def timings(account: TurnRecord) -> report_pb.TurnTimings:
     """Queue and prefill are those of the first generation; decoding adds up over all."""
     first = account.stats[0] if account.stats else TurnStats(submitted=0.0)
-    # What was made ahead was there when it was released.
-    begun = [max(stats.first_token, account.released) if stats.first_token else 0.0 for stats in account.stats]
+    begun = [account.first_token(stats) for stats in account.stats]
     ends = zip(begun, account.stats, strict=True)
     decoding = [us for start, stats in ends if (us := _us(start, max(start, stats.ended))) is not None]
     return report_pb.TurnTimings(

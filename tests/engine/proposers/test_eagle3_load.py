@@ -15,7 +15,6 @@ from engine.models.decoder import Decoder
 from engine.proposers.eagle3 import load_eagle3
 from engine.proposers.pairs.proposer import PairProposer
 from tests.engine import checkpoints
-from tests.engine.loading import load
 from tests.engine.proposers import heads
 from tests.engine.proposers.test_eagle3 import features, path_to
 
@@ -23,18 +22,6 @@ TOKENS, ROOT = [5, 17, 101, 3, 44, 201], 9
 WIDTH, LAYERS, HEAD_DIM = 48, 8, 16
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 DEFAULT = (2, 4, 5)
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    directory = tmp_path_factory.mktemp("target")
-    checkpoints.write("llama-untied-llama3-rope", directory, num_hidden_layers=LAYERS)
-    return load(directory, torch.float64)
-
-
-@pytest.fixture(scope="module")
-def tensors(target: Decoder) -> dict[str, Tensor]:
-    return heads.random_head(target.config)
 
 
 def eagle(target: Decoder, **changes: Any) -> dict[str, Any]:

@@ -17,29 +17,23 @@ from engine.policy import FixedPolicy
 from engine.sampling import Sampling
 from engine.session import Finish
 from tests.engine import checkpoints
-from tests.engine.loading import load
 from tests.engine.proposers import heads
-from tests.engine.proposers.test_eagle3_load import drafts_like, layered, norm, read, speculators, without
+from tests.engine.proposers.test_eagle3_load import (
+    HEAD_DIM,
+    WIDTH,
+    drafts_like,
+    layered,
+    norm,
+    read,
+    speculators,
+    without,
+)
 
-WIDTH, LAYERS, HEAD_DIM = 48, 8, 16
 NARROW, WIDE = 32, 80
 TEXT = [(7 * i + i * i // 3) % checkpoints.VOCAB for i in range(90)]
 ROUNDED = 1e-4
 """Angles are rounded to float32, which shows in a long text; what a wrong angle changes is a hundred times more."""
 LLAMA3 = {"factor": 5.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0, "original_max_position_embeddings": 40}
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    """Its own RoPE is a llama3 one of other numbers than the heads'."""
-    directory = tmp_path_factory.mktemp("target")
-    checkpoints.write("llama-untied-llama3-rope", directory, num_hidden_layers=LAYERS)
-    return load(directory, torch.float64)
-
-
-@pytest.fixture(scope="module")
-def tensors(target: Decoder) -> dict[str, Tensor]:
-    return heads.random_head(target.config)
 
 
 def specforge(target: Decoder, **changes: Any) -> dict[str, Any]:
