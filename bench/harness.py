@@ -144,6 +144,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def where(found: dict[str, Any]) -> str:
+    """The machine in a line."""
+    return (
+        f"{found['cpu']}, {found['cores']} cores, {found['threads']} thread(s), torch {found['torch']}, "
+        f"load at the end {found['load']:.1f}"
+    )
+
+
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
@@ -159,11 +167,7 @@ def save(name: str, title: str, body: str, data: dict[str, Any]) -> None:
     """Print the table and write it beside its raw figures under ``bench/results/``."""
     RESULTS.mkdir(exist_ok=True)
     data = {"machine": machine(), **data}
-    where = data["machine"]
-    text = (
-        f"# {title}\n\n{where['cpu']}, {where['cores']} cores, {where['threads']} thread(s), torch {where['torch']}, "
-        f"load at the end {where['load']:.1f}\n\n{body}\n"
-    )
+    text = f"# {title}\n\n{where(data['machine'])}\n\n{body}\n"
     (RESULTS / f"{name}.md").write_text(text)
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
     print(text)

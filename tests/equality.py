@@ -11,6 +11,7 @@ never occurred, and where a drafter had no part in its row.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -63,12 +64,16 @@ def sampled(prompts: int, seeds: int, head: Path | None) -> list[Count]:
     return counts
 
 
-def drafted(turns: int, seeds: int, ranks: int) -> list[Count]:
-    """The embedded model with every drafter."""
+def drafted(turns: int, seeds: int, ranks: int, kept: Path, *, resume: bool) -> list[Count]:
+    """The embedded model with every drafter. resume: whether turns that an earlier run has finished are not made again;
+    the code must be the same.
+    """
+    if not resume:
+        shutil.rmtree(kept, ignore_errors=True)
     asked = drafters.held_out(turns)
     print(f"{turns} held-out turns, {sum(prompt.tool for prompt in asked)} of them with a tool call", flush=True)
     found = []
-    for counts in drafters.rows([prompt.ids for prompt in asked], seeds, ranks):
+    for counts in drafters.rows([prompt.ids for prompt in asked], seeds, ranks, kept):
         found.append(counts)
         print(f"\r{len(found)} of {turns} turns", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
@@ -110,6 +115,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=50, help="drafters, for each drafter")
     parser.add_argument("--turn-seeds", type=int, default=10, help="drafters, for each turn and temperature")
     parser.add_argument("--ranks", type=int, default=2, help="drafters: processes that share the turns")
+    parser.add_argument("--kept", type=Path, default=Path("build/equality"), help="drafters: where finished turns are")
+    parser.add_argument("--resume", action="store_true", help="drafters: take finished turns from there")
     return parser.parse_args()
 
 
@@ -138,7 +145,7 @@ def main() -> int:
     if "sampled" in given.only:
         counts += sampled(given.sampled_prompts, given.seeds, None if given.without_head else given.head)
     if "drafters" in given.only:
-        rows = drafted(given.turns, given.turn_seeds, given.ranks)
+        rows = drafted(given.turns, given.turn_seeds, given.ranks, given.kept, resume=given.resume)
         counts += rows
         faults += drafters.idle(rows)
     print("".join(f"{fault}\n" for fault in faults), end="")

@@ -15,6 +15,7 @@ from bench.decode import Timed
 from bench.drafters import counts, page
 from bench.drafters.counts import IN_DOMAIN, SPLITS, Counted, Setting, settings
 from bench.drafters.methods import Method, methods
+from bench.drafters.parts import PartFiles
 from bench.drafters.times import PLAIN, Costs, Times
 from engine.config import EngineConfig, split_drafters
 from engine.engine import Engine
@@ -115,3 +116,16 @@ def test_the_tables_show_what_was_measured_and_a_dash_where_nothing_was(times, t
     assert "| 4.00 |" in page.kind_table(shown, found)
     page.plot(shown, found, {"embedded": times}, tmp_path / "picture.svg")
     assert (tmp_path / "picture.svg").stat().st_size > 1000
+
+
+def test_a_part_that_was_measured_is_taken_from_its_file_only_by_a_run_that_resumes(times, tmp_path):
+    counted = [Counted("EAGLE-3", Setting(IN_DOMAIN, temperature=0.7, coupled=True), 5, {"all": 3.4}, [0.1] * 6)]
+    again = [Counted("EAGLE-3", Setting(IN_DOMAIN), 6, {"all": 3.5}, [math.nan] * 6)]
+    first = PartFiles(tmp_path, resume=True)
+    assert first.counted("counts", lambda: counted) == counted
+    assert first.times("grown", lambda: times) == times
+    resumed = PartFiles(tmp_path, resume=True)
+    assert resumed.counted("counts", pytest.fail) == counted and resumed.times("grown", pytest.fail) == times
+    assert resumed.machines == first.machines and "cores" in first.machines["counts"]
+    anew = PartFiles(tmp_path, resume=False).counted("counts", lambda: again)
+    assert anew[0].replies == 6 and all(math.isnan(share) for share in anew[0].positions)

@@ -5,6 +5,7 @@ Run whole by ``tests.equality`` and in a slice by ``test_drafters``.
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +34,7 @@ from tests.engine import equal
 from tests.engine.embedded import MODEL, codec
 from tests.engine.equal import TREES, Ask, Count, Reply
 from tests.engine.rounding import differ_by_rounding
+from training.files import whole
 
 
 def spec(name: str) -> str:
@@ -143,19 +145,28 @@ def compare(
     return count
 
 
-def count_turn(turn: tuple[int, Sequence[int]], seeds: int) -> list[Count]:
-    """Every drafter's row over one turn (number, prompt), in both precisions."""
+def count_turn(turn: tuple[int, Sequence[int]], seeds: int, kept: Path) -> list[Count]:
+    """Every drafter's row over one turn (number, prompt), in both precisions; as kept from an earlier run if it is."""
     number, prompt = turn
+    file = kept / f"{number}-{seeds}.pickle"
+    if file.exists():
+        had: list[Count] = pickle.loads(file.read_bytes())
+        return had
     counts = []
     for dtype in PRECISIONS:
         wanted = alone(dtype, prompt, asks(number, seeds))
         counts += [compare(name, dtype, number, prompt, wanted, drafter(name, dtype, number)) for name in DRAFTERS]
+    with whole(file) as part:
+        part.write_bytes(pickle.dumps(counts))
     return counts
 
 
-def rows(prompts: Sequence[Sequence[int]], seeds: int, ranks: int) -> Iterator[list[Count]]:
-    """The rows of every turn as they come in. The turns are spread over ``ranks`` processes of one thread each."""
-    work = partial(count_turn, seeds=seeds)
+def rows(prompts: Sequence[Sequence[int]], seeds: int, ranks: int, kept: Path) -> Iterator[list[Count]]:
+    """The rows of every turn as they come in, each kept in a file of its own as soon as it is whole. The turns are
+    spread over ``ranks`` processes of one thread each.
+    """
+    kept.mkdir(parents=True, exist_ok=True)
+    work = partial(count_turn, seeds=seeds, kept=kept)
     with ProcessPoolExecutor(ranks, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         yield from pool.map(work, enumerate(prompts))
 
