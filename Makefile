@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve talk picture test test-equality lint proto proto-check model second-style eval \
-	bench-acceptance bench-first-token bench-decode bench-drafters bench-suffix clean
+	bench-acceptance bench-first-token bench-decode bench-drafters bench-suffix bench-turns clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ bench-decode: $(READY) ## Seconds per token: plain, drafted, transformers; embed
 
 bench-drafters: $(READY) ## Every way of drafting, side by side: acceptance, cost, speed (40 minutes)
 	$(PY) -m bench.drafters
+
+bench-turns: $(READY) ## Recorded calls over gRPC: first token and clause, by what was told ahead of the final (40 minutes)
+	$(PY) -m bench.turns
 
 bench-suffix: $(READY) ## Cost per token of self-speculation, from 1,000 to 100,000 tokens
 	$(PY) -m bench.suffix

@@ -39,11 +39,14 @@ class SpeechStarted:
 
 @dataclass(frozen=True)
 class Partial:
-    """The recogniser's hypothesis so far. Replaces the one before it; stale revisions are dropped."""
+    """The recogniser's hypothesis so far. Replaces the one before it; stale revisions are dropped. stable: its first
+    code points that will not be revised any more; 0 where nobody says so.
+    """
 
     turn_id: int
     revision: int
     text: str
+    stable: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -44,10 +45,14 @@ class Listening:
         self._terms = terms
         self._history = history
         self._reporter = reporter
+        self._later = later
         self._may_compute = may_compute
         self._may_answer = may_answer
         self._ahead = Ahead(terms.answer_ahead, later, self._expired, self._changed)
         self._hypothesis: Hypothesis | None = None
+        self._settled: str | None = None
+        """What may be computed of the hypothesis while its end waits; None: all of it."""
+        self._stop_waiting: Callable[[], None] = lambda: None
 
     def is_newer(self, event: Hypothesis) -> bool:
         """Whether it replaces the hypothesis before it: one that comes late or twice does not."""
@@ -62,6 +67,12 @@ class Listening:
             self._hypothesis = dataclasses.replace(last, revision=event.revision)
             return
         self._ahead.drop(AheadState.RESUMED)
+        self._settle()
+        if isinstance(event, Partial) and self._terms.unstable_s:
+            settled = settled_part(event, last)
+            if settled != event.text:
+                self._settled = settled
+                self._stop_waiting = self._later(self._terms.unstable_s, self._waited)
         self.work()
 
     def resume(self, event: TurnResumed) -> None:
@@ -83,7 +94,9 @@ class Listening:
                 self._ahead.hold(self._history.submit_ahead(supposed, generation, self._terms.answer_ahead.max_tokens))
                 return
         told = partial(self._prefilled, supposed) if self._terms.progress_notices else None
-        self._history.prefill(supposed.text, told)
+        text = supposed.text if self._settled is None else self._settled
+        if text:
+            self._history.prefill(text, told)
 
     def take(self, event: Final, generation: Generation) -> HeldReply | None:
         """The reply that was made ahead, if it answers this turn; otherwise there is none any more."""
@@ -100,11 +113,22 @@ class Listening:
     def end_turn(self) -> int:
         """The turn is committed, or another one is; returns how many tokens were made ahead in vain."""
         self._hypothesis = None
+        self._settle()
         return self._ahead.take_wasted()
 
     def _doubt(self, supposed: EagerEndOfTurn) -> None:
         """The caller may go on after all."""
         self._hypothesis = Partial(supposed.turn_id, supposed.revision, supposed.text)
+
+    def _settle(self) -> None:
+        """Nothing waits to become stable any more."""
+        self._settled = None
+        self._stop_waiting()
+
+    def _waited(self) -> None:
+        """The end of the hypothesis has stood for long enough."""
+        self._settled = None
+        self.work()
 
     def _expired(self) -> None:
         if isinstance(self._hypothesis, EagerEndOfTurn):
@@ -117,6 +141,17 @@ class Listening:
     def _prefilled(self, supposed: Hypothesis, record: records.Prefilled) -> None:
         news = PrefilledAhead(supposed.turn_id, supposed.revision, record.tokens, record.rewound, record.computed)
         self._reporter.notice(news)
+
+
+def settled_part(event: Partial, last: Hypothesis | None) -> str:
+    """What will hardly be revised of a hypothesis: as far as the recogniser says, or as the one before it said the same
+    (local agreement, Liu et al. 2020, "Low-latency sequence-to-sequence speech recognition"), in whole words.
+    """
+    before = last.text if last is not None and last.turn_id == event.turn_id else ""
+    both = os.path.commonprefix([event.text, before])  # noqa: RUF071 (of any text, by characters)
+    if both != event.text and not event.text[len(both)].isspace():
+        both = both[: max(0, *map(both.rfind, " \n\t"))]
+    return max(both, event.text[: event.stable], key=len)
 
 
 def _asks_no_more(event: Hypothesis, last: Hypothesis) -> bool:

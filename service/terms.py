@@ -16,7 +16,8 @@ class Terms:
     """The terms of one call.
 
     generation: of a reply that asks for nothing of its own. deadline_ms: for a first token; None where there is none.
-    announce_at: tokens in use from which the context counts as nearly full. max_tool_rounds: of one reply.
+    announce_at: tokens in use from which the context counts as nearly full. max_tool_rounds: of one reply. unstable_s:
+    how long the end of a partial that may still be revised is not computed.
     """
 
     limits: Limits
@@ -28,6 +29,7 @@ class Terms:
     announce_at: int
     max_tool_rounds: int
     progress_notices: bool
+    unstable_s: float
     max_context_tokens: int
     vocab_size: int
 
@@ -54,6 +56,7 @@ class Terms:
             announce_at=int(max_context_tokens * config.nearly_full) if announce_at is None else announce_at,
             max_tool_rounds=config.max_tool_rounds,
             progress_notices=opening.progress_notices,
+            unstable_s=config.unstable_partial_ms / 1000,
             max_context_tokens=max_context_tokens,
             vocab_size=vocab_size,
         )

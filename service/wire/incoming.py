@@ -65,9 +65,10 @@ def _turn_id(turn_id: int, event: str) -> int:
 
 
 def _partial(partial: client_pb.Partial) -> events.Partial:
-    if partial.HasField("stable_code_points") and partial.stable_code_points > len(partial.text):
+    if partial.stable_code_points > len(partial.text):
         raise invalid("partial.stable_code_points", "is longer than the text")
-    return events.Partial(_turn_id(partial.turn_id, "partial"), partial.revision, partial.text)
+    turn_id = _turn_id(partial.turn_id, "partial")
+    return events.Partial(turn_id, partial.revision, partial.text, partial.stable_code_points)
 
 
 def _eager_end_of_turn(eager: client_pb.EagerEndOfTurn) -> events.EagerEndOfTurn:

@@ -53,7 +53,7 @@ def written(event: server.ServerEvent) -> call_pb.CallResponse:
 @given(TURN, UINT64, st.text(alphabet="ab日"))
 def test_partial(turn_id: int, revision: int, text: str) -> None:
     message = client_pb.Partial(turn_id=turn_id, revision=revision, text=text, stable_code_points=len(text))
-    assert read(partial=message) == client.Partial(turn_id, revision, text)
+    assert read(partial=message) == client.Partial(turn_id, revision, text, len(text))
 
 
 SAMPLING = st.fixed_dictionaries(

@@ -1,0 +1,1 @@
+"""Recorded calls over gRPC: what hearing and answering ahead of the final is worth."""

@@ -1,0 +1,133 @@
+"""Plays recorded calls to a server, as a backend passes on what its recogniser says, and notes when answers came."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from bench.turns.modes import Mode
+from evals.calls import Heard, Kind, RecordedCall, SpokenTurn
+from firstword import Call, CallError, Client, Notice, TextDelta, Tool, ToolCall, TurnReport
+from firstword.v1 import notices_pb2 as notices_pb
+
+LISTENS_S = 0.05
+"""Silence before the caller speaks again, not scaled: shorter than anybody's, so nothing is gained by waiting."""
+ROOM = 1500
+"""Tokens of a call behind which it ends: what comes next must fit."""
+
+
+@dataclass
+class Answer:
+    """What came of one turn, milliseconds from the final on the client's clock. said: text and tool calls, in order.
+
+    reported: the service's account; its own first_token_ms is without the socket.
+    """
+
+    turn: SpokenTurn
+    first_ms: float
+    clause_ms: float
+    said: tuple[str, ...]
+    reported: TurnReport
+
+
+@dataclass
+class Replay:
+    """All answers in one mode, by (call, number of the turn). states: what became of the replies made ahead."""
+
+    answers: dict[tuple[str, int], Answer] = field(default_factory=dict)
+    states: Counter[str] = field(default_factory=Counter)
+
+    def notice(self, notice: Notice | CallError) -> None:
+        if isinstance(notice, CallError):
+            raise notice
+        if notice.kind == "answer_ahead":
+            name = notices_pb.AnswerAheadState.Name(notice.details["state"])
+            self.states[name.removeprefix("ANSWER_AHEAD_STATE_").lower()] += 1
+
+
+class Results:
+    """The recorded results of a call's tools, for whatever calls the model makes: by tool, in turn."""
+
+    def __init__(self, call: RecordedCall) -> None:
+        self._outputs: dict[str, list[str]] = {}
+        for tool, output in call.results:
+            self._outputs.setdefault(tool, []).append(output)
+        self._asked: Counter[str] = Counter()
+
+    def of(self, call: ToolCall) -> str:
+        outputs = self._outputs.get(call.name, ['{"ok": true}'])
+        self._asked[call.name] += 1
+        return outputs[(self._asked[call.name] - 1) % len(outputs)]
+
+
+async def play(client: Client, recorded: RecordedCall, mode: Mode, speed: float, into: Replay) -> None:
+    """One call. speed: how many times as fast as it was spoken; answers and pauses are not faster."""
+    tools = [Tool(tool["name"], tool["description"], tool["parameters"]) for tool in recorded.tools]
+    results = Results(recorded)
+    opening = client.call(system=recorded.system, tools=tools, seed=0, progress_notices=True, on_notice=into.notice)
+    async with opening as call:
+        for number, turn in enumerate(recorded.turns):
+            await asyncio.sleep(LISTENS_S)
+            into.answers[recorded.name, number] = await _one_turn(call, turn, mode, speed, results)
+            if into.answers[recorded.name, number].reported.used_tokens > ROOM:
+                break
+
+
+async def _one_turn(call: Call, turn: SpokenTurn, mode: Mode, speed: float, results: Results) -> Answer:
+    began = time.perf_counter()
+    for heard in turn.events[:-1]:
+        await _until(began + heard.at_ms / 1000 / speed)
+        if heard.kind in mode.sends:
+            await _pass_on(call, heard)
+    await _until(began + turn.events[-1].at_ms / 1000 / speed)
+    asked = await call.final(turn.text)
+    first = clause = None
+    said: list[str] = []
+    async for event in asked:
+        now = time.perf_counter()
+        match event:
+            case TextDelta() if event.text or event.clause_ends:
+                first = first or (now if event.text else None)
+                clause = clause or (now if event.clause_ends else None)
+            case ToolCall():
+                first, clause = first or now, clause or now
+                said.append(f"{event.name} {event.arguments}")
+                await call.tool_result(event, results.of(event))
+    now = time.perf_counter()
+    report = asked.report
+    assert report is not None, asked.error
+    first, clause = first or now, clause or now  # a reply without text; one clause that ends with the reply
+    first_ms, clause_ms = 1e3 * (first - asked.sent_at), 1e3 * (clause - asked.sent_at)
+    return Answer(turn, first_ms, clause_ms, (*said, asked.text), report)
+
+
+async def _pass_on(call: Call, heard: Heard) -> None:
+    match heard.kind:
+        case Kind.PARTIAL:
+            await call.partial(heard.text, stable_code_points=heard.stable)
+        case Kind.EAGER:
+            await call.eager_end_of_turn(heard.text)
+        case Kind.RESUMED:
+            await call.turn_resumed()
+
+
+async def _until(moment: float) -> None:
+    """Not before so much on ``time.perf_counter()``."""
+    await asyncio.sleep(max(0.0, moment - time.perf_counter()))
+
+
+async def socket_ms(address: str, count: int = 200) -> list[float]:
+    """Milliseconds of one small request to the service and back that asks nothing of an engine."""
+    found = []
+    async with grpc.aio.insecure_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for _ in range(count):
+            began = time.perf_counter()
+            await health.Check(health_pb2.HealthCheckRequest())
+            found.append(1e3 * (time.perf_counter() - began))
+    return found
