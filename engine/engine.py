@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,10 @@ from engine.interfaces import Grammar, Output, Proposer, Target, TextWatcher, Wi
 from engine.policy import DraftPolicy
 from engine.sampling import Sampler, Sampling
 from engine.session import Finish, Session, Turn
-from engine.tree import DraftTree, accept
+from engine.tree import FORCED, DraftTree, accept
+
+FORCED_NODES = 16
+"""Nodes of a step that drafts nothing, where a grammar leaves no choice: they are all kept."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +144,16 @@ class Engine:
         turn.stats.prompt_tokens = len(session.tokens)
         turn.stats.cached_tokens = session.cache.length
         session.turn = turn
-        for token in forced:
-            session.tokens.append(token)
-            finish = turn.push(token)
-            if finish is not None:
-                self._end(turn, finish)
-                break
+        try:
+            for token in forced:
+                session.tokens.append(token)
+                finish = turn.push(token)
+                if finish is not None:
+                    self._end(turn, finish)
+                    break
+        except Exception:
+            self._end(turn, Finish.FAILED)
+            raise
         return turn
 
     def cancel(self, turn: Turn, finish: Finish = Finish.CANCELLED) -> None:
@@ -240,14 +247,17 @@ class Engine:
         budget = min(self.policy.budget(session.cache.length, room), context_room + 1)  # n nodes are at most n - 1 deep
         turn.stats.mode = self.proposer.name if budget > 1 else "plain"
         turn.stats.reason = self.policy.reason
-        if budget <= 1:
-            return DraftTree.chain(torch.tensor([root]))
+        tree = DraftTree.chain(torch.tensor([root]))
+        if budget <= 1 and turn.grammar is None:
+            return tree
         started = time.monotonic()
-        try:
-            noise = self._drafting_noise(turn, budget)
-            tree = self.policy.prune(self.proposer.propose([session.draft], [root], [noise], budget)[0])
-        except OutOfPages:  # drafting is a luxury: the reply goes on without it
-            tree = DraftTree.chain(torch.tensor([root]))
+        if budget > 1:
+            with contextlib.suppress(OutOfPages):  # drafting is a luxury: the reply goes on without it
+                noise = self._drafting_noise(turn, budget)
+                tree = self.policy.prune(self.proposer.propose([session.draft], [root], [noise], budget)[0])
+        if turn.grammar is not None and room > 0:
+            with _as_reply_failed():
+                tree = turn.grammar.narrow(tree, max(budget, FORCED_NODES), room)
         turn.stats.draft_seconds += time.monotonic() - started
         return tree
 
@@ -275,7 +285,10 @@ class Engine:
             self._commit(session, tree, path, output)
             return Step(session.name, turn, prefilled=given, seconds=time.monotonic() - started)
         drafted = len(tree) > 1 and given == 1 and output.logits.shape[0] == len(tree)
-        chosen = self._choose(turn, tree if drafted else None, output)
+        try:
+            chosen = self._choose(turn, tree if drafted else None, output)
+        except ReplyFailed as failed:
+            return self._failed(session, failed)
         path = accept(tree, chosen) if drafted else list(range(given))
         candidates = tree.tokens[path[1:]].tolist() if drafted else []
         candidates.append(int(chosen[path[-1] if drafted else 0]))
@@ -288,7 +301,8 @@ class Engine:
         turn.stats.steps += 1
         if drafted:
             turn.stats.count(int(tree.depth.max()), len(tree), accepted)
-            self.policy.observe(tree, path)
+            if FORCED not in tree.source:  # a token that had to come says nothing about drafting
+                self.policy.observe(tree, path)
         if finish is not None:
             self._end(turn, finish)
         return Step(
@@ -311,7 +325,8 @@ class Engine:
         allowed = None
         if turn.grammar is not None:
             root = DraftTree.chain(torch.tensor(turn.session.tokens[-1:]))
-            allowed = turn.grammar.mask(tree or root)
+            with _as_reply_failed():
+                allowed = turn.grammar.mask(tree or root)
         seen = turn.seen(self.target.vocab_size, self.target.device)
         return self.sampler.choose(output.logits, sampling, tree=tree, noise=noise, seen=seen, allowed=allowed)
 
@@ -326,9 +341,10 @@ class Engine:
             log.append(token)
             kept.append(token)
             try:
-                finish = turn.push(token)
-            except Exception as error:
-                return kept, Finish.FAILED, ReplyFailed(f"{type(error).__name__}: {error}")
+                with _as_reply_failed():
+                    finish = turn.push(token)
+            except ReplyFailed as error:
+                return kept, Finish.FAILED, error
             if finish is None and len(log) >= self.target.max_context_tokens:
                 finish = Finish.CONTEXT
             if finish is not None:
@@ -368,3 +384,12 @@ class Engine:
         turn.stats.ended = time.monotonic()
         if turn.session.turn is turn:
             turn.session.turn = None
+
+
+@contextlib.contextmanager
+def _as_reply_failed() -> Iterator[None]:
+    """What is injected into a reply may raise anything: it ends that reply and no other."""
+    try:
+        yield
+    except Exception as error:
+        raise ReplyFailed(f"{type(error).__name__}: {error}") from error

@@ -29,3 +29,7 @@ class UnknownSession(EngineError):
 
 class InvalidSampling(EngineError):
     """A sampling parameter is outside its range; the message names it."""
+
+
+class InvalidConstraint(EngineError):
+    """A reply cannot be held to this form; the message says what is wrong with it."""

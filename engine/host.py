@@ -14,6 +14,7 @@ from engine import records
 from engine.engine import Engine, Step
 from engine.errors import EngineError
 from engine.hypotheses import Hypothesis
+from engine.interfaces import Grammars
 from engine.schedule import Scheduler
 from engine.session import Finish, Session, Turn
 from engine.text.reply import ReplyReader
@@ -33,12 +34,14 @@ class _Reply:
 class EngineHost:
     """One engine behind records.
 
-    new_reader: makes what reads a reply's ids as text, for the command that asked for it.
+    new_reader: makes what reads a reply's ids as text, for the command that asked for it. grammars: makes what holds a
+    reply to a constraint.
     """
 
     engine: Engine
     scheduler: Scheduler
     new_reader: Callable[[records.Submit], ReplyReader]
+    grammars: Grammars
     _replies: dict[str, _Reply] = field(default_factory=dict)
     _behind: set[str] = field(default_factory=set)
     """Sessions whose drafter has something to catch up on when there is nothing else to do."""
@@ -87,6 +90,8 @@ class EngineHost:
         match command:
             case records.Open():
                 self.engine.open(command.session, command.tokens, seed=command.seed)
+                if command.constraint is not None:
+                    self.grammars.prepare(command.constraint)
             case records.Sync():
                 session = self.engine.session(command.session)
                 self._sync(session, command, events)
@@ -100,6 +105,8 @@ class EngineHost:
                 self._cancel(command.session, command.turn, events)
             case records.Fork():
                 self.engine.fork(self.engine.session(command.session), command.child)
+                if taken_back := self._taken_back.get(command.session):
+                    self._taken_back[command.child] = taken_back.copy()
             case records.Close():
                 self._close(command.session, events)
             case records.Ping():
@@ -137,6 +144,7 @@ class EngineHost:
     def _submit(self, command: records.Submit, events: list[records.Event]) -> None:
         session = self.engine.session(command.session)
         reader = self.new_reader(command)
+        grammar = None if command.constraint is None else self.grammars.grammar(command.constraint)
         hypothesis = self._hypothesis(session)
         start = hypothesis.start if hypothesis.start < hypothesis.end else None
         self._sync(session, command, events)
@@ -147,6 +155,7 @@ class EngineHost:
             stop_tokens=command.stop_tokens,
             forced=command.forced,
             watcher=reader,
+            grammar=grammar,
             request=command.request,
             first_index=command.first_index,
             drafting=command.drafting,
@@ -157,7 +166,7 @@ class EngineHost:
             hypothesis.become_history(session)
         reply = _Reply(command.turn, turn, reader)
         self._replies[session.name] = reply
-        self.scheduler.expect(session.name, command.deadline)
+        self.scheduler.expect(session.name, command.deadline, aside=command.aside)
         if turn.finish is not None:
             events.append(self._ended(session.name, reply))
 

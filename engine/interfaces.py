@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.cache import KVCache
+from engine.constraint import Constraint
 from engine.tree import DraftTree
 
 Tap = int | Literal["norm"]
@@ -139,12 +140,29 @@ class Grammar(Protocol):
     """Constrains what may be chosen. Injected by whoever submits a turn; there is none by default."""
 
     def mask(self, tree: DraftTree) -> Tensor:
-        """bool [n, V]: what may follow each node of the tree."""
+        """bool [n, V]: what may follow each node of the tree. Of a node that may not come itself the row is any."""
         ...
 
-    def consume(self, tokens: Sequence[int]) -> None: ...
-    def rollback(self, num_tokens: int) -> None: ...
-    def copy(self) -> Grammar: ...
+    def narrow(self, tree: DraftTree, budget: int, room: int) -> DraftTree:
+        """The tree without nodes that may not come, and with the tokens that must come behind its root, within
+        ``budget`` nodes and ``room`` levels. Asked before the forward, where ``mask`` can be made while it runs."""
+        ...
+
+    def consume(self, tokens: Sequence[int]) -> None:
+        """The reply has these tokens more."""
+        ...
+
+
+class Grammars(Protocol):
+    """Makes grammars of constraints."""
+
+    def prepare(self, constraint: Constraint) -> None:
+        """It will be asked for soon."""
+        ...
+
+    def grammar(self, constraint: Constraint) -> Grammar:
+        """For one reply. Raises InvalidConstraint for what cannot be enforced."""
+        ...
 
 
 class TextWatcher(Protocol):

@@ -11,6 +11,7 @@ from engine.config import EngineConfig
 from engine.costs import measure_costs
 from engine.engine import Engine
 from engine.errors import ModelError
+from engine.grammar.library import GrammarLibrary
 from engine.host import EngineHost
 from engine.interfaces import Proposer
 from engine.models.decoder import Decoder, load_target
@@ -50,12 +51,13 @@ def load_host(config: EngineConfig) -> tuple[EngineHost, records.Ready]:
     codec = Codec.load(config.model, target.vocab_size)
     proposer = load_proposer(config, target)
     costs = measure_costs(target, proposer)
-    engine = Engine(target, proposer, _policy(config, costs), coupled=config.couple_noise)
+    engine = Engine(target, proposer, _policy(config, costs), coupled=config.couples)
 
     def new_reader(command: records.Submit) -> ReplyReader:
-        return ReplyReader(codec, command.stop_strings, tools=command.tools)
+        return ReplyReader(codec, command.stop_strings, calls=command.calls)
 
-    host = EngineHost(engine, Scheduler(config.prefill_chunk_tokens), new_reader)
+    scheduler = Scheduler(config.prefill_chunk_tokens)
+    host = EngineHost(engine, scheduler, new_reader, GrammarLibrary(codec, target.vocab_size, target.device))
     ready = records.Ready(
         model=Path(config.model).name,
         max_context_tokens=target.max_context_tokens,

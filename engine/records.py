@@ -8,17 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.constraint import Constraint
 from engine.sampling import Sampling
 from engine.session import TurnStats
+from engine.text.call_form import CallForm
 
 
 @dataclass(frozen=True)
 class Open:
-    """Open a session whose token log is ``tokens``. Prefill of it starts when nothing more urgent is there to do."""
+    """Open a session whose token log is ``tokens``. Prefill of it starts when nothing more urgent is there to do.
+
+    constraint: that its replies will probably have.
+    """
 
     session: str
     tokens: tuple[int, ...] = ()
     seed: int = 0
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class Submit:
     turn: the caller's name for the reply. deadline: ``time.monotonic()`` (one clock for the whole machine) by which the
     first token is wanted. stop_tokens end a reply and stay in the log; stop_strings end it and are not emitted.
     forced: tokens that the reply begins with, already decided. first_index: tokens of the reply before this part of it,
-    where it goes on behind tool results. tools: the reply may hold tool calls. hold: tokens after which the reply waits
+    where it goes on behind tool results. calls: how tool calls are written, where the reply may hold some. constraint:
+    what form it must have. aside: nobody in a conversation waits for it. hold: tokens after which the reply waits
     for its ``Release``; made ahead, it yields to everybody who waits for theirs. ahead: as in ``Sync``.
     """
 
@@ -61,7 +68,9 @@ class Submit:
     first_index: int = 0
     deadline: float = 0.0
     drafting: bool = True
-    tools: bool = False
+    calls: CallForm | None = None
+    constraint: Constraint | None = None
+    aside: bool = False
     hold: int | None = None
     ahead: int = 0
 

@@ -1,7 +1,8 @@
 """Which session's work comes next. Knows deadlines and waiting, no model and no cost of its own.
 
 A caller who waits for a first token comes first, then replies in progress, the least recently served first, then
-prefill of what has been heard but not yet asked about, and replies that are made ahead of being asked for. Whoever has
+prefill of what has been heard but not yet asked about, replies that are made ahead of being asked for, and last what is
+generated aside of any conversation. Whoever has
 waited beyond the patience of their kind comes first as well, so that neither a long prompt stops the replies of others
 nor a long reply what is being heard.
 """
@@ -16,6 +17,8 @@ from engine.session import Session
 REPLY_PATIENCE_S = 0.1
 """Speech plays at three to four tokens a second: a reply that stands still for this long is not heard to."""
 PREFILL_PATIENCE_S = 0.2
+ASIDE_PATIENCE_S = 1.0
+"""A side question has one step in so long however busy the machine is: it comes to its end, if slowly."""
 
 
 class Scheduler:
@@ -25,13 +28,20 @@ class Scheduler:
         self._chunk = prefill_chunk_tokens
         self._deadlines: dict[str, float] = {}
         self._served: dict[str, float] = {}
+        self._aside: set[str] = set()
 
-    def expect(self, session: str, deadline: float) -> None:
-        """A reply was asked for whose first token is wanted by ``deadline`` (monotonic seconds; 0: at once)."""
+    def expect(self, session: str, deadline: float, *, aside: bool = False) -> None:
+        """A reply was asked for whose first token is wanted by ``deadline`` (monotonic seconds; 0: at once).
+
+        aside: no caller waits for any of it.
+        """
         self._deadlines[session] = deadline
         self._served.pop(session, None)
+        if aside:
+            self._aside.add(session)
 
     def forget(self, session: str) -> None:
+        self._aside.discard(session)
         self._deadlines.pop(session, None)
         self._served.pop(session, None)
 
@@ -55,6 +65,10 @@ class Scheduler:
 
     def _urgency(self, session: Session, now: float) -> tuple[int, float]:
         """Class, and within it what is wanted first. Times are monotonic seconds."""
+        if session.name in self._aside:
+            served = self._served.setdefault(session.name, now)
+            due = served + ASIDE_PATIENCE_S
+            return (0, due) if due < now else (3, served)
         turn = session.turn
         if turn is not None and turn.hold is not None:
             turn = None  # nobody waits for it yet

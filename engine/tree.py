@@ -12,6 +12,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+FORCED = -2
+"""Source of a node whose token had to come."""
+
 
 @dataclass(frozen=True, eq=False)
 class DraftTree:
@@ -24,7 +27,7 @@ class DraftTree:
     tokens:  int64 [n], in the target's vocabulary.
     parents: int64 [n]; -1 at the root.
     score:   float32 [n], calibrated probability that the node is accepted (1 at the root).
-    source:  int64 [n], index of the proposer that drafted the node (-1 at the root).
+    source:  int64 [n], index of the proposer that drafted the node (-1 at the root); FORCED where none had to.
     """
 
     tokens: Tensor

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from firstword import wire
 from firstword.errors import CallError, CallFailed
-from firstword.events import Interrupted, Notice, Opened, TurnEvent
+from firstword.events import Generated, Interrupted, Notice, Opened, TurnEvent
 from firstword.router import Router
 from firstword.stream import CallStream
 from firstword.tools import execute
 from firstword.turn import Turn
-from firstword.types import Tool, ToolCall, TurnOptions, WordTiming
+from firstword.types import Item, Sampling, Tool, ToolCall, TurnOptions, WordTiming
 from firstword.v1 import client_events_pb2 as client_pb
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Call:
         self._stream = CallStream(self._router.receive, self._router.end)
         self._last_turn = 0
         self._revision = 0
+        self._asked = 0
 
     async def __aenter__(self) -> Self:
         self._stream.send(open=self._opening)
@@ -178,6 +179,48 @@ class Call:
         Raises CallError where it is refused.
         """
         return await self._begin(text, say=client_pb.Say(text=text, item_id=item_id)).run()
+
+    async def generate(
+        self,
+        question: str = "",
+        *,
+        items: Sequence[Item] | None = None,
+        sampling: Sampling | None = None,
+        response_schema: Mapping[str, Any] | None = None,
+        timeout_ms: int | None = None,
+        traceparent: str = "",
+        tracestate: str = "",
+    ) -> Generated:
+        """Ask a side question (summarise, extract, classify) and wait for the answer. The call is left as it is.
+
+        question: asked as the caller would, behind the history as it stands; or ``items``: a conversation of its own,
+        with the call's system prompt and tools. response_schema: JSON Schema that the answer is held to. It is answered
+        when nobody waits for a reply; timeout_ms: how long that may take. Cancelling this drops the question.
+
+        Raises CallError where there is no answer, ValueError for both a question and items, or neither.
+        """
+        if bool(question) == (items is not None):
+            raise ValueError("a side question is a question or a conversation of its own")
+        self._asked += 1
+        generate = client_pb.Generate(
+            request_id=self._asked,
+            sampling=wire.sampling(sampling or Sampling(), seed=True),
+            response_format=wire.response_format(response_schema),
+            timeout_ms=timeout_ms,
+            traceparent=traceparent,
+            tracestate=tracestate,
+        )
+        if items is None:
+            generate.question = question
+        else:
+            generate.conversation.items.extend(map(wire.item, items))
+        self._stream.send(generate=generate)
+        try:
+            return await self._router.answered(generate.request_id)
+        except asyncio.CancelledError:
+            if self.failure is None:
+                self._stream.send(cancel_generate=client_pb.CancelGenerate(request_id=generate.request_id))
+            raise
 
     async def tool_result(
         self, call: ToolCall, output: str, *, is_error: bool = False, no_reply: bool = False, item_id: str = ""

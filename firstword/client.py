@@ -14,7 +14,7 @@ from firstword import wire
 from firstword.call import Call
 from firstword.errors import CallError
 from firstword.events import Notice
-from firstword.types import AnswerAhead, Item, Limits, Sampling, Tool
+from firstword.types import AnswerAhead, Item, Limits, Sampling, Tool, ToolChoice
 from firstword.v1 import call_service_pb2_grpc
 from firstword.v1 import client_events_pb2 as client_pb
 from firstword.v1 import options_pb2 as options_pb
@@ -88,6 +88,8 @@ class Client:
         seed: int | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] | None = None,
+        tool_choice: ToolChoice | None = None,
+        response_schema: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
         first_token_deadline_ms: int | None = None,
         answer_ahead: AnswerAhead | None = None,
@@ -100,11 +102,12 @@ class Client:
         """A call, to be entered with ``async with``. Empty and None: as the service has it.
 
         system: system prompt. items: what was said before, without it. session_id: the client's name for the call.
-        sampling, or its fields one by one, which count where both are given. first_token_deadline_ms: of every turn,
-        from its commit. answer_ahead: how replies are made ahead. progress_notices: send also the notices that are
-        there to be shown (``prefilled_ahead``, ``answer_ahead``). announce_at_tokens: when to give notice that the
-        context fills up. caller_key: opaque key under which what the store holds of the caller can be deleted.
-        on_notice: sees every notice, and the refusals that nothing waits for.
+        sampling, or its fields one by one, which count where both are given. tool_choice: how freely tools are called;
+        None: the model decides. response_schema: JSON Schema that the text of every reply is held to.
+        first_token_deadline_ms: of every turn, from its commit. answer_ahead: how replies are made ahead.
+        progress_notices: send also the notices that are there to be shown (``prefilled_ahead``, ``answer_ahead``).
+        announce_at_tokens: when to give notice that the context fills up. caller_key: opaque key under which what the
+        store holds of the caller can be deleted. on_notice: sees every notice, and the refusals that nothing waits for.
 
         Raises ValueError and TypeError for what the contract cannot hold, RuntimeError outside ``async with`` of the
         client.
@@ -132,6 +135,8 @@ class Client:
             tools=map(wire.tool, tools),
             sampling=wire.sampling(chosen, seed=False),
             seed=chosen.seed,
+            tool_choice=wire.tool_choice(tool_choice),
+            response_format=wire.response_format(response_schema),
             limits=wire.limits(limits or Limits()),
             context_policy=options_pb.ContextPolicy(announce_at_tokens=announce_at_tokens),
             first_token_deadline_ms=first_token_deadline_ms,

@@ -153,6 +153,21 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Generated:
+    """The answer to a side question. timings: from the receipt of the question. reason: completed, length or
+    context_full.
+    """
+
+    request_id: int
+    text: str
+    reason: EndReason
+    model: str
+    usage: Usage
+    timings: Timings
+    drafting: Drafting
+
+
+@dataclass(frozen=True)
 class Interrupted:
     """A turn was cut. text: what the history holds of its text, a beginning of it; at most what was heard."""
 

@@ -7,10 +7,11 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from firstword import wire
 from firstword.errors import CallError, CallFailed
-from firstword.events import Interrupted, Notice, Opened, TurnEvent
+from firstword.events import Generated, Interrupted, Notice, Opened, TurnEvent
 from firstword.turn import Turn
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import notices_pb2 as notices_pb
@@ -48,6 +49,7 @@ class Router:
         self._turns: dict[int, Turn] = {}
         self._requests: dict[int, _Request] = {}
         self._interrupts: dict[int, _Interrupt] = {}
+        self._questions: dict[int, asyncio.Future[Generated]] = {}
 
     # What is sent, by its number
 
@@ -74,6 +76,16 @@ class Router:
         finally:
             del self._interrupts[client_seq]
 
+    async def answered(self, request_id: int) -> Generated:
+        """The answer to a side question that was sent. Raises CallError where there is none, CallFailed when the call
+        breaks.
+        """
+        self._questions[request_id] = asyncio.get_running_loop().create_future()
+        try:
+            return await self._questions[request_id]
+        finally:
+            del self._questions[request_id]
+
     # What is received
 
     def receive(self, response: call_pb.CallResponse) -> None:
@@ -94,18 +106,29 @@ class Router:
                     turn.end(wire.turn_report(response.turn_ended))
             case "interrupted":
                 self._interrupted(response.interrupted, response.client_seq)
+            case "generated":
+                if (answer := self._questions.get(response.generated.request_id)) is not None and not answer.done():
+                    answer.set_result(wire.generated(response.generated))
             case "notice":
                 self._notice(response.notice)
             case "error":
-                self._error(CallError.of(response.error), response.error.client_seq)
+                error = CallError.of(response.error)
+                if response.error.HasField("request_id"):  # of one that was dropped nobody wants to know
+                    answer = self._questions.get(response.error.request_id)
+                    if answer is not None and not answer.done():
+                        answer.set_exception(error)
+                else:
+                    self._error(error, response.error.client_seq)
 
     def end(self, failure: CallFailed) -> None:
         """The stream is over: nobody waits any longer."""
         for turn in self._turns.values():
             turn.end(error=failure)
-        for interrupt in self._interrupts.values():
-            if not interrupt.answer.done():
-                interrupt.answer.set_exception(failure)
+        waiting: list[asyncio.Future[Any]] = [interrupt.answer for interrupt in self._interrupts.values()]
+        waiting += self._questions.values()
+        for answer in waiting:
+            if not answer.done():
+                answer.set_exception(failure)
         if not self.opened.done():
             self.opened.set_exception(failure)
 

@@ -131,15 +131,29 @@ class AnswerAhead:
 
 
 @dataclass(frozen=True)
+class ToolChoice:
+    """How freely the model calls tools. tool: the one that it must call, whatever the mode. parallel: whether one reply
+    may hold several calls; None: where the model's chat template knows how.
+    """
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    tool: str = ""
+    parallel: bool | None = None
+
+
+@dataclass(frozen=True)
 class TurnOptions:
     """What one reply is asked for with. None and empty: as the call has it.
 
+    response_schema: JSON Schema that the reply's text is held to; empty: any text.
     first_token_deadline_ms: time within which the first token is wanted, from the turn's commit. drafting_mode: one of
     ``Opened.drafting_modes``; the text is the same in each. traceparent and tracestate: W3C trace context of the span
     that asks.
     """
 
     sampling: Sampling = Sampling()
+    tool_choice: ToolChoice | None = None
+    response_schema: Mapping[str, Any] | None = None
     first_token_deadline_ms: int | None = None
     drafting_mode: str = ""
     traceparent: str = ""

@@ -19,6 +19,7 @@ from firstword.types import (
     Sampling,
     Tool,
     ToolCall,
+    ToolChoice,
     ToolResult,
     TurnOptions,
     WordTiming,
@@ -34,6 +35,11 @@ _ROLES: Mapping[Role, conversation_pb.Role.ValueType] = {
     "system": conversation_pb.ROLE_SYSTEM,
     "user": conversation_pb.ROLE_USER,
     "assistant": conversation_pb.ROLE_ASSISTANT,
+}
+_TOOL_MODES = {
+    "auto": conversation_pb.TOOL_CHOICE_MODE_AUTO,
+    "none": conversation_pb.TOOL_CHOICE_MODE_NONE,
+    "required": conversation_pb.TOOL_CHOICE_MODE_REQUIRED,
 }
 _END_REASONS = {
     server_pb.TURN_END_REASON_COMPLETED: events.EndReason.COMPLETED,
@@ -114,8 +120,25 @@ def options(given: TurnOptions | None) -> options_pb.TurnOptions:
         tracestate=given.tracestate,
         first_token_deadline_ms=given.first_token_deadline_ms,
         sampling=sampling(given.sampling, seed=True),
+        tool_choice=tool_choice(given.tool_choice),
+        response_format=response_format(given.response_schema),
         drafting_mode=given.drafting_mode,
     )
+
+
+def tool_choice(given: ToolChoice | None) -> conversation_pb.ToolChoice | None:
+    if given is None:
+        return None
+    if given.tool:
+        return conversation_pb.ToolChoice(tool_name=given.tool, parallel=given.parallel)
+    return conversation_pb.ToolChoice(mode=_TOOL_MODES[given.mode], parallel=given.parallel)
+
+
+def response_format(schema: Mapping[str, Any] | None) -> conversation_pb.ResponseFormat | None:
+    """An empty schema asks for any text, whatever the call has."""
+    if schema is None:
+        return None
+    return conversation_pb.ResponseFormat(json_schema=json_text(schema)) if schema else conversation_pb.ResponseFormat()
 
 
 def heard(
@@ -235,6 +258,18 @@ def turn_report(message: server_pb.TurnEnded) -> events.TurnReport:
         item_ids=tuple(message.item_ids),
         used_tokens=message.used_tokens,
         text=message.text,
+    )
+
+
+def generated(message: server_pb.Generated) -> events.Generated:
+    return events.Generated(
+        request_id=message.request_id,
+        text=message.text,
+        reason=_END_REASONS.get(message.reason, events.EndReason.UNKNOWN),
+        model=message.model,
+        usage=_usage(message.usage),
+        timings=_timings(message.timings),
+        drafting=_drafting(message.drafting),
     )
 
 

@@ -13,11 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from service import client_events as events
+from service.call_clock import CallClock
 from service.call_services import CallServices
 from service.history import History
 from service.problems import Problem, Reason, invalid
 from service.reporter import Reporter
 from service.server_events import Envelope, Failure, LimitReached, Notice, Opened, ServerEvent
+from service.side_questions import SideQuestions
 from service.terms import Terms
 from service.turns import Turns
 
@@ -48,7 +50,9 @@ class Call:
         self._replay: deque[Envelope] = deque(maxlen=self.services.config.replay_events)
         self._turns: Turns | None = None
         self._reporter: Reporter | None = None
+        self._questions: SideQuestions | None = None
         self._closing = False
+        self._clock: CallClock | None = None
 
     def handle(self, client_seq: int, event: events.ClientEvent) -> None:
         """Take one client event. ``client_seq``: 0 for unnumbered; one that was seen before is dropped."""
@@ -59,11 +63,13 @@ class Call:
             if 0 < client_seq <= self._client_seq:
                 return
             self._client_seq = max(self._client_seq, client_seq)
+            if self._clock is not None and not isinstance(event, events.Acknowledge):
+                self._clock.heard()
         try:
-            if self._turns is None:
+            if self._turns is None or self._questions is None:
                 self._begin(event)
             else:
-                self._dispatch(self._turns, event)
+                self._dispatch(self._turns, self._questions, event)
         except Problem as problem:
             if opening:
                 self._finish(problem)
@@ -117,6 +123,7 @@ class Call:
         emit, over = self._emit, self._turn_over
         self._reporter = reporter = Reporter(self.session, services.model, terms, history, recorder, emit, over)
         self._turns = turns = Turns(self.session, terms, history, reporter, services.later, self._finish)
+        self._questions = SideQuestions(self.session, services, terms, history, recorder, emit, over)
         turns.start(seed)
         log.info("call opened", extra={"session": self.session, "tokens": conversation.length})
         self._emit(
@@ -133,8 +140,15 @@ class Call:
             )
         )
         reporter.announce()
+        self._clock = CallClock(terms.limits, services.later, lambda: reporter.busy, self._out_of_time)
 
-    def _dispatch(self, turns: Turns, event: events.ClientEvent) -> None:
+    def _out_of_time(self, problem: Problem) -> None:
+        """A guardrail ends the call, which says so before."""
+        assert problem.reached is not None
+        self._emit(LimitReached(*problem.reached))
+        self._finish(problem)
+
+    def _dispatch(self, turns: Turns, questions: SideQuestions, event: events.ClientEvent) -> None:
         match event:
             case events.Partial():
                 turns.hear(event)
@@ -150,6 +164,10 @@ class Call:
                 turns.interrupt(event)
             case events.ToolResult():
                 turns.tool_result(event)
+            case events.Generate():
+                questions.ask(event)
+            case events.CancelGenerate():
+                questions.cancel(event)
             case events.Acknowledge():
                 self._acknowledge(event.seq)
             case events.SpeechStarted():
@@ -181,7 +199,10 @@ class Call:
             self._emit(LimitReached(*problem.reached))
 
     def _turn_over(self) -> None:
-        if self._closing and (self._reporter is None or not self._reporter.speaking):
+        if self._clock is not None:
+            self._clock.heard()
+        asked = self._questions is not None and self._questions.busy
+        if self._closing and not asked and (self._reporter is None or not self._reporter.speaking):
             self._finish(None)
 
     def _emit(self, event: ServerEvent) -> int:
@@ -197,7 +218,11 @@ class Call:
         if self.ended:
             return
         self.ended = True
+        if self._clock is not None:
+            self._clock.close()
         cause = "closed" if problem is None else problem.reason.value
+        if self._questions is not None:
+            self._questions.close()
         if self._turns is not None:
             self._turns.close("" if problem is None else cause)
             self.services.store.close(self.session)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engine import records
+from engine.constraint import Constraint
 from service import client_events as events
 from service.config import CallConfig
 from service.conversation import Conversation
@@ -31,7 +32,12 @@ class EnginePort(Protocol):
     """What a call needs of ``service.engine_client.EngineClient``."""
 
     def open(
-        self, session: str, tokens: tuple[int, ...], seed: int, on_failed: Callable[[records.Failed], None]
+        self,
+        session: str,
+        tokens: tuple[int, ...],
+        seed: int,
+        on_failed: Callable[[records.Failed], None],
+        constraint: Constraint | None = None,
     ) -> None: ...
     def sync(
         self,
@@ -41,6 +47,7 @@ class EnginePort(Protocol):
         ahead: int = 0,
         on_prefilled: Callable[[records.Prefilled], None] | None = None,
     ) -> None: ...
+    def fork(self, session: str, child: str) -> None: ...
     def submit(self, command: records.Submit, sink: Callable[[Record], None]) -> None: ...
     def release(self, session: str, turn: int, deadline: float) -> None: ...
     def close(self, session: str) -> None: ...

@@ -143,6 +143,26 @@ class ToolResult:
 
 
 @dataclass(frozen=True)
+class Generate:
+    """A side question: a message behind the history, or a conversation of its own, where ``items`` is given."""
+
+    request_id: int
+    question: str = ""
+    items: tuple[Item, ...] | None = None
+    generation: GenerationPatch = field(default_factory=GenerationPatch)
+    timeout_ms: int | None = None
+    traceparent: str = ""
+    tracestate: str = ""
+
+
+@dataclass(frozen=True)
+class CancelGenerate:
+    """The answer to a side question is not wanted any more."""
+
+    request_id: int
+
+
+@dataclass(frozen=True)
 class Acknowledge:
     """Every server event up to ``seq`` has been received."""
 
@@ -175,6 +195,8 @@ ClientEvent = (
     | Interrupt
     | Playback
     | ToolResult
+    | Generate
+    | CancelGenerate
     | Acknowledge
     | CloseCall
     | Malformed

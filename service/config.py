@@ -69,7 +69,11 @@ class CallConfig(Section):
 
     max_reply_tokens: int = Field(default=256, ge=1)
     max_reply_tokens_limit: int = Field(default=4096, ge=1)
-    max_tool_rounds: int = Field(default=8, ge=1)
+    max_tool_calls_per_turn: int = Field(default=16, ge=0)
+    max_tool_calls_per_call: int | None = Field(default=None, ge=0)
+    max_call_ms: int | None = Field(default=None, ge=1)
+    max_idle_ms: int | None = Field(default=None, ge=1)
+    tool_timeout_ms: int | None = Field(default=None, ge=1)
     max_input_chars: int = Field(default=16_384, ge=1)
     replay_events: int = Field(default=512, ge=0)
     nearly_full: float = Field(default=0.9, gt=0, le=1)

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engine.constraint import Constraint, JsonConstraint, ToolConstraint
 from engine.models.config import read_json
 from engine.text.chat import Chat, Message, Tool
 from engine.text.codec import Codec
-from engine.text.reply import CALL, CALL_END
 from service.items import Item, MessageItem, ToolCallItem, ToolDefinition, ToolResultItem
+from service.options import Generation, ToolMode
 from service.problems import invalid
 from service.reply import Segment
 
@@ -36,19 +37,33 @@ class Span:
 class Conversation:
     """The history of one call."""
 
-    def __init__(self, chat: Chat, system: str, items: Sequence[Item], tools: Sequence[ToolDefinition]) -> None:
-        """Raises Problem for items or tools that the model's chat template refuses."""
+    def __init__(
+        self,
+        chat: Chat,
+        system: str,
+        items: Sequence[Item],
+        tools: Sequence[ToolDefinition],
+        path: str = "open.items",
+    ) -> None:
+        """Raises Problem for items, which came in the field ``path``, or tools that the model's template refuses."""
         self._chat = chat
+        self._system = system
+        self._definitions = tuple(tools)
         messages: list[Message] = [{"role": "system", "content": system}] if system else []
         try:
             head = chat.begin(messages + _messages(items), [_function(tool) for tool in tools])
         except ValueError as error:
-            raise invalid("open.items" if items else "open.tools", str(error)) from None
+            raise invalid(path if items else "open.tools", str(error)) from None
         self._tokens = list(head.ids)
         self._known = 0
         self._first_user = head.first_user
         self._made_ids = 0
-        self.has_tools = bool(tools)
+        form = chat.call_form
+        if tools and form is None:
+            raise invalid("open.tools", "the model's chat template writes tool calls in no form that is known here")
+        self.call_form = form if tools else None
+        self.may_call = True
+        self._tools = tuple((tool.name, json.dumps(tool.parameters)) for tool in tools)
         named = tuple(item if item.id else replace(item, id=self.new_id()) for item in items)
         self.spans = [Span(named, 0, len(head.ids))]
 
@@ -73,6 +88,19 @@ class Conversation:
     def stop_tokens(self) -> frozenset[int]:
         return self._chat.codec.stop_tokens
 
+    def constraint(self, generation: Generation, *, goes_on: bool) -> Constraint | None:
+        """What form a generation must have; None for any. goes_on: a reply behind its tool results, which has made the
+        calls that it had to make.
+        """
+        choice, text = generation.tool_choice, generation.text_schema
+        if self.call_form is None:
+            return JsonConstraint(text) if text else None
+        mode: ToolMode = "auto" if choice.mode == "required" and goes_on else choice.mode
+        if not self.may_call:
+            mode = "none"
+        tools = tuple(tool for tool in self._tools if mode != "required" or choice.tool in ("", tool[0]))
+        return ToolConstraint(self.call_form, tools, mode, choice.several, text)
+
     def take_change(self, ahead: Sequence[int] = (), *, limit: int | None = None) -> tuple[int, tuple[int, ...]]:
         """(keep, tokens) that make the engine's log this one, followed by ``ahead``; the engine counts as told.
 
@@ -87,6 +115,22 @@ class Conversation:
     def user_tokens(self, text: str) -> tuple[int, ...]:
         """A turn of the caller as it would follow now."""
         return tuple(self._chat.user(text, first=None if self._had_user else self._first_user))
+
+    def aside(self, question: str) -> tuple[int, tuple[int, ...]]:
+        """(keep, tokens) that make the log of a fork of the engine's: the whole items of the history, a question behind
+        them, and what asks for the answer.
+        """
+        base = self._tokens[: self.spans[-1].end]
+        keep = min(self._known, len(base))
+        return keep, (*base[keep:], *self.user_tokens(question), *self.prompt)
+
+    def aside_items(self, items: Sequence[Item]) -> tuple[int, tuple[int, ...]]:
+        """The same of other items in place of the history's. Raises Problem for items that the template refuses."""
+        other = Conversation(self._chat, self._system, items, self._definitions, "generate.conversation")
+        tokens = (*other.tokens, *self.prompt)
+        same = zip(self._tokens[: self._known], tokens, strict=False)
+        keep = next((at for at, (mine, theirs) in enumerate(same) if mine != theirs), min(self._known, len(tokens)))
+        return keep, tokens[keep:]
 
     def new_id(self) -> str:
         """A name for an item that the client did not name."""
@@ -188,11 +232,13 @@ class Conversation:
         tokens = segment.tokens
         ends = self._chat.codec.text_ends(tokens)
         calls_at = len(tokens)
-        if segment.calls or segment.malformed_calls:
+        form = self._chat.call_form
+        if form is not None and (segment.calls or segment.malformed_calls):
             raw = self._chat.codec.decode(tokens)
-            calls_at = bisect_right(ends, raw.find(CALL))
+            calls_at = bisect_right(ends, raw.find(form.mark)) if form.mark else 0
             if with_calls and chars >= len(segment.text):
-                return tokens[: bisect_left(ends, raw.rfind(CALL_END) + len(CALL_END)) + 1], segment.text
+                end = raw.rfind(form.end_mark) + len(form.end_mark) if form.end_mark else len(raw)
+                return tokens[: bisect_left(ends, end) + 1], segment.text
         fitting = bisect_right(ends, chars, hi=calls_at)
         # Behind the token that completes a character there may be some that begin the next one.
         kept = bisect_left(ends, ends[fitting - 1]) + 1 if fitting and ends[fitting - 1] else 0

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from engine import records
 from engine.config import EngineConfig
+from engine.constraint import Constraint
 from service.config import WatchdogConfig
 from service.engine_process import EngineProcess, EngineStartError
 from service.mirror import ReplySink, SessionMirror
@@ -72,12 +73,19 @@ class EngineClient:
             self._process = None
 
     def open(
-        self, session: str, tokens: tuple[int, ...], seed: int, on_failed: Callable[[records.Failed], None]
+        self,
+        session: str,
+        tokens: tuple[int, ...],
+        seed: int,
+        on_failed: Callable[[records.Failed], None],
+        constraint: Constraint | None = None,
     ) -> None:
-        """Open a session. ``on_failed``: told when a command of it fails that belongs to no reply."""
+        """Open a session. on_failed: told when a command of it fails that belongs to no reply. constraint: that its
+        replies will probably have.
+        """
         if session in self._sessions:
             raise ValueError(f"session {session} is open already")
-        self._sessions[session] = mirror = SessionMirror(session, seed, tokens, self._send, on_failed)
+        self._sessions[session] = mirror = SessionMirror(session, seed, tokens, self._send, on_failed, constraint)
         mirror.open()
 
     def sync(
@@ -94,6 +102,12 @@ class EngineClient:
         hypothesis; on_prefilled: told when it is computed, unless something else is asked of the session first.
         """
         self._sessions[session].sync(keep, tokens, ahead, on_prefilled)
+
+    def fork(self, session: str, child: str) -> None:
+        """Open ``child`` with the log and caches of a session. A failure of it comes with what is asked of it next."""
+        if child in self._sessions:
+            raise ValueError(f"session {child} is open already")
+        self._sessions[child] = self._sessions[session].fork(child)
 
     def submit(self, command: records.Submit, sink: ReplySink) -> None:
         """Ask for a reply. One in progress is overtaken: it ends, and only its Ended still comes."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from engine import records
 from service.ahead import HeldReply
 from service.call_services import CallServices, Record
-from service.client_events import EagerEndOfTurn
+from service.client_events import EagerEndOfTurn, Generate
 from service.conversation import Conversation
 from service.items import ToolCallItem, ToolResultItem
 from service.options import Generation
@@ -22,6 +22,9 @@ from service.store import LogEntry
 
 INTERRUPTED_RESULT = '{"status": "interrupted"}'
 """What the history holds as the result of a tool call that the caller spoke over and whose result never came."""
+
+TIMED_OUT_RESULT = '{"status": "error", "error": "the tool did not answer in time"}'
+"""What it holds as the result of a tool call that had none in time."""
 
 UNHELD_RESULT = '{"status": "done", "output": "too long"}'
 """What the history holds in place of results that the context has no room for."""
@@ -42,10 +45,13 @@ class History:
         """Tokens in use."""
         return self._conversation.length
 
-    def open(self, seed: int, on_failed: Callable[[records.Failed], None]) -> None:
-        """Open the call's session in the engine. ``on_failed``: told of commands that belong to no reply."""
+    def open(self, seed: int, generation: Generation, on_failed: Callable[[records.Failed], None]) -> None:
+        """Open the call's session in the engine. generation: of a reply that asks for nothing of its own. on_failed:
+        told of commands that belong to no reply.
+        """
         _, tokens = self._conversation.take_change()
-        self._services.engine.open(self._session, tokens, seed, on_failed)
+        constraint = self._conversation.constraint(generation, goes_on=False)
+        self._services.engine.open(self._session, tokens, seed, on_failed, constraint)
         self._services.store.append(self._session, LogEntry(0, 0, tokens))
 
     def close(self) -> None:
@@ -72,6 +78,11 @@ class History:
 
     def new_id(self) -> str:
         return self._conversation.new_id()
+
+    def forbid_calls(self) -> bool:
+        """No reply calls a tool any more; whether that is new."""
+        could, self._conversation.may_call = self._conversation.may_call, False
+        return could
 
     # What is added
 
@@ -182,6 +193,34 @@ class History:
         self._services.engine.submit(command, held.take)
         return held
 
+    def ask_aside(self, name: str, asked: Generate, generation: Generation, sink: Callable[[Record], None]) -> None:
+        """Ask a side question of a fork called ``name``. Raises Problem where it, or an answer, would not fit."""
+        conversation = self._conversation
+        if asked.items is None:
+            keep, tokens = conversation.aside(asked.question)
+        else:
+            keep, tokens = conversation.aside_items(asked.items)
+        limit = self._services.max_context_tokens
+        if keep + len(tokens) >= limit:
+            message = f"the question has {keep + len(tokens)} tokens; they and an answer do not fit {limit}"
+            raise Problem(Reason.CONTEXT_FULL, message, field="generate.prompt")
+        command = records.Submit(
+            session=name,
+            turn=1,
+            keep=keep,
+            tokens=tokens,
+            sampling=generation.sampling,
+            max_tokens=generation.max_tokens,
+            stop_tokens=conversation.stop_tokens | generation.stop_token_ids,
+            stop_strings=generation.stop_strings,
+            request=asked.request_id,
+            drafting=generation.drafting,
+            constraint=conversation.constraint(generation, goes_on=False),
+            aside=True,
+        )
+        self._services.engine.fork(self._session, name)
+        self._services.engine.submit(command, sink)
+
     def put_answered(self, held: HeldReply, item_id: str) -> None:
         """Add the turn that was answered ahead."""
         self._conversation.put_user(held.asked.text, held.tokens, item_id)
@@ -217,7 +256,8 @@ class History:
             first_index=said,
             deadline=deadline,
             drafting=generation.drafting,
-            tools=self._conversation.has_tools,
+            calls=self._conversation.call_form,
+            constraint=self._conversation.constraint(generation, goes_on=said > 0),
             hold=hold,
             ahead=ahead,
         )

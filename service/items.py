@@ -42,11 +42,12 @@ class ToolResultItem:
 
 @dataclass(frozen=True)
 class ToolDefinition:
-    """parameters: a JSON Schema of an object, parsed."""
+    """parameters: a JSON Schema of an object, parsed. timeout_ms: None for the call's."""
 
     name: str
     description: str
     parameters: Mapping[str, object]
+    timeout_ms: int | None = None
 
 
 Item = MessageItem | ToolCallItem | ToolResultItem

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable
 from functools import partial
 
 from engine import records
+from engine.text.common import common_prefix
 from service.ahead import Ahead, HeldReply
 from service.call_services import Later
 from service.client_events import EagerEndOfTurn, Final, Partial, TurnResumed
@@ -148,7 +148,7 @@ def settled_part(event: Partial, last: Hypothesis | None) -> str:
     (local agreement, Liu et al. 2020, "Low-latency sequence-to-sequence speech recognition"), in whole words.
     """
     before = last.text if last is not None and last.turn_id == event.turn_id else ""
-    both = os.path.commonprefix([event.text, before])  # noqa: RUF071 (of any text, by characters)
+    both = common_prefix(event.text, before)
     if both != event.text and not event.text[len(both)].isspace():
         both = both[: max(0, *map(both.rfind, " \n\t"))]
     return max(both, event.text[: event.stable], key=len)

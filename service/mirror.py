@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from engine import records
+from engine.constraint import Constraint
 from engine.session import Finish, TurnStats
 
 MAX_RESUMES = 3
@@ -67,7 +68,8 @@ class ReplyMirror:
 class SessionMirror:
     """One session as the engine has it once it has done all that was sent.
 
-    send: takes each command for the engine. on_failed: told when a command fails that belongs to no reply.
+    send: takes each command for the engine. on_failed: told when a command fails that belongs to no reply. constraint:
+    that its replies will probably have.
     """
 
     def __init__(
@@ -77,11 +79,13 @@ class SessionMirror:
         tokens: tuple[int, ...],
         send: Callable[[records.Command], None],
         on_failed: Callable[[records.Failed], None],
+        constraint: Constraint | None = None,
     ) -> None:
         self._name = name
         self._seed = seed
         self._send = send
         self._on_failed = on_failed
+        self._constraint = constraint
         self._reply: ReplyMirror | None = None
         self._overtaken: dict[int, ReplyMirror] = {}
         self._syncs = 0
@@ -91,7 +95,12 @@ class SessionMirror:
 
     def open(self) -> None:
         """Open the session, with the log as it is now."""
-        self._send(records.Open(self._name, tuple(self.tokens), self._seed))
+        self._send(records.Open(self._name, tuple(self.tokens), self._seed, self._constraint))
+
+    def fork(self, child: str) -> SessionMirror:
+        """The mirror of a fork, which the engine makes now. It begins with what this one has of the log."""
+        self._send(records.Fork(self._name, child))
+        return SessionMirror(child, self._seed, tuple(self.tokens), self._send, self._on_failed, None)
 
     def sync(
         self,

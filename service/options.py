@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from engine.sampling import Sampling
+
+ToolMode = Literal["auto", "none", "required"]
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """How freely tools are called. tool: the one that must be; empty: the mode says. several: whether one reply may
+    hold several calls.
+    """
+
+    mode: ToolMode = "auto"
+    tool: str = ""
+    several: bool = True
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How a reply is generated. max_tokens: of the whole reply, all its generations together; 0 is not decided yet."""
+    """How a reply is generated. max_tokens: of the whole reply, all its generations together; 0 is not decided yet.
+    text_schema: JSON Schema of its text; empty for any text.
+    """
 
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 0
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     drafting: bool = True
+    tool_choice: ToolChoice = ToolChoice()
+    text_schema: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,8 @@ class GenerationPatch:
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     drafting: bool | None = None
+    tool_choice: ToolChoice | None = None
+    text_schema: str | None = None
 
     def apply(self, to: Generation) -> Generation:
         """``to`` with what was said. Raises ``engine.errors.InvalidSampling`` for a value out of range."""
@@ -43,16 +63,23 @@ class GenerationPatch:
             stop_strings=self.stop_strings or to.stop_strings,
             stop_token_ids=self.stop_token_ids or to.stop_token_ids,
             drafting=to.drafting if self.drafting is None else self.drafting,
+            tool_choice=self.tool_choice or to.tool_choice,
+            text_schema=to.text_schema if self.text_schema is None else self.text_schema,
         )
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Guardrails of a call; None leaves the service's own."""
+    """Guardrails of a call. As asked for, None leaves the service's own; in force, None is no limit."""
 
     max_turns: int | None = None
     max_output_tokens_per_turn: int | None = None
     max_input_code_points: int | None = None
+    max_tool_calls_per_turn: int | None = None
+    max_tool_calls_per_call: int | None = None
+    max_call_ms: int | None = None
+    max_idle_ms: int | None = None
+    tool_timeout_ms: int | None = None
 
 
 @dataclass(frozen=True)

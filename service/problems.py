@@ -21,7 +21,11 @@ class Reason(enum.Enum):
     STALE_TURN = "STALE_TURN"
     UNKNOWN_TURN = "UNKNOWN_TURN"
     UNKNOWN_TOOL_CALL = "UNKNOWN_TOOL_CALL"
-    TOO_MANY_TOOL_ROUNDS = "TOO_MANY_TOOL_ROUNDS"
+    TOO_MANY_QUESTIONS = "TOO_MANY_QUESTIONS"
+    QUESTION_TIMED_OUT = "QUESTION_TIMED_OUT"
+    CANCELLED = "CANCELLED"
+    CALL_TOO_LONG = "CALL_TOO_LONG"
+    CALL_IDLE = "CALL_IDLE"
     MALFORMED_TOOL_CALL = "MALFORMED_TOOL_CALL"
     CONTEXT_FULL = "CONTEXT_FULL"
     OUT_OF_PAGES = "OUT_OF_PAGES"
@@ -35,8 +39,12 @@ class Reason(enum.Enum):
 class Guardrail(enum.Enum):
     """Limits of a call that a client is told of when they are reached."""
 
+    TOOL_CALLS_PER_TURN = "max_tool_calls_per_turn"
+    TOOL_CALLS_PER_CALL = "max_tool_calls_per_call"
     OUTPUT_TOKENS_PER_TURN = "max_output_tokens_per_turn"
     TURNS = "max_turns"
+    CALL_DURATION = "max_call_ms"
+    IDLE_TIME = "max_idle_ms"
     INPUT_SIZE = "max_input_code_points"
 
 
@@ -73,6 +81,8 @@ def engine_problem(reason: str, message: str) -> Problem:
     match reason:
         case "ContextFull":
             return Problem(Reason.CONTEXT_FULL, message)
+        case "InvalidConstraint":
+            return Problem(Reason.INVALID_FIELD, message)
         case "OutOfPages":
             return Problem(Reason.OUT_OF_PAGES, message, retry_after_s=1.0)
         case _:

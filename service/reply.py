@@ -16,6 +16,7 @@ from service.client_events import Heard, WordTiming
 from service.heard import heard_chars, joined
 from service.items import ToolCallItem, ToolResultItem
 from service.options import Generation
+from service.server_events import TurnEnd
 from service.telemetry import TurnRecord
 
 
@@ -89,8 +90,8 @@ class Reply:
     before: length before the prompt that asks for the reply.
 
     played: code points that playback progress has reported; None while it has not. cut: where the caller spoke over it,
-    in code points, and kept: the text that the history holds since; None when it was not interrupted. item_ids: what
-    the turn has left in the history, once a newer one has begun.
+    in code points, and kept: the text that the history holds since; None when it was not interrupted. cut_by: why it
+    was cut. item_ids: what the turn has left in the history, once a newer one has begun.
     """
 
     turn_id: int
@@ -106,6 +107,7 @@ class Reply:
     words: list[WordTiming] = field(default_factory=list)
     cut: int | None = None
     kept: str | None = None
+    cut_by: TurnEnd = TurnEnd.INTERRUPTED
     item_ids: tuple[str, ...] | None = None
 
     @property

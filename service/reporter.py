@@ -20,6 +20,7 @@ from service.server_events import (
     ServerEvent,
     TextDelta,
     ToolCalled,
+    ToolTimedOut,
     TurnEnd,
     TurnEnded,
     TurnWaiting,
@@ -60,6 +61,11 @@ class Reporter:
         """Whether there is more to come of a turn without another word of the client."""
         return any(reply.phase is not Phase.WAITING for reply in self._open)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a turn is in progress, be it that it waits for its tools."""
+        return bool(self._open)
+
     def notice(self, notice: Notice) -> None:
         """Tell what is there to be shown, where the client wants to see it."""
         if self._terms.progress_notices:
@@ -96,7 +102,8 @@ class Reporter:
             segment.calls.append(call)
             segment.take_unsent()  # behind a call, not behind text
             account.tool_calls += 1
-            self._emit(ToolCalled(reply.turn_id, call, len(reply.text)))
+            timeout_ms = self._terms.tool_timeout_ms(call.name)
+            self._emit(ToolCalled(reply.turn_id, call, len(reply.text), timeout_ms))
 
     def waiting(self, reply: Reply) -> None:
         """The reply goes on when its tools have answered."""
@@ -115,8 +122,12 @@ class Reporter:
         reply.record.error = problem.reason.value
         self._emit(Failure(problem, reply.turn_id))
 
+    def tool_timed_out(self, reply: Reply, call: ToolCallItem, timeout_ms: int) -> None:
+        """The reply goes on without the tool."""
+        self._emit(ToolTimedOut(reply.turn_id, call.call_id, timeout_ms))
+
     def limit_reached(self, reply: Reply, guardrail: Guardrail, limit: int) -> None:
-        """Which guardrail ends the turn."""
+        """Which guardrail the turn has come up against."""
         self._emit(LimitReached(guardrail, limit, reply.turn_id))
 
     def ended(self, reply: Reply, reason: TurnEnd) -> None:
@@ -124,7 +135,8 @@ class Reporter:
         if reply not in self._open:
             return
         self._open.remove(reply)
-        reply.record.end_reason = "interrupted" if reason is TurnEnd.INTERRUPTED else "completed"
+        cut = {TurnEnd.INTERRUPTED: "interrupted", TurnEnd.LIMIT_REACHED: "limit_reached"}
+        reply.record.end_reason = cut.get(reason, "completed")
         account = _account(reply)
         text = reply.text if reply.kept is None else reply.kept
         ids = self._history.item_ids(reply) if reply.item_ids is None else reply.item_ids

@@ -49,11 +49,12 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class ToolCalled:
-    """offset: where in the turn's text the call stands."""
+    """offset: where in the turn's text the call stands. timeout_ms: that the tool has; None: no limit."""
 
     turn_id: int
     call: ToolCallItem
     offset: int
+    timeout_ms: int | None = None
 
 
 class TurnEnd(Enum):
@@ -138,6 +139,15 @@ class LimitReached:
     turn_id: int | None = None
 
 
+@dataclass(frozen=True)
+class ToolTimedOut:
+    """A tool had no result after ``timeout_ms``: the reply goes on with that as the result."""
+
+    turn_id: int
+    call_id: str
+    timeout_ms: int
+
+
 class AheadState(Enum):
     """What becomes of a reply made ahead."""
 
@@ -171,7 +181,18 @@ class AnsweringAhead:
     tokens: int
 
 
-Notice = PrefilledAhead | AnsweringAhead | Draining | ContextNearlyFull | EngineRestarted | LimitReached
+Notice = PrefilledAhead | AnsweringAhead | Draining | ContextNearlyFull | EngineRestarted | LimitReached | ToolTimedOut
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The answer to a side question."""
+
+    request_id: int
+    text: str
+    reason: TurnEnd
+    model: str
+    account: TurnRecord
 
 
 @dataclass(frozen=True)
@@ -184,7 +205,7 @@ class Failure:
     request_id: int = 0
 
 
-ServerEvent = Opened | TextDelta | ToolCalled | TurnWaiting | TurnEnded | Interrupted | Notice | Failure
+ServerEvent = Opened | TextDelta | ToolCalled | TurnWaiting | TurnEnded | Interrupted | Generated | Notice | Failure
 
 
 @dataclass(frozen=True)

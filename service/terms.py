@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import overload
 
 from service import client_events as events
 from service.config import CallConfig
-from service.options import AnswerAhead, Generation, GenerationPatch, Limits, TurnOptions
+from service.options import AnswerAhead, Generation, GenerationPatch, Limits, ToolChoice, TurnOptions
 from service.problems import Guardrail, Problem, Reason, invalid
 
 
@@ -16,8 +18,8 @@ class Terms:
     """The terms of one call.
 
     generation: of a reply that asks for nothing of its own. deadline_ms: for a first token; None where there is none.
-    announce_at: tokens in use from which the context counts as nearly full. max_tool_rounds: of one reply. unstable_s:
-    how long the end of a partial that may still be revised is not computed.
+    announce_at: tokens in use from which the context counts as nearly full. unstable_s: how long the end of a partial
+    that may still be revised is not computed. tools: their own time-outs by name, in milliseconds.
     """
 
     limits: Limits
@@ -27,11 +29,11 @@ class Terms:
     answer_ahead: AnswerAhead
     deadline_ms: int | None
     announce_at: int
-    max_tool_rounds: int
     progress_notices: bool
     unstable_s: float
     max_context_tokens: int
     vocab_size: int
+    tools: Mapping[str, int | None]
 
     @staticmethod
     def of(opening: events.Open, config: CallConfig, vocab_size: int, max_context_tokens: int) -> Terms:
@@ -43,7 +45,12 @@ class Terms:
         output = _lower(asked.max_output_tokens_per_turn, config.max_reply_tokens_limit)
         text = _lower(asked.max_input_code_points, config.max_input_chars)
         terms = Terms(
-            limits=Limits(asked.max_turns, output, text),
+            limits=Limits(
+                max_turns=asked.max_turns,
+                max_output_tokens_per_turn=output,
+                max_input_code_points=text,
+                **{name: _lower(getattr(asked, name), getattr(config, name)) for name in _OPTIONAL},
+            ),
             max_output_tokens=output,
             max_input_code_points=text,
             generation=Generation(max_tokens=config.max_reply_tokens),
@@ -54,11 +61,11 @@ class Terms:
             ),
             deadline_ms=opening.first_token_deadline_ms,
             announce_at=int(max_context_tokens * config.nearly_full) if announce_at is None else announce_at,
-            max_tool_rounds=config.max_tool_rounds,
             progress_notices=opening.progress_notices,
             unstable_s=config.unstable_partial_ms / 1000,
             max_context_tokens=max_context_tokens,
             vocab_size=vocab_size,
+            tools={tool.name: tool.timeout_ms for tool in opening.tools},
         )
         return dataclasses.replace(terms, generation=terms._merged(opening.generation, "open"))
 
@@ -66,10 +73,19 @@ class Terms:
         """How the reply to ``event`` is generated. Raises Problem for stop tokens that are not in the vocabulary."""
         return self._merged(options.generation, f"{event}.options")
 
+    def for_question(self, patch: GenerationPatch) -> Generation:
+        """How a side question is answered: in any text unless it asks for a form, without tools."""
+        form = patch.text_schema or ""
+        return self._merged(dataclasses.replace(patch, text_schema=form, tool_choice=ToolChoice("none")), "generate")
+
     def deadline(self, options: TurnOptions, committed: float) -> float:
         """When the first token of a turn committed at ``committed`` is wanted; 0 where nobody said."""
         deadline_ms = options.first_token_deadline_ms or self.deadline_ms
         return committed + deadline_ms / 1000 if deadline_ms else 0.0
+
+    def tool_timeout_ms(self, name: str) -> int | None:
+        """Time that a call of the tool has; None: no limit."""
+        return _lower(self.tools.get(name), self.limits.tool_timeout_ms)
 
     def check_input(self, text: str, path: str) -> None:
         """Raises Problem for a text that is longer than an event's may be."""
@@ -95,9 +111,22 @@ class Terms:
         generation = patch.apply(self.generation)
         if any(token >= self.vocab_size for token in generation.stop_token_ids):
             raise invalid(f"{path}.sampling.stop_token_ids", "holds an id that is not in the vocabulary")
+        choice = generation.tool_choice
+        if choice.tool and choice.tool not in self.tools:
+            raise invalid(f"{path}.tool_choice.tool_name", f"{choice.tool!r} is no tool of the call")
+        if choice.mode == "required" and not self.tools:
+            raise invalid(f"{path}.tool_choice.mode", "asks for a tool call, and the call has no tools")
         return dataclasses.replace(generation, max_tokens=min(generation.max_tokens, self.max_output_tokens))
 
 
-def _lower(asked: int | None, own: int) -> int:
+_OPTIONAL = ("max_tool_calls_per_turn", "max_tool_calls_per_call", "max_call_ms", "max_idle_ms", "tool_timeout_ms")
+"""Limits that need not be there."""
+
+
+@overload
+def _lower(asked: int | None, own: int) -> int: ...
+@overload
+def _lower(asked: int | None, own: int | None) -> int | None: ...
+def _lower(asked: int | None, own: int | None) -> int | None:
     """What the client asked for, where that is below the service's own."""
-    return own if asked is None else min(asked, own)
+    return min((limit for limit in (asked, own) if limit is not None), default=None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from engine import records
@@ -17,7 +18,8 @@ from service import client_events
 from service.ahead import HeldReply
 from service.call_services import Later, Record
 from service.client_events import Final, Respond, Say
-from service.history import INTERRUPTED_RESULT, UNHELD_RESULT, History
+from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT, History
+from service.items import ToolCallItem, ToolResultItem
 from service.listening import Hypothesis, Listening
 from service.options import TurnOptions
 from service.problems import Guardrail, Problem, Reason, engine_problem
@@ -26,6 +28,7 @@ from service.reporter import Reporter
 from service.server_events import TurnEnd
 from service.telemetry import TurnRecord
 from service.terms import Terms
+from service.tool_calls import ToolCalls
 
 log = logging.getLogger(__name__)
 
@@ -56,19 +59,22 @@ class Turns:
         self._listening = Listening(terms, history, reporter, later, self._may_listen, self._may_answer_ahead)
         self._reply: Reply | None = None
         self._taken: dict[int, tuple[str, str]] = {}
-        self._answered: set[str] = set()
+        self._tools = ToolCalls(terms, later, self._tool_timed_out)
         self._closed = False
         self._replies = 0
         self.last_turn = 0
 
     def start(self, seed: int) -> None:
         """Open the call's session in the engine."""
-        self._history.open(seed, self._engine_failed)
+        if self._tools.exhausted:
+            self._history.forbid_calls()
+        self._history.open(seed, self._terms.generation, self._engine_failed)
 
     def close(self, error: str) -> None:
         """The call is over; ``error``: why, or empty. Whatever is being generated stops."""
         self._closed = True
         self._listening.abandon()
+        self._tools.close()
         self._history.close()
         self._reporter.close(error)
 
@@ -144,7 +150,7 @@ class Turns:
 
     def tool_result(self, event: client_events.ToolResult) -> None:
         """What a tool gave. With the last result that is waited for, the reply goes on."""
-        if event.call_id in self._answered:
+        if self._tools.is_answered(event.call_id):
             return
         if event.turn_id < self.last_turn:
             raise self._stale("tool_result.turn_id")
@@ -159,9 +165,12 @@ class Turns:
         result = self._history.result(call, event.output, is_error=event.is_error, item_id=event.item_id)
         if reply.phase is Phase.OVER:
             self._history.require_results([*segment.results.values(), result], reply=False)
-        self._answered.add(call.call_id)
-        segment.results[call.call_id] = result
-        segment.wants_reply |= not event.no_reply
+        self._put_result(reply, segment, result, wants_reply=not event.no_reply)
+
+    def _put_result(self, reply: Reply, segment: Segment, result: ToolResultItem, *, wants_reply: bool) -> None:
+        self._tools.answered(result.call_id)
+        segment.results[result.call_id] = result
+        segment.wants_reply |= wants_reply
         if segment.outstanding:
             return
         if reply.phase is Phase.WAITING:
@@ -170,6 +179,16 @@ class Turns:
             reply.kept = self._history.rewrite(reply, reply.cut)
             self._history.flush()
             self._listening.work()
+
+    def _tool_timed_out(self, call: ToolCallItem, timeout_ms: int) -> None:
+        """The model is told that its tool did not answer, and goes on. What was overtaken since waits for nothing."""
+        reply = self._reply
+        segments = [] if reply is None else [segment for segment in reply.segments if call in segment.outstanding]
+        if reply is None or not segments:
+            return
+        self._reporter.tool_timed_out(reply, call, timeout_ms)
+        result = self._history.result(call, TIMED_OUT_RESULT, is_error=True)
+        self._put_result(reply, segments[0], result, wants_reply=True)
 
     # Listening
 
@@ -210,6 +229,7 @@ class Turns:
             return
         abandoned = reply.current.outstanding
         for call in abandoned:
+            self._tools.answered(call.call_id)
             reply.current.results[call.call_id] = self._history.result(call, INTERRUPTED_RESULT)
         if reply.is_open:
             self._cut(reply, reply.heard_chars(None))
@@ -285,10 +305,31 @@ class Turns:
         elif reply.generation.max_tokens <= reply.output_tokens:
             reply.record.finish = Finish.LENGTH.value
             self._end_turn(reply)
-        elif len(reply.segments) > self._terms.max_tool_rounds:
-            self._end_turn(reply, Problem(Reason.TOO_MANY_TOOL_ROUNDS, "the reply calls tools without end"))
         else:
             self._submit(reply)
+
+    def _progress(self, reply: Reply, segment: Segment, record: records.Progress) -> None:
+        """One step of the newest generation. A tool call above a limit is not made, and ends the turn."""
+        made = sum(len(segment.calls) for segment in reply.segments)
+        allowed, broken = self._tools.admit(len(record.calls), made)
+        if broken is not None:
+            dropped = len(record.calls) - allowed
+            malformed = record.malformed_calls + dropped  # the history must not hold what it wrote of them either
+            record = replace(record, calls=record.calls[:allowed], malformed_calls=malformed)
+        before = len(segment.calls)
+        self._reporter.progress(reply, segment, record)
+        for call in segment.calls[before:]:
+            self._tools.sent(call)
+        exhausted = self._tools.exhausted if record.calls else None
+        if exhausted is not None and self._history.forbid_calls() and exhausted != broken:
+            self._reporter.limit_reached(reply, *exhausted)
+        if broken is not None:
+            self._reporter.limit_reached(reply, *broken)
+            reply.phase, reply.cut_by, reply.cut = Phase.OVER, TurnEnd.LIMIT_REACHED, len(reply.text)
+            reply.kept = self._history.rewrite(reply, reply.cut)
+            self._history.version += 1
+            self._history.flush()
+            self._listening.work()
 
     def _cut(self, reply: Reply, chars: int) -> None:
         """The caller spoke over the reply: the history holds what was heard of it. Repeatable, and revisable."""
@@ -311,7 +352,7 @@ class Turns:
             match record:
                 case records.Progress():
                     if alive:
-                        self._reporter.progress(reply, segment, record)
+                        self._progress(reply, segment, record)
                 case records.Ended():
                     reply.record.stats.append(record.stats)
                     if alive:
@@ -321,7 +362,7 @@ class Turns:
                         self._history.drop(segment)
                         self._end_turn(reply, engine_problem(record.reason, record.message))
             if not alive and not isinstance(record, records.Progress):
-                self._reporter.ended(reply, TurnEnd.INTERRUPTED)
+                self._reporter.ended(reply, reply.cut_by)
         except Exception:
             log.exception("engine record failed", extra={"session": self._session, "record": type(record).__name__})
             self._on_lost(Problem(Reason.INTERNAL, "the service failed on the engine's answer"))

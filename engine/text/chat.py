@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from engine.errors import ModelError
+from engine.text.call_form import KEYS, NAME, VALUE, CallForm, form_of
 from engine.text.codec import Codec
+from engine.text.common import common_prefix
 
 Message = dict[str, Any]
 Tool = dict[str, Any]
@@ -63,7 +66,6 @@ class Chat:
         if not self._past_prompt.startswith(self.prompt_text):
             self._said_prefix = ""
         self._tail_ids = tuple(codec.encode(self.tail))
-        self.writes_hermes_calls = "<tool_call>" in self._template_source()
         self._verify()
 
     def begin(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Head:
@@ -170,9 +172,31 @@ class Chat:
             raise ValueError(f"the chat template refuses this conversation: {error}") from error
         return str(text)
 
-    def _template_source(self) -> str:
-        template = self.codec.hf.chat_template
-        return template if isinstance(template, str) else "".join(template.values())
+    @cached_property
+    def call_form(self) -> CallForm | None:
+        """How the template writes the assistant's tool calls; None where it does not, or in a form of its own."""
+        function = {"name": NAME, "arguments": dict.fromkeys(KEYS, VALUE)}
+        call = {"type": "function", "function": function}
+        messages: list[Message] = [_user(_FIRST), {"role": "assistant", "content": "", "tool_calls": [call]}]
+        try:
+            written = self._render(messages)
+        except ValueError:
+            return None
+        body = written[len(self._render([_user(_FIRST)])) :].removesuffix(self.tail)
+        prompt = common_prefix(body, self._past_prompt)
+        form = form_of(body[len(prompt) :])
+        if form is None or not self._reads_as_written(form):
+            return None
+        messages[-1]["tool_calls"] = [call, call]
+        try:
+            return replace(form, several=self._render(messages).count(NAME) == 2)
+        except ValueError:
+            return replace(form, several=False)
+
+    def _reads_as_written(self, form: CallForm) -> bool:
+        """Whether its marks come out of the model as text: special tokens would be left out."""
+        marks = form.mark + form.end_mark
+        return self.codec.decode(self.codec.encode(marks)) == marks
 
     def _verify(self) -> None:
         """The pieces, put together, must be what the template writes for a conversation of several turns.

@@ -50,6 +50,14 @@ class Codec:
         """Whether the content spells no special token."""
         return self._markup.search(content) is None
 
+    def cut_at_markup(self, text: str) -> list[str]:
+        """The text in pieces: special tokens, and what lies between them."""
+        pieces, start = [], 0
+        for match in self._markup.finditer(text):
+            pieces += [text[start : match.start()], match.group()]
+            start = match.end()
+        return [piece for piece in [*pieces, text[start:]] if piece]
+
     def encode_around(self, before: str, content: str, after: str) -> list[int]:
         """Ids of markup, content and markup. Content that spells a special token is encoded as plain text."""
         if self.is_plain(content):

@@ -6,23 +6,13 @@ with one turn; knows no session.
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from engine.text.call_form import Call, CallForm, parse_calls
 from engine.text.clauses import ClauseFinder
 from engine.text.codec import Codec
-
-CALL, CALL_END = "<tool_call>", "</tool_call>"
-
-
-@dataclass(frozen=True)
-class Call:
-    """A tool call as the model wrote it. arguments: the JSON text of an object."""
-
-    name: str
-    arguments: str
 
 
 @dataclass
@@ -38,15 +28,18 @@ class Read:
 class ReplyReader:
     """A ``TextWatcher`` over one reply.
 
-    tools: whether ``<tool_call>`` marks begin a call (Hermes, Qwen and our own format); otherwise they are text.
+    calls: how the model writes tool calls; None where none is to be read, and what looks like one is text.
     """
 
-    def __init__(self, codec: Codec, stop_strings: Sequence[str] = (), *, tools: bool = False) -> None:
+    def __init__(self, codec: Codec, stop_strings: Sequence[str] = (), *, calls: CallForm | None = None) -> None:
         if any(not stop for stop in stop_strings):
             raise ValueError("a stop string must not be empty")
         self._stream = codec.stream()
         self._stops = tuple(stop_strings)
-        self._tools = tools
+        self._form = calls
+        self._marks = (*self._stops, calls.mark) if calls is not None and calls.mark else self._stops
+        self._may_be_call = calls is not None and not calls.mark
+        """Whether the reply may still turn out to be a call as a whole."""
         self._clauses = ClauseFinder()
         self._pending = ""  # decoded, neither emitted nor ruled out
         self._call: str | None = None  # text of the call that is being written
@@ -91,6 +84,9 @@ class ReplyReader:
     def finish(self) -> str:
         """Release what was held back. A call whose end mark never came counts if it is whole, else as malformed."""
         text = ""
+        self._may_be_call = False
+        if self._pending and self._call is None:
+            self._advance()  # what was kept back as the beginning of a call is none
         if not self.stopped and self._pending:
             if self._call is None:
                 text = self._pending
@@ -110,6 +106,15 @@ class ReplyReader:
                 if not self._advance_call():
                     return
                 continue
+            if self._may_be_call:
+                assert self._form is not None
+                begun = self._form.is_begun_by(self._pending)
+                if begun is None:
+                    return
+                self._may_be_call = False
+                if begun:
+                    self._pending, self._call = "", self._pending
+                    return
             at, mark = self._first_mark()
             if mark is None:
                 held = self._held_back()
@@ -117,43 +122,41 @@ class ReplyReader:
                 self._pending = self._pending[len(self._pending) - held :]
                 return
             self._emit(self._pending[:at])
-            if mark != CALL:
+            if self._form is None or mark != self._form.mark:
                 self._stop_at = self._raw_length - len(self._pending) + at
                 self._pending = ""
                 return
-            self._pending, self._call = self._pending[at + len(CALL) :], ""
+            self._pending, self._call = self._pending[at + len(mark) :], ""
 
     def _advance_call(self) -> bool:
         """Take pending text into the call; False when all of it was taken and the call goes on."""
-        assert self._call is not None
-        text = self._call + self._pending
-        body, found, rest = text.partition(CALL_END)
-        if not found:
+        assert self._call is not None and self._form is not None
+        text, end_mark = self._call + self._pending, self._form.end_mark
+        at = text.find(end_mark) if end_mark else -1
+        while at >= 0 and _is_inside_string(text[:at]):
+            at = text.find(end_mark, at + 1)
+        if at < 0:
             self._call, self._pending = text, ""
             return False
-        self._call, self._pending = body, rest
+        self._call, self._pending = text[:at], text[at + len(end_mark) :]
         self._finish_call()
         return True
 
     def _finish_call(self) -> None:
         text, self._call = self._call or "", None
-        call = parse_call(text)
-        if call is None:
-            self._read.malformed.append(text)
-        else:
-            self._read.calls.append(call)
+        calls = parse_calls(text)
+        self._read.calls += calls
+        self._read.malformed += [] if calls else [text]
 
     def _first_mark(self) -> tuple[int, str | None]:
         """Where the stop string or call mark begins that is complete first, however the text was cut into tokens."""
-        marks = (*self._stops, CALL) if self._tools else self._stops
-        found = [(at + len(mark), at, mark) for mark in marks if (at := self._pending.find(mark)) >= 0]
+        found = [(at + len(mark), at, mark) for mark in self._marks if (at := self._pending.find(mark)) >= 0]
         return min(found)[1:] if found else (-1, None)
 
     def _held_back(self) -> int:
         """Length of the longest end of the pending text that could be the beginning of a mark."""
-        marks = (*self._stops, CALL) if self._tools else self._stops
         longest = 0
-        for mark in marks:
+        for mark in self._marks:
             for length in range(min(len(mark) - 1, len(self._pending)), longest, -1):
                 if self._pending.endswith(mark[:length]):
                     longest = length
@@ -166,15 +169,14 @@ class ReplyReader:
             self._read.clause_ends += self._clauses.push(text)
 
 
-def parse_call(text: str) -> Call | None:
-    """A ``{"name": ..., "arguments": {...}}`` object (``parameters`` is taken for ``arguments``), or None."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return None
-    arguments = value.get("arguments", value.get("parameters", {}))
-    if not isinstance(arguments, dict):
-        return None
-    return Call(value["name"], json.dumps(arguments, ensure_ascii=False))
+def _is_inside_string(json_text: str) -> bool:
+    """Whether JSON breaks off inside a string."""
+    inside = escaped = False
+    for character in json_text:
+        if escaped:
+            escaped = False
+        elif character == "\\":
+            escaped = inside
+        elif character == '"':
+            inside = not inside
+    return inside

@@ -13,6 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from engine.text.common import common_prefix
+
 FILE = Path(__file__).with_name("calls.jsonl")
 
 
@@ -73,7 +75,7 @@ def to_line(call: RecordedCall) -> str:
     for turn in call.turns:
         events, before = [], ""
         for heard in turn.events:
-            kept = _common(before, heard.text)
+            kept = len(common_prefix(before, heard.text))
             events.append([heard.at_ms, heard.kind.value, kept, heard.text[kept:], heard.stable])
             before = heard.text or before
         turns.append(events)
@@ -98,8 +100,3 @@ def from_line(line: str) -> RecordedCall:
 def read(path: Path = FILE) -> Iterator[RecordedCall]:
     with path.open(encoding="utf-8") as lines:
         yield from map(from_line, lines)
-
-
-def _common(one: str, other: str) -> int:
-    """Code points that two texts begin with both."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -77,6 +77,7 @@ class TurnRecord:
     error: str = ""
     released: float = 0.0
     wasted_ahead: int = 0
+    request_id: int = 0
     stats: list[TurnStats] = field(default_factory=list)
 
     def first_token(self, stats: TurnStats) -> float:
@@ -173,6 +174,13 @@ class CallRecorder:
         """Record a turn that is over: its span, children for each part of it, and its share of the metrics."""
         self._turns += 1
         self._telemetry.count(turn)
+        self._trace(turn)
+
+    def question(self, question: TurnRecord) -> None:
+        """Record a side question that is over. Nobody has waited for its first token: it is in no metric of turns."""
+        self._trace(question)
+
+    def _trace(self, turn: TurnRecord) -> None:
         tracer = self._telemetry.tracer
         parent, links = self._parent(turn)
         span = tracer.start_span(
@@ -226,9 +234,11 @@ class CallRecorder:
             "gen_ai.request.top_k": turn.sampling.top_k,
             "gen_ai.usage.output_tokens": turn.output_tokens,
             "gen_ai.agent.invocation.end_reason": turn.end_reason,
-            "firstword.turn.id": turn.turn_id,
-            "firstword.turn.tool_calls": turn.tool_calls,
         }
+        if turn.request_id:
+            attributes["firstword.request.id"] = turn.request_id
+        else:
+            attributes |= {"firstword.turn.id": turn.turn_id, "firstword.turn.tool_calls": turn.tool_calls}
         if turn.sampling.seed is not None:
             attributes["gen_ai.request.seed"] = turn.sampling.seed
         if turn.finish:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 
 from google.protobuf.message import Message
 
+from engine.grammar.compiler import check_schema
 from service.problems import invalid
+
+_problem_of = lru_cache(1024)(check_schema)
+"""The same agent opens call after call with the same tools."""
 
 
 def present(text: str, path: str) -> str:
@@ -40,3 +45,11 @@ def json_object(text: str, path: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise invalid(path, "must be the JSON text of an object")
     return value
+
+
+def json_schema(text: str, path: str) -> dict[str, object]:
+    """The JSON Schema in ``text``, one that replies can be held to; an empty one for an empty text."""
+    schema = json_object(text, path)
+    if problem := _problem_of(json.dumps(schema)):
+        raise invalid(path, problem)
+    return schema

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import client_events_pb2 as client_pb
 from service import client_events as events
 from service.problems import Problem, invalid, unimplemented
-from service.wire.fields import present
-from service.wire.opening import opening
-from service.wire.options import turn_options
+from service.wire.fields import at_least_one, present
+from service.wire.opening import items, opening
+from service.wire.options import generation, text_schema, turn_options
 
 
 def client_event(request: call_pb.CallRequest) -> events.ClientEvent:
@@ -50,6 +52,10 @@ def _client_event(name: str, request: call_pb.CallRequest) -> events.ClientEvent
             return events.Playback(_turn_id(progress.turn_id, name), _heard(progress.heard, f"{name}.heard"))
         case "tool_result":
             return _tool_result(request.tool_result)
+        case "generate":
+            return _generate(request.generate)
+        case "cancel_generate":
+            return events.CancelGenerate(request.cancel_generate.request_id)
         case "acknowledge":
             return events.Acknowledge(request.acknowledge.seq)
         case "close":
@@ -112,6 +118,25 @@ def _tool_result(result: client_pb.ToolResult) -> events.ToolResult:
         is_error=result.is_error,
         no_reply=result.no_reply,
         item_id=result.item_id,
+    )
+
+
+def _generate(generate: client_pb.Generate) -> events.Generate:
+    if generate.request_id < 1:
+        raise invalid("generate.request_id", "must be 1 or more")
+    if generate.WhichOneof("prompt") is None:
+        raise invalid("generate.prompt", "must be set")
+    own = generate.WhichOneof("prompt") == "conversation"
+    return events.Generate(
+        request_id=generate.request_id,
+        question="" if own else present(generate.question, "generate.question"),
+        items=items(generate.conversation.items, "generate.conversation.items") if own else None,
+        generation=replace(
+            generation(generate.sampling, "generate.sampling"), text_schema=text_schema(generate, "generate")
+        ),
+        timeout_ms=at_least_one(generate, "timeout_ms", "generate"),
+        traceparent=generate.traceparent,
+        tracestate=generate.tracestate,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from firstword.v1 import client_events_pb2 as client_pb
 from firstword.v1 import conversation_pb2 as conversation_pb
@@ -12,8 +13,8 @@ from service.client_events import Open
 from service.items import Item, MessageItem, Role, ToolCallItem, ToolDefinition, ToolResultItem
 from service.options import AnswerAheadPatch, Limits
 from service.problems import invalid, unimplemented
-from service.wire.fields import at_least_one, given, json_object, present
-from service.wire.options import generation, refuse_constraints
+from service.wire.fields import at_least_one, given, json_object, json_schema, present
+from service.wire.options import generation, text_schema, tool_choice
 
 MAX_NAME_BYTES = 128
 
@@ -23,7 +24,9 @@ _ROLES: Mapping[int, Role] = {
     conversation_pb.ROLE_USER: "user",
     conversation_pb.ROLE_ASSISTANT: "assistant",
 }
-_LIMITS = {"max_turns", "max_output_tokens_per_turn", "max_input_code_points"}
+_FROM_ONE = ("max_output_tokens_per_turn", "max_call_ms", "max_idle_ms", "tool_timeout_ms")
+"""Limits that make no sense as 0."""
+_FROM_NONE = ("max_turns", "max_input_code_points", "max_tool_calls_per_turn", "max_tool_calls_per_call")
 
 
 def opening(message: client_pb.Open) -> Open:
@@ -39,14 +42,17 @@ def opening(message: client_pb.Open) -> Open:
         session_id=name,
         model=message.model,
         system=message.system_prompt,
-        items=_items(message.items),
+        items=items(message.items, "open.items"),
         tools=_tools(message.tools),
-        generation=generation(message.sampling, "open.sampling"),
+        generation=replace(
+            generation(message.sampling, "open.sampling"),
+            tool_choice=tool_choice(message.tool_choice, "open"),
+            text_schema=text_schema(message, "open"),
+        ),
         seed=message.seed if message.HasField("seed") else None,
         limits=Limits(
-            max_turns=given(limits, "max_turns"),
-            max_output_tokens_per_turn=at_least_one(limits, "max_output_tokens_per_turn", "open.limits"),
-            max_input_code_points=given(limits, "max_input_code_points"),
+            **{name: at_least_one(limits, name, "open.limits") for name in _FROM_ONE},
+            **{name: given(limits, name) for name in _FROM_NONE},
         ),
         announce_at_tokens=given(policy, "announce_at_tokens"),
         first_token_deadline_ms=at_least_one(message, "first_token_deadline_ms", "open"),
@@ -69,30 +75,27 @@ def _refuse_unimplemented(message: client_pb.Open) -> None:
         "open.context_policy.keep_tokens": policy.HasField("keep_tokens"),
         "open.context_policy.summary_instructions": bool(policy.summary_instructions),
         "open.fallbacks": len(message.fallbacks) > 0,
-        "open.tools.timeout_ms": any(tool.HasField("timeout_ms") for tool in message.tools),
-        **{f"open.limits.{f.name}": f.name not in _LIMITS for f, _ in message.limits.ListFields()},
     }
-    refuse_constraints(message.tool_choice, message.response_format, "open")
     for name, is_asked in asked.items():
         if is_asked:
             raise unimplemented(name)
 
 
-def _items(messages: Iterable[conversation_pb.Item]) -> tuple[Item, ...]:
-    """Prior items. A result takes its tool's name from the call that it answers."""
-    items: list[Item] = []
+def items(messages: Iterable[conversation_pb.Item], within: str) -> tuple[Item, ...]:
+    """The items of the field ``within``. A result takes its tool's name from the call that it answers."""
+    found: list[Item] = []
     calls: dict[str, str] = {}
     ids: set[str] = set()
     for index, message in enumerate(messages):
-        path = f"open.items[{index}]"
+        path = f"{within}[{index}]"
         if message.item_id and message.item_id in ids:
             raise invalid(f"{path}.item_id", "is another item's")
         ids.add(message.item_id)
         item = _item(message, path, calls)
         if isinstance(item, ToolCallItem):
             calls[item.call_id] = item.name
-        items.append(item)
-    return tuple(items)
+        found.append(item)
+    return tuple(found)
 
 
 def _item(item: conversation_pb.Item, path: str, calls: Mapping[str, str]) -> Item:
@@ -127,9 +130,10 @@ def _tools(tools: Sequence[conversation_pb.Tool]) -> tuple[ToolDefinition, ...]:
         path = f"open.tools[{index}]"
         if not _TOOL_NAME.fullmatch(tool.name) or tool.name in definitions:
             raise invalid(f"{path}.name", "must be 1 to 64 letters, digits, _, - or ., and unique")
-        schema = json_object(tool.parameters_json_schema, f"{path}.parameters_json_schema")
-        if not isinstance(schema.get("properties", {}), dict):
+        schema = json_schema(tool.parameters_json_schema, f"{path}.parameters_json_schema")
+        if schema.get("type", "object") != "object" or not isinstance(schema.get("properties", {}), dict):
             raise invalid(f"{path}.parameters_json_schema", "must be the JSON Schema of an object")
         parameters = {"type": "object", "properties": {}, **schema}
-        definitions[tool.name] = ToolDefinition(tool.name, tool.description, parameters)
+        timeout_ms = at_least_one(tool, "timeout_ms", path)
+        definitions[tool.name] = ToolDefinition(tool.name, tool.description, parameters, timeout_ms)
     return tuple(definitions.values())

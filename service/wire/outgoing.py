@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import conversation_pb2 as conversation_pb
 from firstword.v1 import error_pb2 as error_pb
@@ -24,6 +26,10 @@ _TURN_ENDS = {
     events.TurnEnd.FAILED: server_pb.TURN_END_REASON_FAILED,
 }
 _GUARDRAILS = {
+    Guardrail.TOOL_CALLS_PER_TURN: notices_pb.GUARDRAIL_TOOL_CALLS_PER_TURN,
+    Guardrail.TOOL_CALLS_PER_CALL: notices_pb.GUARDRAIL_TOOL_CALLS_PER_CALL,
+    Guardrail.CALL_DURATION: notices_pb.GUARDRAIL_CALL_DURATION,
+    Guardrail.IDLE_TIME: notices_pb.GUARDRAIL_IDLE_TIME,
     Guardrail.OUTPUT_TOKENS_PER_TURN: notices_pb.GUARDRAIL_OUTPUT_TOKENS_PER_TURN,
     Guardrail.TURNS: notices_pb.GUARDRAIL_TURNS,
     Guardrail.INPUT_SIZE: notices_pb.GUARDRAIL_INPUT_SIZE,
@@ -60,6 +66,8 @@ def response(envelope: events.Envelope) -> call_pb.CallResponse:
             message.turn_waiting.CopyFrom(_turn_waiting(event))
         case events.Interrupted():
             message.interrupted.CopyFrom(_interrupted(event))
+        case events.Generated():
+            message.generated.CopyFrom(_generated(event))
         case events.Failure():
             message.error.CopyFrom(_error(event))
         case _:
@@ -94,11 +102,7 @@ def _opened(event: events.Opened) -> server_pb.Opened:
             stop_token_ids=sorted(generation.stop_token_ids),
         ),
         seed=event.seed,
-        limits=options_pb.Limits(
-            max_turns=event.limits.max_turns,
-            max_output_tokens_per_turn=event.limits.max_output_tokens_per_turn,
-            max_input_code_points=event.limits.max_input_code_points,
-        ),
+        limits=options_pb.Limits(**dataclasses.asdict(event.limits)),
         history_version=event.history_version,
         item_ids=event.item_ids,
         drafting_modes=[PLAIN],
@@ -113,6 +117,7 @@ def _tool_called(event: events.ToolCalled) -> server_pb.ToolCalled:
         call=conversation_pb.ToolCall(call_id=call.call_id, name=call.name, arguments_json=call.arguments),
         item_id=call.id,
         offset_code_points=event.offset,
+        timeout_ms=event.timeout_ms,
     )
 
 
@@ -146,6 +151,18 @@ def _turn_waiting(event: events.TurnWaiting) -> server_pb.TurnWaiting:
         timings=report.timings(event.account),
         drafting=report.drafting(event.account.stats),
         history_version=event.history.version,
+    )
+
+
+def _generated(event: events.Generated) -> server_pb.Generated:
+    return server_pb.Generated(
+        request_id=event.request_id,
+        text=event.text,
+        reason=_TURN_ENDS[event.reason],
+        model=event.model,
+        usage=report.usage(event.account),
+        timings=report.timings(event.account),
+        drafting=report.drafting(event.account.stats),
     )
 
 
@@ -184,6 +201,10 @@ def _notice(event: events.Notice) -> notices_pb.Notice:
         case events.EngineRestarted():
             message = "the engine was restarted; replies go on where they were"
             return notices_pb.Notice(message=message, engine_restarted=notices_pb.EngineRestarted(model=event.model))
+        case events.ToolTimedOut():
+            late = notices_pb.ToolTimedOut(call_id=event.call_id, timeout_ms=event.timeout_ms)
+            message = f"tool call {event.call_id} had no result after {event.timeout_ms} ms"
+            return notices_pb.Notice(message=message, turn_id=event.turn_id, tool_timed_out=late)
         case events.LimitReached():
             reached = notices_pb.LimitReached(guardrail=_GUARDRAILS[event.guardrail], limit=event.limit)
             message = f"{event.guardrail.value} has reached its limit of {event.limit}"

@@ -5,6 +5,9 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+import torch
+
+from engine.grammar.library import GrammarLibrary
 from engine.models.config import read_json
 from engine.text.codec import Codec
 
@@ -20,3 +23,8 @@ def codec() -> Codec:
 def load_codec() -> Codec:
     """A codec of one's own, for tests that change its tokenizer."""
     return Codec.load(MODEL, read_json(MODEL / "config.json")["vocab_size"])
+
+
+@cache
+def grammars() -> GrammarLibrary:
+    return GrammarLibrary(codec(), read_json(MODEL / "config.json")["vocab_size"], torch.device("cpu"))

@@ -32,10 +32,12 @@ else:
 import engine
 names = [module.name for module in pkgutil.walk_packages(engine.__path__, "engine.")]
 for name in names:
-    importlib.import_module(name)
+    if name not in ("engine.grammar.compiler", "engine.grammar.guided"):  # what is held to no form needs no grammar
+        importlib.import_module(name)
 
 from engine import records
 from engine.config import EngineConfig
+from engine.constraint import JsonConstraint
 from engine.load import load_host
 from engine.sampling import Sampling
 
@@ -47,6 +49,8 @@ while host.busy:
     events += host.advance()
 assert isinstance(events[-1], records.Ended), events
 assert sum(len(event.tokens) for event in events[:-1]) == events[-1].reply_tokens
+(failed,) = host.handle(records.Submit("call", 2, 4, (3,), Sampling(), max_tokens=5, constraint=JsonConstraint("{}")))
+assert failed.reason == "InvalidConstraint" and "llguidance" in failed.message, failed
 assert not BLOCKED & {name.split(".")[0] for name in sys.modules}
 print(len(names), "modules")
 """

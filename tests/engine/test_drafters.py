@@ -20,7 +20,7 @@ from engine.proposers.recycling import RecyclingProposer
 from engine.proposers.suffix import SuffixProposer
 from engine.proposers.table import PROPOSERS, parse
 from engine.sampling import Sampling
-from engine.text.reply import CALL
+from engine.text.call_form import HERMES
 from engine.tree import DraftTree
 from tests.engine import checkpoints, drafters, equal, small
 from tests.engine.drafters import Switching
@@ -148,7 +148,7 @@ def test_the_turns_of_the_slice_differ(turns: Turns) -> None:
     assert {ask.coupled for ask in asked} == {True, False}
     assert {ask.nodes for ask in asked} == {5, 16, 60}
     assert {drafters.is_chain(number) for number in turns} == {True, False}
-    assert any(reply.text.startswith(CALL) for _, wanted in turns.values() for reply in wanted.values())
+    assert any(reply.text.startswith(HERMES.mark) for _, wanted in turns.values() for reply in wanted.values())
 
 
 def test_every_drafter_of_the_table_is_in_the_suite() -> None:

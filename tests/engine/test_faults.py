@@ -24,6 +24,7 @@ from engine.text.codec import Codec
 from engine.text.reply import ReplyReader
 from tests.e2e.server import MODEL
 from tests.engine import checkpoints
+from tests.engine.embedded import grammars
 from tests.engine.oracle import OracleProposer
 
 PAGE, PAGES = 4, 12
@@ -84,7 +85,7 @@ class Host:
 @pytest.fixture
 def host(target: Decoder) -> Iterator[Host]:
     engine = Engine(target, NoProposer(), FixedPolicy(1))
-    yield Host(EngineHost(engine, Scheduler(8), lambda command: Reader(faulty=command.request == 9)))
+    yield Host(EngineHost(engine, Scheduler(8), lambda command: Reader(faulty=command.request == 9), grammars()))
     for session in list(engine.sessions.values()):
         engine.close(session)
 

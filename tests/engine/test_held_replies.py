@@ -11,7 +11,7 @@ from engine.policy import FixedPolicy
 from engine.sampling import Sampling
 from engine.schedule import Scheduler
 from engine.text.reply import ReplyReader
-from tests.engine.embedded import HEAD, MODEL, codec
+from tests.engine.embedded import HEAD, MODEL, codec, grammars
 
 PROMPT = tuple(range(5, 40))
 
@@ -33,7 +33,7 @@ def engine(loaded):
 
 @pytest.fixture
 def host(engine):
-    return EngineHost(engine, Scheduler(8), lambda command: ReplyReader(codec(), command.stop_strings))
+    return EngineHost(engine, Scheduler(8), lambda command: ReplyReader(codec(), command.stop_strings), grammars())
 
 
 def run(host, steps=10_000):

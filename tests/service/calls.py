@@ -10,6 +10,7 @@ from typing import ClassVar, TypeVar
 
 from engine import records
 from engine.config import EngineConfig
+from engine.constraint import Constraint
 from engine.engine import Engine
 from engine.host import EngineHost
 from engine.load import load_target_for
@@ -32,6 +33,7 @@ from service.problems import Problem
 from service.store import MemoryStore
 from service.telemetry import Telemetry
 from tests.e2e.server import example_calls
+from tests.engine.embedded import grammars
 
 SYSTEM, _tools, LINES = example_calls(1)[0]
 TOOLS = tuple(ToolDefinition(tool.name, tool.description, json.loads(tool.parameters_json_schema)) for tool in _tools)
@@ -59,9 +61,15 @@ class LocalEngine:
         self._host = self._new_host()
 
     def open(
-        self, session: str, tokens: tuple[int, ...], seed: int, on_failed: Callable[[records.Failed], None]
+        self,
+        session: str,
+        tokens: tuple[int, ...],
+        seed: int,
+        on_failed: Callable[[records.Failed], None],
+        constraint: Constraint | None = None,
     ) -> None:
-        self._sessions[session] = mirror = SessionMirror(session, seed, tokens, self._commands.append, on_failed)
+        send = self._commands.append
+        self._sessions[session] = mirror = SessionMirror(session, seed, tokens, send, on_failed, constraint)
         mirror.open()
 
     def sync(
@@ -73,6 +81,9 @@ class LocalEngine:
         on_prefilled: Callable[[records.Prefilled], None] | None = None,
     ) -> None:
         self._sessions[session].sync(keep, tokens, ahead, on_prefilled)
+
+    def fork(self, session: str, child: str) -> None:
+        self._sessions[child] = self._sessions[session].fork(child)
 
     def submit(self, command: records.Submit, sink: ReplySink) -> None:
         self._sessions[command.session].submit(command, sink)
@@ -126,7 +137,7 @@ class LocalEngine:
 
     def _new_host(self) -> EngineHost:
         engine = Engine(target(), NoProposer(), FixedPolicy(1))
-        return EngineHost(engine, Scheduler(256), partial(_reader, chat().codec))
+        return EngineHost(engine, Scheduler(256), partial(_reader, chat().codec), grammars())
 
     def _hand_on(self, events: list[records.Event]) -> None:
         for event in events:
@@ -145,7 +156,7 @@ class LocalEngine:
 
 
 def _reader(codec: Codec, command: records.Submit) -> ReplyReader:
-    return ReplyReader(codec, command.stop_strings, tools=command.tools)
+    return ReplyReader(codec, command.stop_strings, calls=command.calls)
 
 
 class CallUnderTest:

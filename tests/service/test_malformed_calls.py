@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.text.reply import CALL
+from engine.text.call_form import HERMES
 from service import client_events as client
 from service import server_events as server
 from service.options import GenerationPatch, TurnOptions
@@ -23,7 +23,7 @@ def call_tokens() -> tuple[int, ...]:
     call.send(client.Final(1, line))
     call.run()
     log = call.engine.log("tools")
-    start = next(i for i in range(before, len(log)) if CALL in chat().codec.decode(list(log[before : i + 1])))
+    start = next(i for i in range(before, len(log)) if HERMES.mark in chat().codec.decode(list(log[before : i + 1])))
     return log[start + 1 :]
 
 
@@ -47,7 +47,7 @@ def test_a_call_that_is_cut_off_fails_the_turn_or_ends_it_by_length(ended_by: st
     else:
         assert end.reason is server.TurnEnd.LENGTH and failures == []
     assert call.conversation is not None
-    assert CALL not in chat().codec.decode(list(call.conversation.tokens)[-20:])
+    assert HERMES.mark not in chat().codec.decode(list(call.conversation.tokens)[-20:])
     call.send(client.Final(2, "Hello?"))
     call.run()
     assert call.engine.log("tools") == tuple(call.conversation.tokens)

@@ -22,7 +22,7 @@ from service import client_events as client
 from service import server_events as server
 from service.errors import STATUS
 from service.items import MessageItem, ToolCallItem, ToolDefinition, ToolResultItem
-from service.options import AnswerAheadPatch, Generation, GenerationPatch, Limits, TurnOptions
+from service.options import AnswerAheadPatch, Generation, GenerationPatch, Limits, ToolChoice, TurnOptions
 from service.problems import Guardrail, Problem, Reason, invalid
 from service.telemetry import TurnRecord
 from service.wire import client_event, response
@@ -90,6 +90,45 @@ def test_final_with_its_options(
     drafting = False if plain else None
     patch = GenerationPatch(max_tokens=limit, stop_strings=stops, stop_token_ids=ids, drafting=drafting, **sampling)
     assert event == client.Final(turn_id, text, TurnOptions("00-a", "b", deadline, patch), "i")
+
+
+@pytest.mark.parametrize(
+    ("choice", "read_as"),
+    [
+        ({}, None),
+        ({"mode": conversation_pb.TOOL_CHOICE_MODE_UNSPECIFIED}, ToolChoice()),
+        ({"mode": conversation_pb.TOOL_CHOICE_MODE_NONE}, ToolChoice("none")),
+        ({"mode": conversation_pb.TOOL_CHOICE_MODE_REQUIRED, "parallel": False}, ToolChoice("required", several=False)),
+        ({"tool_name": "t", "parallel": True}, ToolChoice("required", "t")),
+        ({"parallel": False}, ToolChoice(several=False)),
+    ],
+)
+def test_tool_choice(choice: dict[str, Any], read_as: ToolChoice | None) -> None:
+    options = options_pb.TurnOptions(tool_choice=conversation_pb.ToolChoice(**choice))
+    event = read(final=client_pb.Final(turn_id=1, text="x", options=options))
+    assert isinstance(event, client.Final) and event.options.generation.tool_choice == read_as
+
+
+@pytest.mark.parametrize(
+    ("form", "read_as"), [(None, None), ({}, ""), ({"json_schema": '{"type":"object"}'}, '{"type": "object"}')]
+)
+def test_response_format(form: dict[str, str] | None, read_as: str | None) -> None:
+    given = None if form is None else conversation_pb.ResponseFormat(**form)
+    event = read(respond=client_pb.Respond(turn_id=1, options=options_pb.TurnOptions(response_format=given)))
+    assert isinstance(event, client.Respond) and event.options.generation.text_schema == read_as
+
+
+def test_generate() -> None:
+    mine = conversation_pb.ItemList(items=[item(message=message(conversation_pb.ROLE_USER, "hi"))])
+    sampling = options_pb.Sampling(temperature=0.5)
+    event = read(generate=client_pb.Generate(request_id=4, conversation=mine, sampling=sampling, timeout_ms=7))
+    patch = GenerationPatch(temperature=0.5)
+    assert event == client.Generate(4, items=(MessageItem("", "user", "hi"),), generation=patch, timeout_ms=7)
+    form = conversation_pb.ResponseFormat(json_schema='{"type":"object"}')
+    event = read(generate=client_pb.Generate(request_id=5, question="x", response_format=form, traceparent="t"))
+    patch = GenerationPatch(text_schema='{"type": "object"}')
+    assert event == client.Generate(5, "x", generation=patch, traceparent="t")
+    assert read(cancel_generate=client_pb.CancelGenerate(request_id=5)) == client.CancelGenerate(5)
 
 
 WORDS = st.lists(
@@ -185,7 +224,7 @@ def test_open() -> None:
             ToolResultItem("", "c", "t", "o", True),
         ),
         tools=(ToolDefinition("t", "d", {"type": "object", "properties": {"a": {"type": "string"}}}),),
-        generation=GenerationPatch(temperature=0.5),
+        generation=GenerationPatch(temperature=0.5, tool_choice=ToolChoice()),
         seed=0,
         limits=Limits(0, 2, 3),
         announce_at_tokens=4,
@@ -288,6 +327,23 @@ TOOL_OUTPUT = conversation_pb.ToolOutput(call_id="c")
         (opening(tools=[conversation_pb.Tool(name="a b")]), "open.tools[0].name"),
         (opening(tools=[conversation_pb.Tool(name="t")] * 2), "open.tools[1].name"),
         (
+            opening(
+                tools=[conversation_pb.Tool(name="t", parameters_json_schema='{"properties": {"a": {"not": {}}}}')]
+            ),
+            "open.tools[0].parameters_json_schema",
+        ),
+        (
+            opening(response_format=conversation_pb.ResponseFormat(json_schema='{"type": "strin"}')),
+            "open.response_format.json_schema",
+        ),
+        (opening(tool_choice=conversation_pb.ToolChoice(tool_name="")), "open.tool_choice.tool_name"),
+        (opening(limits=options_pb.Limits(max_idle_ms=0)), "open.limits.max_idle_ms"),
+        (opening(tools=[conversation_pb.Tool(name="t", timeout_ms=0)]), "open.tools[0].timeout_ms"),
+        ({"generate": client_pb.Generate(question="x")}, "generate.request_id"),
+        ({"generate": client_pb.Generate(request_id=4)}, "generate.prompt"),
+        ({"generate": client_pb.Generate(request_id=4, question="")}, "generate.question"),
+        ({"generate": client_pb.Generate(request_id=4, question="x", timeout_ms=0)}, "generate.timeout_ms"),
+        (
             opening(tools=[conversation_pb.Tool(name="t", parameters_json_schema="{")]),
             "open.tools[0].parameters_json_schema",
         ),
@@ -314,25 +370,9 @@ def test_what_cannot_be_used_is_refused_by_its_fields_path(sent: dict[str, Any],
     [
         ({"items": client_pb.Items()}, "items"),
         ({"update": client_pb.Update()}, "update"),
-        ({"generate": client_pb.Generate(request_id=4)}, "generate"),
-        ({"cancel_generate": client_pb.CancelGenerate()}, "cancel_generate"),
         (opening(resume={"last_seq": 1}), "open.resume"),
         (opening(fallbacks=[options_pb.Fallback(phrase="x")]), "open.fallbacks"),
-        (opening(limits=options_pb.Limits(max_idle_ms=1)), "open.limits.max_idle_ms"),
         (opening(context_policy=options_pb.ContextPolicy(keep_tokens=1)), "open.context_policy.keep_tokens"),
-        (opening(tool_choice=conversation_pb.ToolChoice(tool_name="t")), "open.tool_choice"),
-        (opening(response_format=conversation_pb.ResponseFormat(json_schema="{}")), "open.response_format"),
-        (opening(tools=[conversation_pb.Tool(name="t", timeout_ms=1)]), "open.tools.timeout_ms"),
-        (
-            {
-                "final": client_pb.Final(
-                    turn_id=1,
-                    text="x",
-                    options=options_pb.TurnOptions(tool_choice=conversation_pb.ToolChoice(parallel=False)),
-                )
-            },
-            "final.options.tool_choice",
-        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

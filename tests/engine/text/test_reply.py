@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.text.call_form import HERMES, Call, parse_calls
 from engine.text.codec import Codec
-from engine.text.reply import CALL, CALL_END, Call, Read, ReplyReader, parse_call
+from engine.text.reply import Read, ReplyReader
 from tests.engine.embedded import codec
+
+CALL, CALL_END = HERMES.mark, HERMES.end_mark
 
 
 @dataclass
@@ -31,7 +34,7 @@ class Pieces:
 def read_pieces(pieces: list[str], stops: tuple[str, ...] = (), *, tools: bool = False) -> tuple[ReplyReader, Read]:
     """All that a reader makes of the pieces, taken after every one of them."""
     fake = Pieces(pieces)
-    reader, whole = ReplyReader(fake, stops, tools=tools), Read()  # type: ignore[arg-type]
+    reader, whole = ReplyReader(fake, stops, calls=HERMES if tools else None), Read()  # type: ignore[arg-type]
     for token in range(len(pieces)):
         pushed = reader.push(token)
         taken = reader.take(final=token == len(pieces) - 1)
@@ -68,9 +71,8 @@ def reference(text: str, stops: tuple[str, ...], tools: bool) -> Read:
         if longest != mark:
             return read
         body, found, _ = text[end:].partition(CALL_END)
-        call = parse_call(body)
-        read.calls += [call] if call else []
-        read.malformed += [] if call else [body]
+        read.calls += parse_calls(body)
+        read.malformed += [] if parse_calls(body) else [body]
         start = end = end + len(body) + len(found)
     read.text += text[start:]
     return read
@@ -183,7 +185,7 @@ def test_a_call_between_text() -> None:
     ],
 )
 def test_calls_well_and_badly_formed(body: str, call: Call | None) -> None:
-    assert parse_call(body) == call
+    assert parse_calls(body) == ([call] if call else [])
     _, read = read_pieces([f"x{CALL}{body}{CALL_END}y"], tools=True)
     assert read.text == "xy"
     assert read.calls == ([call] if call else [])
@@ -202,7 +204,7 @@ def test_a_call_that_was_never_finished() -> None:
 def test_calls_of_the_embedded_tokenizer() -> None:
     arguments = {"name": "Zoë 😀", "time": "3:30", "note": 'a "b"\n'}
     written = f"{CALL}{json.dumps({'name': 'book', 'arguments': arguments}, ensure_ascii=False)}{CALL_END}"
-    reader: ReplyReader = ReplyReader(codec(), tools=True)
+    reader: ReplyReader = ReplyReader(codec(), calls=HERMES)
     marked: Codec = codec()
     for token in marked.encode(written):
         reader.push(token)
