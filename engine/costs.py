@@ -42,6 +42,8 @@ def measure_costs(
         output = target.forward([Window(cache, prompt, "none")], proposer.taps)[0]
         cache.commit(list(range(len(prompt))))
         proposer.observe(draft, prompt.tokens, output.features, None)
+        while proposer.catch_up(draft):  # a drafter that reads in chunks drafts nothing before it is there
+            pass
         # A new root each time, as in a reply: its pair is part of what drafting costs. Both go on with the repetition.
         roots = itertools.cycle((context_tokens % period, (context_tokens - 1) % period))
         nodes, drafting = [1], [0.0]

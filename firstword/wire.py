@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -240,8 +241,18 @@ def notice(message: notices_pb.Notice) -> events.Notice:
         kind=kind or "",
         message=message.message,
         turn_id=message.turn_id if message.HasField("turn_id") else None,
-        details={field.name: getattr(detail, field.name) for field in detail.DESCRIPTOR.fields} if detail else {},
+        details={field.name: _detail(detail, field) for field in detail.DESCRIPTOR.fields} if detail else {},
     )
+
+
+def _detail(message: ProtoMessage, field: Any) -> Any:
+    """A field of a notice; an enum by its name, such as ``released`` for ``ANSWER_AHEAD_STATE_RELEASED``."""
+    value = getattr(message, field.name)
+    if field.enum_type is None or value not in field.enum_type.values_by_number:
+        return value
+    names = [known.name for known in field.enum_type.values]
+    begin = len(os.path.commonprefix(names))  # noqa: RUF071 (of names, by characters)
+    return field.enum_type.values_by_number[value].name[begin:].lower()
 
 
 def turn_report(message: server_pb.TurnEnded) -> events.TurnReport:

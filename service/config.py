@@ -163,7 +163,8 @@ class ServiceConfig(Section):
         inside = model / "eagle3"
         drafter = engine.drafter
         if drafter is None:
-            drafter = f"eagle3:{inside}" if (inside / "config.json").is_file() else "suffix+recycling"
+            # With a head the two together were faster than either, and without one the two that need no training.
+            drafter = f"suffix+eagle3:{inside}" if (inside / "config.json").is_file() else "suffix+recycling"
         parts = (
             f"{name}:{Path(path).expanduser().resolve()}" if path else name for name, path in split_drafters(drafter)
         )

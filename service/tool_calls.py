@@ -55,8 +55,12 @@ class ToolCalls:
         return call_id in self._answered
 
     def answered(self, call_id: str) -> None:
-        """Its result is there, or will not be waited for."""
+        """Its result is there."""
         self._answered.add(call_id)
+        self.forget(call_id)
+
+    def forget(self, call_id: str) -> None:
+        """Nobody waits for its result."""
         self._timers.pop(call_id, lambda: None)()
 
     def close(self) -> None:

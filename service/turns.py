@@ -229,7 +229,7 @@ class Turns:
             return
         abandoned = reply.current.outstanding
         for call in abandoned:
-            self._tools.answered(call.call_id)
+            self._tools.forget(call.call_id)
             reply.current.results[call.call_id] = self._history.result(call, INTERRUPTED_RESULT)
         if reply.is_open:
             self._cut(reply, reply.heard_chars(None))

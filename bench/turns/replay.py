@@ -13,7 +13,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from bench.turns.modes import Mode
 from evals.calls import Heard, Kind, RecordedCall, SpokenTurn
 from firstword import Call, CallError, Client, Notice, TextDelta, Tool, ToolCall, TurnReport
-from firstword.v1 import notices_pb2 as notices_pb
 
 LISTENS_S = 0.05
 """Silence before the caller speaks again, not scaled: shorter than anybody's, so nothing is gained by waiting."""
@@ -46,8 +45,7 @@ class Replay:
         if isinstance(notice, CallError):
             raise notice
         if notice.kind == "answer_ahead":
-            name = notices_pb.AnswerAheadState.Name(notice.details["state"])
-            self.states[name.removeprefix("ANSWER_AHEAD_STATE_").lower()] += 1
+            self.states[notice.details["state"]] += 1
 
 
 class Results:

@@ -17,16 +17,21 @@ from textual.widgets import Footer, Input, Static
 from firstword import Call, CallError, CallFailed, Client
 from firstword.talk.exchange import Exchange, ToolUse
 from firstword.talk.front_desk import FrontDesk
+from firstword.talk.hearing import Hearing
 from firstword.talk.playback import SPEAKING_RATE
 from firstword.talk.script import Script
 from firstword.talk.view import LEGEND, QUIET, TurnRow
 
 PARTIAL_EVERY_S = 0.08
+EAGER_AFTER_S = 0.5
+"""Silence of the keyboard after which the caller has probably finished."""
 FRAMES_A_SECOND = 15
 
 
 class TalkApp(App[None], inherit_bindings=False):
-    """A conversation on an open call. rate: characters a second at which replies are spoken."""
+    """A conversation on an open call. rate: characters a second at which replies are spoken. hearing: what takes the
+    call's notices, to be shown.
+    """
 
     TITLE = "Firstword"
     ENABLE_COMMAND_PALETTE = False
@@ -35,6 +40,7 @@ class TalkApp(App[None], inherit_bindings=False):
     #title { height: 1; padding: 0 1; background: #232831; }
     #log { padding: 1; scrollbar-size-vertical: 1; }
     #legend { height: 1; padding: 0 1; }
+    #hearing { height: 1; padding: 0 1; color: #77808f; }
     Input { border: round #4c566a; background: #16191f; }
     Input:focus { border: round #7fd1ae; }
     Footer { background: #232831; }
@@ -48,8 +54,11 @@ class TalkApp(App[None], inherit_bindings=False):
         Binding("ctrl+q", "quit", show=False, priority=True),
     ]
 
-    def __init__(self, call: Call, script: Script, rate: float = SPEAKING_RATE) -> None:
+    def __init__(self, call: Call, script: Script, rate: float = SPEAKING_RATE, hearing: Hearing | None = None) -> None:
         super().__init__()
+        self._hearing = hearing or Hearing()
+        self._eager_due: Timer | None = None
+        self._eager = ""
         self._call = call
         self._script = script
         self._rate = rate
@@ -73,6 +82,7 @@ class TalkApp(App[None], inherit_bindings=False):
             if self._script.system:
                 yield Static(Text(self._script.system.splitlines()[0] + "\n", QUIET))
         yield Static(LEGEND, id="legend")
+        yield Static("", id="hearing")
         yield Input(placeholder=self._suggestion())
         yield Footer()
 
@@ -88,6 +98,7 @@ class TalkApp(App[None], inherit_bindings=False):
         """Playback goes on, and a call that broke is noticed while nothing is asked of it."""
         if self.row is not None:
             self.row.frame()
+        self.query_one("#hearing", Static).update(Text(str(self._hearing)))
         if self._call.failure is not None and not self._over:
             self._over = True
             field = self.query_one(Input)
@@ -97,9 +108,14 @@ class TalkApp(App[None], inherit_bindings=False):
     # What the caller does
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """What is typed is a hypothesis; it is sent once a while, not with every key."""
-        if self._wanted is None and self._partial_due is None and event.value.strip():
+        """What is typed is a hypothesis; it is sent once a while, not with every key. A pause may be the end of it."""
+        if self._wanted is not None or not event.value.strip():
+            return
+        if self._partial_due is None:
             self._partial_due = self.set_timer(PARTIAL_EVERY_S, self._send_partial)
+        if self._eager_due is not None:
+            self._eager_due.stop()
+        self._eager_due = self.set_timer(EAGER_AFTER_S, self._send_eager)
 
     async def _send_partial(self) -> None:
         self._partial_due = None
@@ -107,7 +123,21 @@ class TalkApp(App[None], inherit_bindings=False):
         if text and text != self._partial and self._wanted is None and not self._over:
             self._partial = text
             try:
+                if self._eager and text != self._eager:
+                    self._eager = ""
+                    await self._call.turn_resumed()
                 await self._call.partial(text)
+            except CallFailed:
+                self._frame()
+
+    async def _send_eager(self) -> None:
+        """Nothing was typed for a while: the reply is made ahead, and Enter releases it."""
+        self._eager_due = None
+        text = self.query_one(Input).value.strip()
+        if text and text != self._eager and self._wanted is None and not self._over:
+            self._eager = text
+            try:
+                await self._call.eager_end_of_turn(text)
             except CallFailed:
                 self._frame()
 
@@ -120,9 +150,11 @@ class TalkApp(App[None], inherit_bindings=False):
             if not self._wanted.done():
                 self._wanted.set_result(text)
             return
-        if self._partial_due is not None:
-            self._partial_due.stop()
-            self._partial_due = None
+        for due in (self._partial_due, self._eager_due):
+            if due is not None:
+                due.stop()
+        self._partial_due = self._eager_due = None
+        self._partial = self._eager = ""
         if text in self._lines:
             del self._lines[: self._lines.index(text) + 1]
         event.input.placeholder = self._suggestion()
@@ -193,10 +225,18 @@ async def talk(address: str, script: Script, *, temperature: float, seed: int | 
 
     Raises CallFailed when the call cannot be opened, or broke.
     """
+    hearing = Hearing()
     async with (
         Client(address) as client,
-        client.call(system=script.system, tools=script.tools, temperature=temperature, seed=seed) as call,
+        client.call(
+            system=script.system,
+            tools=script.tools,
+            temperature=temperature,
+            seed=seed,
+            progress_notices=True,
+            on_notice=hearing.take,
+        ) as call,
     ):
-        await TalkApp(call, script).run_async()
+        await TalkApp(call, script, hearing=hearing).run_async()
         if call.failure is not None:
             raise call.failure

@@ -125,6 +125,10 @@ def facts(exchange: Exchange) -> list[tuple[str, str]]:
         )
         shown.append(("drafted", f"{drafting.accepted_tokens / max(1, tokens):.0%}{guesses}"))
     shown.append(("prompt", f"{usage.prompt_tokens} tokens, {usage.cached_tokens} cached"))
+    if usage.prefilled_ahead_tokens or usage.wasted_ahead_tokens:
+        made = ", reply made" if report.answered_ahead else ""
+        dropped = f", {usage.wasted_ahead_tokens} dropped" if usage.wasted_ahead_tokens else ""
+        shown.append(("ahead", f"{usage.prefilled_ahead_tokens} tokens heard{made}{dropped}"))
     if exchange.tools:
         shown.append(("tools", f"{len(exchange.tools)} called"))
     return shown

@@ -12,7 +12,8 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from firstword import Client
-from firstword.talk.app import FRAMES_A_SECOND, TalkApp
+from firstword.talk.app import EAGER_AFTER_S, FRAMES_A_SECOND, TalkApp
+from firstword.talk.hearing import Hearing
 from firstword.talk.recorded import SHORTEST_INTERRUPTED, WORD_S, DemoError
 from firstword.talk.script import Script
 from firstword.talk.view import TurnRow
@@ -36,11 +37,19 @@ async def draw(address: str, script: Script, svg: Path) -> None:
     The caller speaks over one of the replies, and the last one is still being spoken. Raises DemoError and what the
     client raises.
     """
+    hearing = Hearing()
     async with (
         Client(address) as client,
-        client.call(system=script.system, tools=script.tools, temperature=0.0, seed=1) as call,
+        client.call(
+            system=script.system,
+            tools=script.tools,
+            temperature=0.0,
+            seed=1,
+            progress_notices=True,
+            on_notice=hearing.take,
+        ) as call,
     ):
-        app = TalkApp(call, script, RATE)
+        app = TalkApp(call, script, RATE, hearing)
         async with app.run_test(size=(WIDTH, HEIGHT)) as pilot:
             await _Sitter(app, pilot).sit(script.lines[:TURNS])
             drawn = app.svg()
@@ -77,6 +86,7 @@ class _Sitter:
         for count in range(1, len(words) + 1):
             field.value = " ".join(words[:count])
             await self._pilot.pause(WORD_S)
+        await self._pilot.pause(2 * EAGER_AFTER_S)
         await self._pilot.press("enter")
         await self.wait(lambda: self._app.row is not before and _made(self._app.row), f"no reply to {line!r}")
         row = self._app.row

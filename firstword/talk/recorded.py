@@ -16,6 +16,9 @@ from firstword.talk.script import Script
 WORD_S = 0.05
 """From one hypothesis of the recorded caller to the next: eight times as fast as people speak, as nobody listens."""
 
+PAUSE_S = 0.05
+"""From when the caller has probably finished to when it is certain: 400 ms, as fast as the words."""
+
 INTERRUPTED_AFTER_S = 1.5
 """How long a reply has been spoken when the caller speaks over it."""
 
@@ -61,6 +64,8 @@ class RecordedCall:
         for count in range(1, len(words) + 1):
             await call.partial(" ".join(words[:count]))
             await asyncio.sleep(WORD_S)
+        await call.eager_end_of_turn(line)
+        await asyncio.sleep(PAUSE_S)
         exchange = Exchange(line)
 
         async def answer(use: ToolUse) -> None:

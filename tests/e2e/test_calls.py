@@ -162,7 +162,7 @@ async def test_a_final_interrupts_the_reply_that_runs(service: ServiceProcess) -
 @pytest.mark.parametrize(
     ("event", "code", "field"),
     [
-        ({"generate": client_pb.Generate(request_id=1, question="x")}, grpc.StatusCode.UNIMPLEMENTED, ""),
+        ({"generate": client_pb.Generate(question="x")}, grpc.StatusCode.INVALID_ARGUMENT, "generate.request_id"),
         ({"update": client_pb.Update()}, grpc.StatusCode.UNIMPLEMENTED, ""),
         ({"items": client_pb.Items()}, grpc.StatusCode.UNIMPLEMENTED, ""),
         ({"open": client_pb.Open()}, grpc.StatusCode.FAILED_PRECONDITION, ""),

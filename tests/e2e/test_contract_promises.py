@@ -320,6 +320,7 @@ async def test_numbers_of_events(call: CallStream) -> None:
 async def test_a_guardrail_that_is_reached_is_told(call: CallStream) -> None:
     limits = options_pb.Limits(max_turns=1, max_output_tokens_per_turn=5, max_input_code_points=100)
     opened = await call.open(system_prompt=SYSTEM, limits=limits, sampling=LONG)
+    limits.max_tool_calls_per_turn = 16  # the service's own
     assert opened.limits == limits
     assert opened.sampling.max_output_tokens == 5
     turn = await call.say(LINES[0])

@@ -45,3 +45,7 @@ async def test_a_reply_made_ahead_is_released_by_its_final(service: ServiceProce
     assert second.report is not None and not second.report.answered_ahead
     kinds = [(notice.kind, notice.turn_id) for notice in told if isinstance(notice, Notice)]
     assert kinds[0] == ("prefilled_ahead", 1) and ("answer_ahead", 1) in kinds
+    states = [
+        notice.details["state"] for notice in told if isinstance(notice, Notice) and notice.kind == "answer_ahead"
+    ]
+    assert states == ["started", "resumed", "started", "released"]

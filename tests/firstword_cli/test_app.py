@@ -15,6 +15,7 @@ from textual.widgets import Input, Static
 from firstword import Client
 from firstword.talk.app import TalkApp
 from firstword.talk.front_desk import FrontDesk
+from firstword.talk.hearing import Hearing
 from firstword.talk.picture import draw
 from firstword.talk.script import Script
 from firstword.talk.view import TO_COME, TurnRow
@@ -31,9 +32,16 @@ async def talking(
 ) -> AsyncIterator[tuple[TalkApp, Pilot[None]]]:
     async with (
         Client(service.address) as client,
-        client.call(system=script.system, tools=script.tools, temperature=0.0, seed=seed) as call,
+        client.call(
+            system=script.system,
+            tools=script.tools,
+            temperature=0.0,
+            seed=seed,
+            progress_notices=True,
+            on_notice=(hearing := Hearing()).take,
+        ) as call,
     ):
-        app = TalkApp(call, script, rate)
+        app = TalkApp(call, script, rate, hearing)
         async with app.run_test(size=(120, 40)) as pilot:
             yield app, pilot
 
@@ -192,3 +200,23 @@ async def test_the_picture_of_a_recorded_call_shows_an_interruption(
     assert "text&#160;" in svg
     for line in script.lines[:5]:
         assert html.escape(line.split()[0]) in svg
+
+
+def heard(app: TalkApp) -> str:
+    return str(app.query_one("#hearing", Static).content)
+
+
+async def test_what_is_typed_is_heard_and_a_pause_has_it_answered_ahead(service: ServiceProcess) -> None:
+    async with talking(service, Script(system="You answer the phone."), FAST) as (app, pilot):
+        await pilot.press(*"hello")
+        await until(pilot, lambda: "heard: " in heard(app))
+        await until(pilot, lambda: "made ahead: started" in heard(app))
+        await pilot.press("space", *"you")
+        await until(pilot, lambda: "made ahead: resumed" in heard(app))
+        await until(pilot, lambda: "made ahead: started" in heard(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: app.row is not None and made(app.row))
+        assert app.row is not None and app.row.exchange.turn is not None
+        report = app.row.exchange.turn.report
+        assert report is not None and report.answered_ahead and report.usage.wasted_ahead_tokens > 0
+        assert "made ahead: released" in heard(app)

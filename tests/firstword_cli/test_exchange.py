@@ -41,6 +41,7 @@ async def test_the_numbers_are_those_that_the_client_saw() -> None:
         ("reply", "12 tokens in 5 steps, 2.4 each"),
         ("drafted", "58%, 7 of 20 guesses"),
         ("prompt", "208 tokens, 204 cached"),
+        ("ahead", "10 tokens heard"),
     ]
     assert facts(Exchange("hello")) == [("first", "text -, clause -")]
 
@@ -69,7 +70,7 @@ async def test_the_transcript_tells_everything_in_order() -> None:
         "    caller  speaks over it: the history holds 'We open'",
         "            (the engine was restarted)",
         "            first text 12 ms, clause 46 ms | reply 12 tokens in 5 steps, 2.4 each"
-        " | drafted 58%, 7 of 20 guesses | prompt 208 tokens, 204 cached | tools 1 called",
+        " | drafted 58%, 7 of 20 guesses | prompt 208 tokens, 204 cached | ahead 10 tokens heard | tools 1 called",
     ]
 
 

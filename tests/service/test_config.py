@@ -72,7 +72,7 @@ def test_a_drafter_inside_the_model_directory_is_found_and_can_be_refused(tmp_pa
     (tmp_path / "m" / "eagle3" / "config.json").write_text("{}")
     found = load_config({"FIRSTWORD_ENGINE__MODEL": "m"}).engine
     assert found.model == str(tmp_path / "m")
-    assert found.drafter == f"eagle3:{tmp_path / 'm' / 'eagle3'}"
+    assert found.drafter == f"suffix+eagle3:{tmp_path / 'm' / 'eagle3'}"
     assert load_config({"FIRSTWORD_ENGINE__MODEL": "m", "FIRSTWORD_ENGINE__DRAFTER": ""}).engine.drafter is None
 
 
