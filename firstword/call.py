@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from firstword import wire
 from firstword.errors import CallError, CallFailed
-from firstword.events import Generated, Interrupted, Notice, Opened, TurnEvent
+from firstword.events import Generated, HistoryCause, HistoryChanged, Interrupted, Notice, Opened, TurnEvent
 from firstword.router import Router
 from firstword.stream import CallStream
 from firstword.tools import execute
 from firstword.turn import Turn
-from firstword.types import Item, Sampling, Tool, ToolCall, TurnOptions, WordTiming
+from firstword.types import Item, Sampling, Tool, ToolCall, ToolChoice, TurnOptions, WordTiming
 from firstword.v1 import client_events_pb2 as client_pb
+from firstword.v1 import conversation_pb2 as conversation_pb
 
 if TYPE_CHECKING:
     from firstword.v1.call_service_pb2_grpc import CallServiceAsyncStub
@@ -179,6 +180,48 @@ class Call:
         Raises CallError where it is refused.
         """
         return await self._begin(text, say=client_pb.Say(text=text, item_id=item_id)).run()
+
+    async def items(self, items: Sequence[Item], *, history_version: int | None = None) -> HistoryChanged:
+        """Make the history these items, all of them but the system prompt: for clients that keep a conversation of
+        their own and edit it anywhere. What it has in common with the history stays warm; a reply in progress is
+        interrupted where it was made to anything else.
+
+        history_version: the newest that this view knows of; None: it holds whatever has happened. Raises CallError, and
+        changes nothing, for a view that is older than the history, and for items that do not fit.
+        """
+        message = client_pb.Items(items=map(wire.item, items), history_version=history_version)
+        return await self._router.edited(self._stream.send(items=message), HistoryCause.ITEMS)
+
+    async def update(
+        self,
+        *,
+        system: str | None = None,
+        tools: Sequence[Tool] | None = None,
+        sampling: Sampling | None = None,
+        tool_choice: ToolChoice | None = None,
+        response_schema: Mapping[str, Any] | None = None,
+    ) -> HistoryChanged:
+        """Change the call from the next turn on, as when another agent takes over. None leaves what there is.
+
+        Returns once it is in force, which waits for a reply in progress. Raises CallError, and changes nothing, for
+        what cannot be.
+        """
+        message = client_pb.Update(
+            tools=None if tools is None else conversation_pb.ToolList(tools=map(wire.tool, tools)),
+            tool_choice=wire.tool_choice(tool_choice),
+            response_format=wire.response_format(response_schema),
+            sampling=wire.sampling(sampling or Sampling(), seed=False),
+        )
+        if system is not None:
+            message.system_prompt = system
+        before = self._tools
+        if tools is not None:
+            self._tools = {**self._tools, **{tool.name: tool for tool in tools}}
+        try:
+            return await self._router.edited(self._stream.send(update=message), HistoryCause.UPDATE)
+        except CallError:
+            self._tools = before
+            raise
 
     async def generate(
         self,

@@ -152,6 +152,30 @@ class Waiting:
     history_version: int
 
 
+class HistoryCause(enum.StrEnum):
+    """What changed a history other than a turn. UNKNOWN: a cause that this version of the client does not know."""
+
+    ITEMS = "items"
+    UPDATE = "update"
+    DROPPED_OLDEST = "dropped_oldest"
+    SUMMARISED = "summarised"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class HistoryChanged:
+    """The history was changed. item_ids: of all its items now. kept_tokens: at the front, that stayed as they were, and
+    warm. summary: with ``summarised``.
+    """
+
+    cause: HistoryCause
+    history_version: int
+    item_ids: tuple[str, ...]
+    kept_tokens: int
+    used_tokens: int
+    summary: str
+
+
 @dataclass(frozen=True)
 class Generated:
     """The answer to a side question. timings: from the receipt of the question. reason: completed, length or

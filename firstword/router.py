@@ -11,7 +11,7 @@ from typing import Any
 
 from firstword import wire
 from firstword.errors import CallError, CallFailed
-from firstword.events import Generated, Interrupted, Notice, Opened, TurnEvent
+from firstword.events import Generated, HistoryCause, HistoryChanged, Interrupted, Notice, Opened, TurnEvent
 from firstword.turn import Turn
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import notices_pb2 as notices_pb
@@ -35,6 +35,14 @@ class _Interrupt:
     answer: asyncio.Future[Interrupted]
 
 
+@dataclass
+class _Edit:
+    """An event that changes the history, and its answer."""
+
+    cause: HistoryCause
+    answer: asyncio.Future[HistoryChanged]
+
+
 class Router:
     """Takes every server event of one call.
 
@@ -50,6 +58,7 @@ class Router:
         self._requests: dict[int, _Request] = {}
         self._interrupts: dict[int, _Interrupt] = {}
         self._questions: dict[int, asyncio.Future[Generated]] = {}
+        self._edits: dict[int, _Edit] = {}
 
     # What is sent, by its number
 
@@ -75,6 +84,17 @@ class Router:
             return await answer
         finally:
             del self._interrupts[client_seq]
+
+    async def edited(self, client_seq: int, cause: HistoryCause) -> HistoryChanged:
+        """The answer to an edit of the history that was sent. Raises CallError for a refusal, CallFailed when the call
+        breaks.
+        """
+        edit = _Edit(cause, asyncio.get_running_loop().create_future())
+        self._edits[client_seq] = edit
+        try:
+            return await edit.answer
+        finally:
+            del self._edits[client_seq]
 
     async def answered(self, request_id: int) -> Generated:
         """The answer to a side question that was sent. Raises CallError where there is none, CallFailed when the call
@@ -106,6 +126,8 @@ class Router:
                     turn.end(wire.turn_report(response.turn_ended))
             case "interrupted":
                 self._interrupted(response.interrupted, response.client_seq)
+            case "history_changed":
+                self._changed(wire.history_changed(response.history_changed))
             case "generated":
                 if (answer := self._questions.get(response.generated.request_id)) is not None and not answer.done():
                     answer.set_result(wire.generated(response.generated))
@@ -125,7 +147,7 @@ class Router:
         for turn in self._turns.values():
             turn.end(error=failure)
         waiting: list[asyncio.Future[Any]] = [interrupt.answer for interrupt in self._interrupts.values()]
-        waiting += self._questions.values()
+        waiting += [*self._questions.values(), *(edit.answer for edit in self._edits.values())]
         for answer in waiting:
             if not answer.done():
                 answer.set_exception(failure)
@@ -145,6 +167,13 @@ class Router:
                 interrupt.answer.set_result(event)
                 return
 
+    def _changed(self, change: HistoryChanged) -> None:
+        """For who asked for it first; edits of one kind come into force in the order in which they were sent."""
+        for edit in self._edits.values():
+            if edit.cause is change.cause and not edit.answer.done():
+                edit.answer.set_result(change)
+                return
+
     def _notice(self, message: notices_pb.Notice) -> None:
         """Tell the turn that it is about, or else the one in progress, and whoever asked for notices."""
         notice = wire.notice(message)
@@ -160,6 +189,9 @@ class Router:
             answer = self._interrupts[client_seq].answer
             if not answer.done():
                 answer.set_exception(error)
+        elif client_seq in self._edits:
+            if not self._edits[client_seq].answer.done():
+                self._edits[client_seq].answer.set_exception(error)
         elif client_seq in self._requests:
             self._refused(self._requests.pop(client_seq), error)
         elif client_seq == 0 and error.turn_id in self._turns:

@@ -50,6 +50,12 @@ _END_REASONS = {
     server_pb.TURN_END_REASON_LIMIT_REACHED: events.EndReason.LIMIT_REACHED,
     server_pb.TURN_END_REASON_FAILED: events.EndReason.FAILED,
 }
+_CAUSES = {
+    server_pb.HISTORY_CAUSE_ITEMS: events.HistoryCause.ITEMS,
+    server_pb.HISTORY_CAUSE_UPDATE: events.HistoryCause.UPDATE,
+    server_pb.HISTORY_CAUSE_DROPPED_OLDEST: events.HistoryCause.DROPPED_OLDEST,
+    server_pb.HISTORY_CAUSE_SUMMARISED: events.HistoryCause.SUMMARISED,
+}
 _SOURCES = {
     server_pb.ANSWER_SOURCE_MODEL: events.AnswerSource.MODEL,
     server_pb.ANSWER_SOURCE_FALLBACK_MODEL: events.AnswerSource.FALLBACK_MODEL,
@@ -269,6 +275,17 @@ def turn_report(message: server_pb.TurnEnded) -> events.TurnReport:
         item_ids=tuple(message.item_ids),
         used_tokens=message.used_tokens,
         text=message.text,
+    )
+
+
+def history_changed(message: server_pb.HistoryChanged) -> events.HistoryChanged:
+    return events.HistoryChanged(
+        cause=_CAUSES.get(message.cause, events.HistoryCause.UNKNOWN),
+        history_version=message.history_version,
+        item_ids=tuple(message.item_ids),
+        kept_tokens=message.kept_tokens,
+        used_tokens=message.used_tokens,
+        summary=message.summary,
     )
 
 

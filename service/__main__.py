@@ -65,7 +65,7 @@ async def _open_for_business(
     telemetry.watch(recording.ENGINE_RESTARTS, "{restart}", "Engine processes replaced", lambda: engine.restarts)
     servicer.services = CallServices(
         engine=engine,
-        new_conversation=lambda opening: Conversation(chat, opening.system, opening.items, opening.tools),
+        new_conversation=lambda opening: Conversation.opened(chat, opening),
         store=MemoryStore(),
         telemetry=telemetry,
         config=config.call,

@@ -164,6 +164,10 @@ class Call:
                 turns.interrupt(event)
             case events.ToolResult():
                 turns.tool_result(event)
+            case events.Items():
+                turns.items(event)
+            case events.Update():
+                turns.update(event)
             case events.Generate():
                 questions.ask(event)
             case events.CancelGenerate():

@@ -143,6 +143,23 @@ class ToolResult:
 
 
 @dataclass(frozen=True)
+class Items:
+    """The whole conversation as the client sees it. history_version: the newest that it had seen; None: all of it."""
+
+    items: tuple[Item, ...]
+    history_version: int | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """What changes from the next turn on. system, tools: None leaves them."""
+
+    system: str | None = None
+    tools: tuple[ToolDefinition, ...] | None = None
+    generation: GenerationPatch = field(default_factory=GenerationPatch)
+
+
+@dataclass(frozen=True)
 class Generate:
     """A side question: a message behind the history, or a conversation of its own, where ``items`` is given."""
 
@@ -195,6 +212,8 @@ ClientEvent = (
     | Interrupt
     | Playback
     | ToolResult
+    | Items
+    | Update
     | Generate
     | CancelGenerate
     | Acknowledge

@@ -6,16 +6,20 @@ this one. Knows no turn, no client and no engine; what items look like to the mo
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 from engine.constraint import Constraint, JsonConstraint, ToolConstraint
 from engine.models.config import read_json
-from engine.text.chat import Chat, Message, Tool
+from engine.text.call_form import CallForm
+from engine.text.chat import Chat
 from engine.text.codec import Codec
+from engine.text.common import common_length
+from service.client_events import Open
+from service.instructions import Instructions
 from service.items import Item, MessageItem, ToolCallItem, ToolDefinition, ToolResultItem
 from service.options import Generation, ToolMode
 from service.problems import invalid
@@ -37,35 +41,21 @@ class Span:
 class Conversation:
     """The history of one call."""
 
-    def __init__(
-        self,
-        chat: Chat,
-        system: str,
-        items: Sequence[Item],
-        tools: Sequence[ToolDefinition],
-        path: str = "open.items",
-    ) -> None:
-        """Raises Problem for items, which came in the field ``path``, or tools that the model's template refuses."""
+    @staticmethod
+    def opened(chat: Chat, opening: Open) -> Conversation:
+        """As a call begins. Raises Problem for items or tools that the model's template refuses."""
+        of = Instructions.of(chat, opening.system, opening.items, opening.tools, "open", "items")
+        return Conversation(chat, of)
+
+    def __init__(self, chat: Chat, instructions: Instructions) -> None:
         self._chat = chat
-        self._system = system
-        self._definitions = tuple(tools)
-        messages: list[Message] = [{"role": "system", "content": system}] if system else []
-        try:
-            head = chat.begin(messages + _messages(items), [_function(tool) for tool in tools])
-        except ValueError as error:
-            raise invalid(path if items else "open.tools", str(error)) from None
-        self._tokens = list(head.ids)
+        self._instructions = instructions
+        self._tokens = list(instructions.head.ids)
         self._known = 0
-        self._first_user = head.first_user
         self._made_ids = 0
-        form = chat.call_form
-        if tools and form is None:
-            raise invalid("open.tools", "the model's chat template writes tool calls in no form that is known here")
-        self.call_form = form if tools else None
         self.may_call = True
-        self._tools = tuple((tool.name, json.dumps(tool.parameters)) for tool in tools)
-        named = tuple(item if item.id else replace(item, id=self.new_id()) for item in items)
-        self.spans = [Span(named, 0, len(head.ids))]
+        named = tuple(item if item.id else replace(item, id=self.new_id()) for item in instructions.items)
+        self.spans = [Span(named, 0, len(self._tokens))]
 
     @property
     def length(self) -> int:
@@ -78,6 +68,11 @@ class Conversation:
     @property
     def vocab_size(self) -> int:
         return len(self._chat.codec.hf)
+
+    @property
+    def call_form(self) -> CallForm | None:
+        """How replies call tools; None where there are none."""
+        return self._instructions.call_form
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -93,13 +88,15 @@ class Conversation:
         calls that it had to make.
         """
         choice, text = generation.tool_choice, generation.text_schema
-        if self.call_form is None:
+        form = self._instructions.call_form
+        if form is None:
             return JsonConstraint(text) if text else None
         mode: ToolMode = "auto" if choice.mode == "required" and goes_on else choice.mode
         if not self.may_call:
             mode = "none"
-        tools = tuple(tool for tool in self._tools if mode != "required" or choice.tool in ("", tool[0]))
-        return ToolConstraint(self.call_form, tools, mode, choice.several, text)
+        schemas = self._instructions.schemas
+        tools = tuple(tool for tool in schemas if mode != "required" or choice.tool in ("", tool[0]))
+        return ToolConstraint(form, tools, mode, choice.several, text)
 
     def take_change(self, ahead: Sequence[int] = (), *, limit: int | None = None) -> tuple[int, tuple[int, ...]]:
         """(keep, tokens) that make the engine's log this one, followed by ``ahead``; the engine counts as told.
@@ -114,7 +111,7 @@ class Conversation:
 
     def user_tokens(self, text: str) -> tuple[int, ...]:
         """A turn of the caller as it would follow now."""
-        return tuple(self._chat.user(text, first=None if self._had_user else self._first_user))
+        return tuple(self._chat.user(text, first=None if self._had_user else self._instructions.head.first_user))
 
     def aside(self, question: str) -> tuple[int, tuple[int, ...]]:
         """(keep, tokens) that make the log of a fork of the engine's: the whole items of the history, a question behind
@@ -126,10 +123,11 @@ class Conversation:
 
     def aside_items(self, items: Sequence[Item]) -> tuple[int, tuple[int, ...]]:
         """The same of other items in place of the history's. Raises Problem for items that the template refuses."""
-        other = Conversation(self._chat, self._system, items, self._definitions, "generate.conversation")
+        mine = self._instructions
+        asked = Instructions.of(self._chat, mine.system, items, mine.tools, "generate", "conversation.items")
+        other = Conversation(self._chat, asked)
         tokens = (*other.tokens, *self.prompt)
-        same = zip(self._tokens[: self._known], tokens, strict=False)
-        keep = next((at for at, (mine, theirs) in enumerate(same) if mine != theirs), min(self._known, len(tokens)))
+        keep = common_length(self._tokens[: self._known], tokens)
         return keep, tokens[keep:]
 
     def new_id(self) -> str:
@@ -202,9 +200,127 @@ class Conversation:
         while self.spans and self.spans[-1].end > length:
             self.spans.pop()
 
+    # What is changed before the end
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """All of them, in order."""
+        return tuple(item for span in self.spans for item in span.items)
+
+    def instructions(
+        self, system: str | None, tools: Sequence[ToolDefinition] | None, base: Instructions | None = None
+    ) -> Instructions:
+        """Those of ``base``, or else the ones in force, with what is not None changed. Raises Problem."""
+        now = base or self._instructions
+        system, tools = now.system if system is None else system, now.tools if tools is None else tools
+        return Instructions.of(self._chat, system, now.items, tools, "update", "system_prompt")
+
+    def instruct(self, instructions: Instructions) -> Callable[[int], int]:
+        """Replace what stands before the history; no reply is in progress. Returns where each end of a span is now.
+
+        What was said since keeps its tokens, but for the caller's first turn where the template writes the tools there.
+        """
+        old, self._instructions = self._instructions, instructions
+        first = None if old.head.first_user == instructions.head.first_user else instructions.head.first_user
+        tokens, spans, ends = list(instructions.head.ids), self.spans, {self.spans[0].end: len(instructions.head.ids)}
+        before, self.spans = self._tokens, [Span(spans[0].items, 0, len(tokens))]
+        for span in spans[1:]:
+            own, (item, *_) = before[span.start : span.end], span.items
+            if first is not None and isinstance(item, MessageItem) and item.role == "user":
+                own, first = self._chat.user(item.text, first=first), None
+            start = len(tokens)
+            tokens += own
+            self.spans.append(Span(span.items, start, len(tokens)))
+            ends[span.end] = len(tokens)
+        self._tokens = tokens
+        self._known = min(self._known, common_length(before, tokens))
+        return lambda end: ends[end]
+
+    def snapshot(self) -> Callable[[], None]:
+        """What makes it again what it is now."""
+        held = (self._instructions, self._tokens.copy(), self._known, self.spans.copy())
+
+        def restore() -> None:
+            self._instructions, self._tokens, self._known, self.spans = held
+
+        return restore
+
+    def keep_items(self, count: int) -> int:
+        """Forget all items but the first ``count``, and those that cannot be told from the next; how many are left."""
+        left = 0
+        for place, span in enumerate(self.spans):
+            if left + len(span.items) > count:
+                self.rewind(self.spans[place - 1].end if place else 0)
+                return left
+            left += len(span.items)
+        self.rewind(self.spans[-1].end)
+        return left
+
+    def rename(self, ids: Sequence[str]) -> None:
+        """Give the first items these ids; an empty one leaves an item's own."""
+        names = iter(ids)
+
+        def named(item: Item) -> Item:
+            name = next(names, "")
+            return replace(item, id=name) if name else item
+
+        self.spans = [replace(span, items=tuple(map(named, span.items))) for span in self.spans]
+
+    @staticmethod
+    def written_apart(items: Sequence[Item], count: int) -> int:
+        """The most items, of the first ``count``, whose end is an end in the log as well: a tool call belongs to the
+        message before it, and results that follow each other are written as one by some templates.
+        """
+        while 0 < count < len(items) and _kind(items[count]) == _kind(items[count - 1]) != "user":
+            if isinstance(items[count], MessageItem):
+                break
+            count -= 1
+        return count
+
+    def put_items(self, items: Sequence[Item]) -> None:
+        """Append items. Raises Problem for what the model's template refuses."""
+        if not self.spans:
+            mine = self._instructions
+            begun = Instructions.of(self._chat, mine.system, items, mine.tools, "items", "items")
+            fresh = Conversation(self._chat, begun)
+            self._instructions, self._tokens, self.spans = begun, fresh._tokens, fresh.spans
+            return
+        named = [item if item.id else replace(item, id=self.new_id()) for item in items]
+        for kind, group in groupby(named, _kind):
+            try:
+                self._put_group(kind, list(group))
+            except ValueError as error:
+                raise invalid("items.items", str(error)) from None
+
+    def _put_group(self, kind: str, group: list[Item]) -> None:
+        """Append neighbours that the template writes as one."""
+        if kind == "user":
+            for item in group:
+                assert isinstance(item, MessageItem)
+                self._put(self.user_tokens(item.text), item)
+        elif kind == "tool":
+            self.put_results([item for item in group if isinstance(item, ToolResultItem)])
+        elif kind == "assistant":
+            while group:
+                end = next((at for at, item in enumerate(group) if at and isinstance(item, MessageItem)), len(group))
+                self._put_assistant(group[:end])
+                group = group[end:]
+        else:
+            raise ValueError("instructions stand before the conversation")
+
+    def _put_assistant(self, items: list[Item]) -> None:
+        """A message of the assistant with the tool calls behind it."""
+        text = "".join(item.text for item in items if isinstance(item, MessageItem))
+        calls = [(item.name, item.arguments) for item in items if isinstance(item, ToolCallItem)]
+        start = len(self._tokens)
+        said = self._chat.assistant(text, calls)
+        self._tokens += [*self.prompt, *said]
+        self._tokens += self._chat.close(said[-1] if said else None)
+        self.spans.append(Span(tuple(items), start, len(self._tokens)))
+
     @property
     def _had_user(self) -> bool:
-        return self._first_user is None or any(
+        return self._instructions.head.first_user is None or any(
             isinstance(item, MessageItem) and item.role == "user" for span in self.spans for item in span.items
         )
 
@@ -252,25 +368,12 @@ def load_chat(directory: str) -> Chat:
     return Chat(Codec.load(directory, int(vocab_size)))
 
 
-def _messages(items: Sequence[Item]) -> list[Message]:
-    """Items as chat templates take them: tool calls belong to the assistant's message before them."""
-    messages: list[Message] = []
-    for item in items:
-        match item:
-            case MessageItem():
-                messages.append({"role": item.role, "content": item.text})
-            case ToolCallItem():
-                if not messages or messages[-1]["role"] != "assistant":
-                    messages.append({"role": "assistant", "content": ""})
-                function = {"name": item.name, "arguments": json.loads(item.arguments)}
-                call = {"type": "function", "id": item.call_id, "function": function}
-                messages[-1].setdefault("tool_calls", []).append(call)
-            case ToolResultItem():
-                message = {"role": "tool", "name": item.name, "tool_call_id": item.call_id, "content": item.output}
-                messages.append(message)
-    return messages
-
-
-def _function(tool: ToolDefinition) -> Tool:
-    function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
-    return {"type": "function", "function": function}
+def _kind(item: Item) -> str:
+    """Whose message an item belongs to."""
+    match item:
+        case MessageItem():
+            return item.role
+        case ToolCallItem():
+            return "assistant"
+        case ToolResultItem():
+            return "tool"

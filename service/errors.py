@@ -19,6 +19,7 @@ STATUS: dict[Reason, grpc.StatusCode] = {
     Reason.INPUT_TOO_LONG: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.TOO_MANY_TURNS: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.UNKNOWN_MODEL: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.STALE_HISTORY: grpc.StatusCode.ABORTED,
     Reason.STALE_TURN: grpc.StatusCode.ABORTED,
     Reason.UNKNOWN_TURN: grpc.StatusCode.NOT_FOUND,
     Reason.UNKNOWN_TOOL_CALL: grpc.StatusCode.NOT_FOUND,

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from engine import records
+from engine.text.common import common_length
 from service.ahead import HeldReply
 from service.call_services import CallServices, Record
 from service.client_events import EagerEndOfTurn, Generate
 from service.conversation import Conversation
-from service.items import ToolCallItem, ToolResultItem
+from service.instructions import Instructions
+from service.items import Item, ToolCallItem, ToolDefinition, ToolResultItem
 from service.options import Generation
 from service.problems import Problem, Reason
 from service.reply import Reply, Segment
@@ -53,6 +55,47 @@ class History:
         constraint = self._conversation.constraint(generation, goes_on=False)
         self._services.engine.open(self._session, tokens, seed, on_failed, constraint)
         self._services.store.append(self._session, LogEntry(0, 0, tokens))
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return self._conversation.items
+
+    def instructions(
+        self, system: str | None, tools: Sequence[ToolDefinition] | None, base: Instructions | None
+    ) -> Instructions:
+        """New ones, not yet in force. Raises Problem where they cannot be, or leave no room for a reply."""
+        found = self._conversation.instructions(system, tools, base)
+        more = len(found.head.ids) - self._conversation.spans[0].end
+        self.require_room(more + len(self._conversation.prompt), "update.system_prompt")
+        return found
+
+    def instruct(self, instructions: Instructions) -> tuple[int, Callable[[int], int]]:
+        """(tokens at the front that stayed as they were, where an end of an item is since)"""
+        before = self._conversation.tokens
+        moved = self._conversation.instruct(instructions)
+        self.version += 1
+        return common_length(before, self._conversation.tokens), moved
+
+    def replace_items(self, items: Sequence[Item], same: int) -> int:
+        """Make the history these items, the first ``same`` of which it has; returns how many of its tokens stayed.
+
+        Raises Problem, and changes nothing, where they do not fit or the model's template refuses them.
+        """
+        conversation, restore = self._conversation, self._conversation.snapshot()
+        before = conversation.tokens
+        try:
+            kept = conversation.keep_items(conversation.written_apart(items, same))
+            conversation.put_items(items[kept:])
+            self.require_room(len(conversation.prompt), "items.items")
+        except Problem:
+            restore()
+            raise
+        self.version += 1
+        return common_length(before, conversation.tokens)
+
+    def rename(self, ids: Sequence[str]) -> None:
+        """Give the items these ids, where they are not empty."""
+        self._conversation.rename(ids)
 
     def close(self) -> None:
         """Nothing is generated any more, and the engine forgets."""

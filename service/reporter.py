@@ -14,6 +14,7 @@ from service.reply import Phase, Reply, Segment
 from service.server_events import (
     ContextNearlyFull,
     Failure,
+    HistoryChanged,
     Interrupted,
     LimitReached,
     Notice,
@@ -121,6 +122,10 @@ class Reporter:
         """Why the turn will end."""
         reply.record.error = problem.reason.value
         self._emit(Failure(problem, reply.turn_id))
+
+    def history_changed(self, change: HistoryChanged) -> None:
+        """Something other than a turn has changed the history."""
+        self._emit(change)
 
     def tool_timed_out(self, reply: Reply, call: ToolCallItem, timeout_ms: int) -> None:
         """The reply goes on without the tool."""

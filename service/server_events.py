@@ -110,6 +110,22 @@ class Interrupted:
     history: HistoryState
 
 
+class HistoryCause(Enum):
+    """What changed the history other than a turn."""
+
+    ITEMS = "items"
+    UPDATE = "update"
+
+
+@dataclass(frozen=True)
+class HistoryChanged:
+    """history: with the ids of all items. kept_tokens: at the front, that stayed as they were."""
+
+    cause: HistoryCause
+    history: HistoryState
+    kept_tokens: int
+
+
 @dataclass(frozen=True)
 class Draining:
     """The service is about to stop: what is still open in ``grace_ms`` ends then."""
@@ -205,7 +221,18 @@ class Failure:
     request_id: int = 0
 
 
-ServerEvent = Opened | TextDelta | ToolCalled | TurnWaiting | TurnEnded | Interrupted | Generated | Notice | Failure
+ServerEvent = (
+    Opened
+    | TextDelta
+    | ToolCalled
+    | TurnWaiting
+    | TurnEnded
+    | Interrupted
+    | Generated
+    | HistoryChanged
+    | Notice
+    | Failure
+)
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
 from service import client_events as events
 from service.config import CallConfig
+from service.items import ToolDefinition
 from service.options import AnswerAhead, Generation, GenerationPatch, Limits, ToolChoice, TurnOptions
 from service.problems import Guardrail, Problem, Reason, invalid
 
 
-@dataclass(frozen=True)
+@dataclass
 class Terms:
-    """The terms of one call.
+    """The terms of one call. One object serves all of its parts; only ``update`` changes it.
 
     generation: of a reply that asks for nothing of its own. deadline_ms: for a first token; None where there is none.
     announce_at: tokens in use from which the context counts as nearly full. unstable_s: how long the end of a partial
@@ -68,6 +69,17 @@ class Terms:
             tools={tool.name: tool.timeout_ms for tool in opening.tools},
         )
         return dataclasses.replace(terms, generation=terms._merged(opening.generation, "open"))
+
+    def update(self, patch: GenerationPatch, tools: Sequence[ToolDefinition] | None) -> None:
+        """From the next turn on. tools: None leaves them. Raises Problem, and changes nothing, for what cannot be."""
+        before = self.tools
+        if tools is not None:
+            self.tools = {tool.name: tool.timeout_ms for tool in tools}
+        try:
+            self.generation = self._merged(patch, "update")
+        except Problem:
+            self.tools = before
+            raise
 
     def for_turn(self, options: TurnOptions, event: str) -> Generation:
         """How the reply to ``event`` is generated. Raises Problem for stop tokens that are not in the vocabulary."""

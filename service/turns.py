@@ -18,6 +18,7 @@ from service import client_events
 from service.ahead import HeldReply
 from service.call_services import Later, Record
 from service.client_events import Final, Respond, Say
+from service.editing import Editing
 from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT, History
 from service.items import ToolCallItem, ToolResultItem
 from service.listening import Hypothesis, Listening
@@ -59,6 +60,7 @@ class Turns:
         self._listening = Listening(terms, history, reporter, later, self._may_listen, self._may_answer_ahead)
         self._reply: Reply | None = None
         self._taken: dict[int, tuple[str, str]] = {}
+        self._editing = Editing(terms, history, reporter.history_changed)
         self._tools = ToolCalls(terms, later, self._tool_timed_out)
         self._closed = False
         self._replies = 0
@@ -139,6 +141,7 @@ class Turns:
         chars = reply.heard_chars(event.heard, "interrupt.heard")
         self._listening.abandon()
         self._cut(reply, chars)
+        self._put_into_force()
         self._history.flush()
         self._listening.work()
 
@@ -190,6 +193,37 @@ class Turns:
         result = self._history.result(call, TIMED_OUT_RESULT, is_error=True)
         self._put_result(reply, segments[0], result, wants_reply=True)
 
+    # Edits
+
+    def update(self, event: client_events.Update) -> None:
+        """New instructions, from the next turn on."""
+        self._editing.update(event)
+        self._listening.abandon()
+        if self._reply is None or self._reply.phase is Phase.OVER:
+            self._put_into_force()
+            self._history.flush()
+            self._listening.work()
+
+    def items(self, event: client_events.Items) -> None:
+        """The conversation as the client sees it. What it has in common with the history stays."""
+        self._editing.require_version(event)
+        self._listening.abandon()
+        try:
+            if not self._editing.is_same(event):
+                self._overtake()  # a reply in progress was to another conversation
+            if self._editing.replace(event):
+                self._reply = None  # behind what follows it, it is spoken over no more
+        finally:
+            if self._reply is None or self._reply.phase is Phase.OVER:
+                self._history.flush()
+                self._listening.work()
+
+    def _put_into_force(self) -> None:
+        """No turn is in progress: what has waited for that comes into force."""
+        for moved in self._editing.apply():
+            if (reply := self._reply) is not None:
+                reply.begin, reply.before = moved(reply.begin), moved(reply.before)
+
     # Listening
 
     def _is_heard(self, event: Hypothesis, name: str) -> bool:
@@ -236,6 +270,7 @@ class Turns:
         elif abandoned and reply.cut is not None:
             self._history.rewrite(reply, reply.cut)
         reply.item_ids = self._history.item_ids(reply)
+        self._put_into_force()
 
     def _ask(self, event: Final | Respond, options: TurnOptions, name: str) -> None:
         """Put the caller's turn into the history, if there is one, and ask for the reply to it."""
@@ -328,6 +363,7 @@ class Turns:
             reply.phase, reply.cut_by, reply.cut = Phase.OVER, TurnEnd.LIMIT_REACHED, len(reply.text)
             reply.kept = self._history.rewrite(reply, reply.cut)
             self._history.version += 1
+            self._put_into_force()
             self._history.flush()
             self._listening.work()
 
@@ -413,6 +449,9 @@ class Turns:
         self._reporter.ended(reply, end)
         if not self._closed:
             self._reporter.announce()
+            if self._editing.waits:
+                self._put_into_force()
+                self._history.flush()
             self._listening.work()
 
     def _engine_failed(self, record: records.Failed) -> None:

@@ -111,6 +111,19 @@ class Chat:
         """Ids of given assistant text, without the prompt before it and the tail after it."""
         return self.codec.encode_around(self._said_prefix, text, "")
 
+    def assistant(self, text: str, calls: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of a past message of the assistant with tool calls, (name, JSON of the arguments), without the prompt
+        before it and the tail after it.
+        """
+        if not calls:
+            return self.said(text)
+        functions = [{"name": name, "arguments": json.loads(arguments)} for name, arguments in calls]
+        made = [{"type": "function", "function": function} for function in functions]
+        marks = _Marks(self.codec)
+        (marked,) = marks.messages([{"role": "assistant", "content": text, "tool_calls": made}])
+        body = self._render([_user(_FIRST), marked])[len(self._render([_user(_FIRST)])) :].removesuffix(self.tail)
+        return self._encode_marked(body[len(common_prefix(body, self._past_prompt)) :], marks.texts)
+
     def tool_results(self, results: Sequence[tuple[str, str]]) -> list[int]:
         """Ids of tool results, given as (tool name, output), after the reply that called for them was closed."""
         call = {"type": "function", "function": {"name": results[0][0], "arguments": {"x": _SECOND}}}

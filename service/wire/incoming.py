@@ -8,8 +8,8 @@ from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import client_events_pb2 as client_pb
 from service import client_events as events
 from service.problems import Problem, invalid, unimplemented
-from service.wire.fields import at_least_one, present
-from service.wire.opening import items, opening
+from service.wire.fields import at_least_one, given, present
+from service.wire.opening import items, opening, update
 from service.wire.options import generation, text_schema, turn_options
 
 
@@ -52,6 +52,11 @@ def _client_event(name: str, request: call_pb.CallRequest) -> events.ClientEvent
             return events.Playback(_turn_id(progress.turn_id, name), _heard(progress.heard, f"{name}.heard"))
         case "tool_result":
             return _tool_result(request.tool_result)
+        case "items":
+            version = given(request.items, "history_version")
+            return events.Items(items(request.items.items, "items.items"), version)
+        case "update":
+            return update(request.update)
         case "generate":
             return _generate(request.generate)
         case "cancel_generate":

@@ -9,7 +9,7 @@ from dataclasses import replace
 from firstword.v1 import client_events_pb2 as client_pb
 from firstword.v1 import conversation_pb2 as conversation_pb
 from firstword.v1 import options_pb2 as options_pb
-from service.client_events import Open
+from service.client_events import Open, Update
 from service.items import Item, MessageItem, Role, ToolCallItem, ToolDefinition, ToolResultItem
 from service.options import AnswerAheadPatch, Limits
 from service.problems import invalid, unimplemented
@@ -43,7 +43,7 @@ def opening(message: client_pb.Open) -> Open:
         model=message.model,
         system=message.system_prompt,
         items=items(message.items, "open.items"),
-        tools=_tools(message.tools),
+        tools=_tools(message.tools, "open.tools"),
         generation=replace(
             generation(message.sampling, "open.sampling"),
             tool_choice=tool_choice(message.tool_choice, "open"),
@@ -79,6 +79,21 @@ def _refuse_unimplemented(message: client_pb.Open) -> None:
     for name, is_asked in asked.items():
         if is_asked:
             raise unimplemented(name)
+
+
+def update(message: client_pb.Update) -> Update:
+    """New instructions for a call. Raises Problem for what cannot be used."""
+    if message.sampling.HasField("seed"):
+        raise invalid("update.sampling.seed", "is a turn's; the call's is open.seed")
+    return Update(
+        system=message.system_prompt if message.HasField("system_prompt") else None,
+        tools=_tools(message.tools.tools, "update.tools.tools") if message.HasField("tools") else None,
+        generation=replace(
+            generation(message.sampling, "update.sampling"),
+            tool_choice=tool_choice(message.tool_choice, "update"),
+            text_schema=text_schema(message, "update"),
+        ),
+    )
 
 
 def items(messages: Iterable[conversation_pb.Item], within: str) -> tuple[Item, ...]:
@@ -124,10 +139,10 @@ def _item(item: conversation_pb.Item, path: str, calls: Mapping[str, str]) -> It
             raise invalid(f"{path}.content", "must be set")
 
 
-def _tools(tools: Sequence[conversation_pb.Tool]) -> tuple[ToolDefinition, ...]:
+def _tools(tools: Sequence[conversation_pb.Tool], within: str) -> tuple[ToolDefinition, ...]:
     definitions: dict[str, ToolDefinition] = {}
     for index, tool in enumerate(tools):
-        path = f"open.tools[{index}]"
+        path = f"{within}[{index}]"
         if not _TOOL_NAME.fullmatch(tool.name) or tool.name in definitions:
             raise invalid(f"{path}.name", "must be 1 to 64 letters, digits, _, - or ., and unique")
         schema = json_schema(tool.parameters_json_schema, f"{path}.parameters_json_schema")

@@ -87,7 +87,11 @@ def tool_choice(message: conversation_pb.ToolChoice, path: str) -> ToolChoice | 
             return ToolChoice(several=several) if message.HasField("parallel") else None
 
 
-def text_schema(container: client_pb.Open | client_pb.Generate | options_pb.TurnOptions, path: str) -> str | None:
+Shaped = client_pb.Open | client_pb.Update | client_pb.Generate | options_pb.TurnOptions
+"""What may ask for a form of replies."""
+
+
+def text_schema(container: Shaped, path: str) -> str | None:
     """JSON Schema of a reply's text, empty for free text; None where nothing is said."""
     if not container.HasField("response_format"):
         return None

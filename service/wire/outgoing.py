@@ -17,6 +17,10 @@ from service.problems import Guardrail
 from service.wire import report
 from service.wire.options import PLAIN
 
+_CAUSES = {
+    events.HistoryCause.ITEMS: server_pb.HISTORY_CAUSE_ITEMS,
+    events.HistoryCause.UPDATE: server_pb.HISTORY_CAUSE_UPDATE,
+}
 _TURN_ENDS = {
     events.TurnEnd.COMPLETED: server_pb.TURN_END_REASON_COMPLETED,
     events.TurnEnd.LENGTH: server_pb.TURN_END_REASON_LENGTH,
@@ -68,6 +72,8 @@ def response(envelope: events.Envelope) -> call_pb.CallResponse:
             message.interrupted.CopyFrom(_interrupted(event))
         case events.Generated():
             message.generated.CopyFrom(_generated(event))
+        case events.HistoryChanged():
+            message.history_changed.CopyFrom(_history_changed(event))
         case events.Failure():
             message.error.CopyFrom(_error(event))
         case _:
@@ -151,6 +157,16 @@ def _turn_waiting(event: events.TurnWaiting) -> server_pb.TurnWaiting:
         timings=report.timings(event.account),
         drafting=report.drafting(event.account.stats),
         history_version=event.history.version,
+    )
+
+
+def _history_changed(event: events.HistoryChanged) -> server_pb.HistoryChanged:
+    return server_pb.HistoryChanged(
+        cause=_CAUSES[event.cause],
+        history_version=event.history.version,
+        item_ids=event.history.item_ids,
+        kept_tokens=event.kept_tokens,
+        used_tokens=event.history.used_tokens,
     )
 
 

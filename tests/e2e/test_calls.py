@@ -163,8 +163,12 @@ async def test_a_final_interrupts_the_reply_that_runs(service: ServiceProcess) -
     ("event", "code", "field"),
     [
         ({"generate": client_pb.Generate(question="x")}, grpc.StatusCode.INVALID_ARGUMENT, "generate.request_id"),
-        ({"update": client_pb.Update()}, grpc.StatusCode.UNIMPLEMENTED, ""),
-        ({"items": client_pb.Items()}, grpc.StatusCode.UNIMPLEMENTED, ""),
+        (
+            {"update": client_pb.Update(sampling={"seed": 1})},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "update.sampling.seed",
+        ),
+        ({"items": client_pb.Items(history_version=0)}, grpc.StatusCode.ABORTED, "items.history_version"),
         ({"open": client_pb.Open()}, grpc.StatusCode.FAILED_PRECONDITION, ""),
         ({}, grpc.StatusCode.INVALID_ARGUMENT, "event"),
         ({"final": client_pb.Final(text="x")}, grpc.StatusCode.INVALID_ARGUMENT, "final.turn_id"),

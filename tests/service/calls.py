@@ -233,5 +233,5 @@ class CallUnderTest:
         return call_off
 
     def _new_conversation(self, opening: client.Open) -> Conversation:
-        self.conversation = Conversation(chat(), opening.system, opening.items, opening.tools)
+        self.conversation = Conversation.opened(chat(), opening)
         return self.conversation

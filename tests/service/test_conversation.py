@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.text.codec import Codec
+from service.client_events import Open
 from service.conversation import Conversation
 from service.items import Item, MessageItem, ToolCallItem, ToolDefinition, ToolResultItem
 from service.problems import Problem
@@ -22,7 +23,7 @@ CALL_TEXT = '<tool_call>{"name": "find_appointment", "arguments": {"phone": "438
 
 
 def conversation(items: Sequence[Item] = (), tools: Sequence[ToolDefinition] = ()) -> Conversation:
-    return Conversation(chat(), SYSTEM, items, tools)
+    return Conversation.opened(chat(), Open(system=SYSTEM, items=tuple(items), tools=tuple(tools)))
 
 
 def items_of(history: Conversation) -> list[Item]:
@@ -247,5 +248,5 @@ def test_markup_in_what_is_said_is_plain_text(markup: str) -> None:
 
 def test_a_conversation_that_the_template_cannot_write_is_refused_by_field() -> None:
     with pytest.raises(Problem) as raised:
-        Conversation(chat(), "", [ToolCallItem("a", "c", "x", "{}")], [ToolDefinition("t", "", {"properties": 5})])
+        conversation([ToolCallItem("a", "c", "x", "{}")], [ToolDefinition("t", "", {"properties": 5})])
     assert raised.value.field in ("open.items", "open.tools")

@@ -118,6 +118,26 @@ def test_response_format(form: dict[str, str] | None, read_as: str | None) -> No
     assert isinstance(event, client.Respond) and event.options.generation.text_schema == read_as
 
 
+def test_items_and_update() -> None:
+    mine = [item(message=message(conversation_pb.ROLE_USER, "hi"))]
+    wanted = (MessageItem("", "user", "hi"),)
+    assert read(items=client_pb.Items(items=mine, history_version=3)) == client.Items(wanted, 3)
+    assert read(items=client_pb.Items(items=mine)) == client.Items(wanted)
+    assert read(update=client_pb.Update()) == client.Update()
+    event = read(
+        update=client_pb.Update(
+            system_prompt="",
+            tools=conversation_pb.ToolList(tools=[conversation_pb.Tool(name="t", timeout_ms=9)]),
+            tool_choice=conversation_pb.ToolChoice(tool_name="t"),
+            response_format=conversation_pb.ResponseFormat(),
+            sampling=options_pb.Sampling(temperature=0.5),
+        )
+    )
+    patch = GenerationPatch(temperature=0.5, tool_choice=ToolChoice("required", "t"), text_schema="")
+    tools = (ToolDefinition("t", "", {"type": "object", "properties": {}}, 9),)
+    assert event == client.Update("", tools, patch)
+
+
 def test_generate() -> None:
     mine = conversation_pb.ItemList(items=[item(message=message(conversation_pb.ROLE_USER, "hi"))])
     sampling = options_pb.Sampling(temperature=0.5)
@@ -339,6 +359,12 @@ TOOL_OUTPUT = conversation_pb.ToolOutput(call_id="c")
         (opening(tool_choice=conversation_pb.ToolChoice(tool_name="")), "open.tool_choice.tool_name"),
         (opening(limits=options_pb.Limits(max_idle_ms=0)), "open.limits.max_idle_ms"),
         (opening(tools=[conversation_pb.Tool(name="t", timeout_ms=0)]), "open.tools[0].timeout_ms"),
+        ({"update": client_pb.Update(sampling=options_pb.Sampling(seed=1))}, "update.sampling.seed"),
+        (
+            {"update": client_pb.Update(tools=conversation_pb.ToolList(tools=[conversation_pb.Tool(name="a b")]))},
+            "update.tools.tools[0].name",
+        ),
+        ({"items": client_pb.Items(items=[item()])}, "items.items[0].content"),
         ({"generate": client_pb.Generate(question="x")}, "generate.request_id"),
         ({"generate": client_pb.Generate(request_id=4)}, "generate.prompt"),
         ({"generate": client_pb.Generate(request_id=4, question="")}, "generate.question"),
@@ -368,8 +394,6 @@ def test_what_cannot_be_used_is_refused_by_its_fields_path(sent: dict[str, Any],
 @pytest.mark.parametrize(
     ("sent", "feature"),
     [
-        ({"items": client_pb.Items()}, "items"),
-        ({"update": client_pb.Update()}, "update"),
         (opening(resume={"last_seq": 1}), "open.resume"),
         (opening(fallbacks=[options_pb.Fallback(phrase="x")]), "open.fallbacks"),
         (opening(context_policy=options_pb.ContextPolicy(keep_tokens=1)), "open.context_policy.keep_tokens"),

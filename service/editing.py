@@ -1,0 +1,97 @@
+"""What changes a call from outside its turns: new instructions, and a conversation that the client has edited.
+
+Owns updates that wait for the end of a turn, and the comparison of two views of a history. Decides no turn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+
+from service.client_events import Items, Update
+from service.history import History
+from service.instructions import Instructions
+from service.items import Item, MessageItem, ToolCallItem, ToolResultItem
+from service.problems import Problem, Reason
+from service.server_events import HistoryCause, HistoryChanged
+from service.terms import Terms
+
+
+class Editing:
+    """Of one call. emit: sends what has changed."""
+
+    def __init__(self, terms: Terms, history: History, emit: Callable[[HistoryChanged], object]) -> None:
+        self._terms = terms
+        self._history = history
+        self._emit = emit
+        self._waiting: list[Instructions] = []
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is anything to be put into force."""
+        return bool(self._waiting)
+
+    def update(self, event: Update) -> None:
+        """Take new terms at once, and new instructions for when no turn is in progress. Raises Problem, and changes
+        nothing, for what cannot be used.
+        """
+        base = self._waiting[-1] if self._waiting else None
+        instructions = self._history.instructions(event.system, event.tools, base)
+        self._terms.update(event.generation, event.tools)
+        self._waiting.append(instructions)
+
+    def apply(self) -> Iterator[Callable[[int], int]]:
+        """No turn is in progress: put what waits into force. Gives, for each, where an end of an item is since."""
+        while self._waiting:
+            kept, moved = self._history.instruct(self._waiting.pop(0))
+            self._changed(HistoryCause.UPDATE, kept)
+            yield moved
+
+    def require_version(self, event: Items) -> None:
+        """Raises Problem where the history has changed since the client took its view."""
+        version = self._history.version
+        if event.history_version is not None and event.history_version < version:
+            message = f"the history is at version {version} by now"
+            raise Problem(Reason.STALE_HISTORY, message, field="items.history_version")
+
+    def is_same(self, event: Items) -> bool:
+        """Whether the client sees the history as it is."""
+        return agreeing(self._history.items, event.items) == max(len(self._history.items), len(event.items))
+
+    def replace(self, event: Items) -> bool:
+        """Make the history what the client sees; whether it was anything else. Raises Problem, and changes nothing,
+        where that cannot be.
+        """
+        same, kept = self.is_same(event), self._history.length
+        if not same:
+            kept = self._history.replace_items(event.items, agreeing(self._history.items, event.items))
+        self._history.rename([item.id for item in event.items])
+        self._changed(HistoryCause.ITEMS, kept)
+        return not same
+
+    def _changed(self, cause: HistoryCause, kept: int) -> None:
+        ids = tuple(item.id for item in self._history.items)
+        self._emit(HistoryChanged(cause, self._history.state(ids), kept))
+
+
+def agreeing(mine: Sequence[Item], theirs: Sequence[Item]) -> int:
+    """How many items two views of a conversation begin with both."""
+    pairs = enumerate(zip(mine, theirs, strict=False))
+    return next((at for at, (one, other) in pairs if not _same(one, other)), min(len(mine), len(theirs)))
+
+
+def _same(mine: Item, theirs: Item) -> bool:
+    """By content. Of an interrupted message the history holds whole tokens, so the client may have heard a little more
+    of it.
+    """
+    match mine, theirs:
+        case MessageItem(), MessageItem():
+            heard = mine.interrupted and theirs.text.startswith(mine.text)
+            return mine.role == theirs.role and (mine.text == theirs.text or heard)
+        case ToolCallItem(), ToolCallItem():
+            alike = (mine.call_id, mine.name) == (theirs.call_id, theirs.name)
+            return alike and json.loads(mine.arguments) == json.loads(theirs.arguments)
+        case ToolResultItem(), ToolResultItem():
+            return (mine.call_id, mine.output) == (theirs.call_id, theirs.output)
+        case _:
+            return False
