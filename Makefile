@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve talk picture test test-equality lint proto proto-check model second-style eval \
+.PHONY: help setup demo serve talk picture test test-equality lint proto proto-check model second-style eval eval-constrained \
 	bench-acceptance bench-first-token bench-decode bench-drafters bench-suffix bench-turns clean
 
 help: ## List what can be made
@@ -53,6 +53,9 @@ second-style: $(READY) ## Train a drafter for another agent's conversations: acc
 
 eval: $(READY) ## The embedded model's tool calls on calls it never saw
 	$(PY) -m evals.tool_calls
+
+eval-constrained: $(READY) ## 2,000 tool calls held to schemas that the model never saw, with every drafter
+	$(PY) -m evals.constrained_calls
 
 bench-acceptance: $(READY) ## Tokens per forward and acceptance by position, tree, temperature and kind of text
 	$(PY) -m bench.acceptance

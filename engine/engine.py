@@ -251,6 +251,7 @@ class Engine:
         if budget <= 1 and turn.grammar is None:
             return tree
         started = time.monotonic()
+        turn.asked_drafter = budget > 1
         if budget > 1:
             with contextlib.suppress(OutOfPages):  # drafting is a luxury: the reply goes on without it
                 noise = self._drafting_noise(turn, budget)
@@ -299,9 +300,10 @@ class Engine:
         if turn.stats.first_token == 0.0:
             turn.stats.first_token = now
         turn.stats.steps += 1
-        if drafted:
-            turn.stats.count(int(tree.depth.max()), len(tree), accepted)
-            if FORCED not in tree.source:  # a token that had to come says nothing about drafting
+        if FORCED not in tree.source:  # a token that had to come says nothing about drafting
+            if drafted:
+                turn.stats.count(int(tree.depth.max()), len(tree), accepted)
+            if drafted or (turn.asked_drafter and given == 1):  # nothing of the draft may have been left to verify
                 self.policy.observe(tree, path)
         if finish is not None:
             self._end(turn, finish)

@@ -209,7 +209,8 @@ class EngineHost:
         return events
 
     def _progress(self, step: Step, reply: _Reply) -> records.Progress:
-        read = reply.reader.take(final=step.finish is not None)
+        cut = step.finish in (Finish.LENGTH, Finish.CONTEXT)
+        read = reply.reader.take(final=step.finish is not None, cut=cut)
         return records.Progress(
             session=step.session,
             turn=reply.number,

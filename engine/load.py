@@ -8,6 +8,7 @@ import torch
 
 from engine import records
 from engine.config import EngineConfig
+from engine.constraint import ToolConstraint
 from engine.costs import measure_costs
 from engine.engine import Engine
 from engine.errors import ModelError
@@ -54,7 +55,7 @@ def load_host(config: EngineConfig) -> tuple[EngineHost, records.Ready]:
     engine = Engine(target, proposer, _policy(config, costs), coupled=config.couples)
 
     def new_reader(command: records.Submit) -> ReplyReader:
-        return ReplyReader(codec, command.stop_strings, calls=command.calls)
+        return reader_of(codec, command)
 
     scheduler = Scheduler(config.prefill_chunk_tokens)
     host = EngineHost(engine, scheduler, new_reader, GrammarLibrary(codec, target.vocab_size, target.device))
@@ -66,6 +67,15 @@ def load_host(config: EngineConfig) -> tuple[EngineHost, records.Ready]:
         costs=describe(costs, proposer),
     )
     return host, ready
+
+
+def reader_of(codec: Codec, command: records.Submit) -> ReplyReader:
+    """What reads the reply to a command as text, and its tool calls where it may make some."""
+    constraint = command.constraint
+    if not isinstance(constraint, ToolConstraint) or constraint.choice == "none":
+        return ReplyReader(codec, command.stop_strings)
+    names, alone = {name for name, _ in constraint.tools}, bool(constraint.text) or not constraint.form.mark
+    return ReplyReader(codec, command.stop_strings, calls=constraint.form, names=names, alone=alone)
 
 
 def load_proposer(config: EngineConfig, target: Decoder, *, chain: bool = False) -> Proposer:

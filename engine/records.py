@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from engine.constraint import Constraint
 from engine.sampling import Sampling
 from engine.session import TurnStats
-from engine.text.call_form import CallForm
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class Submit:
     turn: the caller's name for the reply. deadline: ``time.monotonic()`` (one clock for the whole machine) by which the
     first token is wanted. stop_tokens end a reply and stay in the log; stop_strings end it and are not emitted.
     forced: tokens that the reply begins with, already decided. first_index: tokens of the reply before this part of it,
-    where it goes on behind tool results. calls: how tool calls are written, where the reply may hold some. constraint:
-    what form it must have. aside: nobody in a conversation waits for it. hold: tokens after which the reply waits
-    for its ``Release``; made ahead, it yields to everybody who waits for theirs. ahead: as in ``Sync``.
+    where it goes on behind tool results. constraint: what form it must have, and so which tool calls it may hold.
+    aside: nobody in a conversation waits for it. hold: tokens after which the reply waits for its ``Release``; made
+    ahead, it yields to everybody who waits for theirs. ahead: as in ``Sync``.
     """
 
     session: str
@@ -68,7 +67,6 @@ class Submit:
     first_index: int = 0
     deadline: float = 0.0
     drafting: bool = True
-    calls: CallForm | None = None
     constraint: Constraint | None = None
     aside: bool = False
     hold: int | None = None

@@ -37,8 +37,7 @@ class Scheduler:
         """
         self._deadlines[session] = deadline
         self._served.pop(session, None)
-        if aside:
-            self._aside.add(session)
+        (self._aside.add if aside else self._aside.discard)(session)
 
     def forget(self, session: str) -> None:
         self._aside.discard(session)

@@ -105,6 +105,8 @@ class Turn:
         self.num_tokens = 0
         self.finish: Finish | None = None
         self.stats = TurnStats()
+        self.asked_drafter = False
+        """Whether the tree that is verified now was asked of the drafter."""
         self._seen: Tensor | None = None
         self._noise: tuple[int, Tensor] | None = None
 

@@ -41,6 +41,10 @@ from training.dialogues import Split, dialogue
 
 FIRST_SEED = 80_000_000
 MAX_TOKENS = 256
+MAY_BE_CUT = 0.01
+"""Of the calls: by the length of a reply."""
+MAY_COST = 0.15
+"""Of a step's time: the grammar."""
 SHORT = {"type": "string", "maxLength": 24}
 ADDRESS = {
     "type": "object",
@@ -103,7 +107,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         },
         "required": ["title", "severity", "contact"],
     },
-    "hang_up": {"type": "object", "properties": {}},
+    "hang_up": {"type": "object", "properties": {}, "additionalProperties": False},
 }
 TOOLS = tuple((name, json.dumps(schema)) for name, schema in SCHEMAS.items())
 
@@ -169,12 +173,19 @@ def check(row: Row, reader: ReplyReader, finish: Finish) -> None:
         return
     try:
         (call,) = read.calls
-        Draft202012Validator(SCHEMAS[call.name]).validate(json.loads(call.arguments))
+        if read.text or read.malformed or finish is not Finish.STOP_TOKEN:
+            raise ValueError(f"more than a call, ended by {finish.value}")
+        arguments = json.loads(call.arguments, parse_constant=_no_number)
+        Draft202012Validator(SCHEMAS[call.name]).validate(arguments)
     except Exception as error:
         row.faults.append(f"{type(error).__name__}: {error} in {read}"[:300])
         return
     row.valid += 1
     row.tools[call.name] += 1
+
+
+def _no_number(name: str) -> object:
+    raise ValueError(f"{name} is no JSON")
 
 
 def run(row: Row, engine: Engine, library: GrammarLibrary, chat: Chat, calls: int, temperature: float) -> None:
@@ -217,13 +228,14 @@ def main() -> int:
     target = load_target_for(config)
     chat = Chat(Codec.load(given.model, target.vocab_size))
     library = GrammarLibrary(chat.codec, target.vocab_size, target.device)
-    drafters = ["none", f"eagle3:{given.model / 'eagle3'}", "suffix", "recycling"]
+    head = f"eagle3:{given.model / 'eagle3'}"
+    drafters = ["none", f"suffix+{head}", head, "suffix", "recycling"]
     drafters += [f"{kind}:{given.model / kind}" for kind in ("medusa", "mtp", "draft") if (given.model / kind).is_dir()]
     rows = []
     for place, drafter in enumerate(drafters):
         proposer = load_proposer(EngineConfig(str(given.model), drafter), target)
         policy: DraftPolicy = FixedPolicy(1) if not place else MeasuredPolicy(measure_costs(target, proposer))
-        rows.append(row := Row(drafter.partition(":")[0]))
+        rows.append(row := Row(proposer.name))
         run(
             row,
             Engine(target, proposer, policy),
@@ -259,8 +271,9 @@ def report(rows: list[Row], temperature: float) -> int:
     print(f"temperature {temperature:g}; calls by tool, without a drafter: {dict(rows[0].tools)}")
     for row in rows:
         print("".join(f"FAULT: {row.drafter}: {fault}\n" for fault in row.faults), end="")
-    enough = all(row.valid + row.cut == row.calls and row.cut <= 0.01 * row.calls for row in rows)
-    return 0 if enough and not any(row.faults for row in rows) else 1
+    enough = all(row.valid + row.cut == row.calls and row.cut <= MAY_BE_CUT * row.calls for row in rows)
+    cheap = all(row.masked < MAY_COST * row.seconds for row in rows)
+    return 0 if enough and cheap and not any(row.faults for row in rows) else 1
 
 
 if __name__ == "__main__":

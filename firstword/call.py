@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -214,14 +215,10 @@ class Call:
         )
         if system is not None:
             message.system_prompt = system
-        before = self._tools
+        change = await self._router.edited(self._stream.send(update=message), HistoryCause.UPDATE)
         if tools is not None:
-            self._tools = {**self._tools, **{tool.name: tool for tool in tools}}
-        try:
-            return await self._router.edited(self._stream.send(update=message), HistoryCause.UPDATE)
-        except CallError:
-            self._tools = before
-            raise
+            self._tools = {tool.name: tool for tool in tools}
+        return change
 
     async def generate(
         self,
@@ -261,7 +258,7 @@ class Call:
         try:
             return await self._router.answered(generate.request_id)
         except asyncio.CancelledError:
-            if self.failure is None:
+            with contextlib.suppress(CallFailed):
                 self._stream.send(cancel_generate=client_pb.CancelGenerate(request_id=generate.request_id))
             raise
 

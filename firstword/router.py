@@ -89,12 +89,8 @@ class Router:
         """The answer to an edit of the history that was sent. Raises CallError for a refusal, CallFailed when the call
         breaks.
         """
-        edit = _Edit(cause, asyncio.get_running_loop().create_future())
-        self._edits[client_seq] = edit
-        try:
-            return await edit.answer
-        finally:
-            del self._edits[client_seq]
+        self._edits[client_seq] = edit = _Edit(cause, asyncio.get_running_loop().create_future())
+        return await edit.answer  # one that is not waited for any more still has its answer, which is nobody else's
 
     async def answered(self, request_id: int) -> Generated:
         """The answer to a side question that was sent. Raises CallError where there is none, CallFailed when the call
@@ -169,9 +165,11 @@ class Router:
 
     def _changed(self, change: HistoryChanged) -> None:
         """For who asked for it first; edits of one kind come into force in the order in which they were sent."""
-        for edit in self._edits.values():
-            if edit.cause is change.cause and not edit.answer.done():
-                edit.answer.set_result(change)
+        for seq, edit in self._edits.items():
+            if edit.cause is change.cause:
+                del self._edits[seq]
+                if not edit.answer.done():
+                    edit.answer.set_result(change)
                 return
 
     def _notice(self, message: notices_pb.Notice) -> None:
@@ -190,8 +188,9 @@ class Router:
             if not answer.done():
                 answer.set_exception(error)
         elif client_seq in self._edits:
-            if not self._edits[client_seq].answer.done():
-                self._edits[client_seq].answer.set_exception(error)
+            edit = self._edits.pop(client_seq)
+            if not edit.answer.done():
+                edit.answer.set_exception(error)
         elif client_seq in self._requests:
             self._refused(self._requests.pop(client_seq), error)
         elif client_seq == 0 and error.turn_id in self._turns:

@@ -68,17 +68,20 @@ class Turn:
     async def run(self, on_event: Callable[[TurnEvent], object] | None = None) -> Self:
         """Follow the turn to its end, answering its tool calls with their tools' handlers as they come.
 
-        on_event: sees each event. Handlers run beside each other, and are waited for; they are cancelled when this
-        raises or is cancelled. Raises what iteration raises, and LookupError for a tool without a handler: iterate
-        then, and answer with ``Call.tool_result``.
+        on_event: sees each event. Handlers run beside each other, and are waited for; one whose tool has timed out is
+        cancelled, and all are when this raises or is cancelled. Raises what iteration raises, and LookupError for a
+        tool without a handler: iterate then, and answer with ``Call.tool_result``.
         """
         try:
             async with asyncio.TaskGroup() as answers:
+                running: dict[str, asyncio.Task[None]] = {}
                 async for event in self:
                     if on_event is not None:
                         on_event(event)
                     if isinstance(event, ToolCall):
-                        answers.create_task(self._answer(event))
+                        running[event.call_id] = answers.create_task(self._answer(event))
+                    elif isinstance(event, Notice) and event.kind == "tool_timed_out":
+                        running[event.details["call_id"]].cancel()
         except BaseExceptionGroup as group:  # of whatever came first, which ended the others
             raise group.exceptions[0] from None
         return self

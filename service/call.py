@@ -203,6 +203,8 @@ class Call:
             self._emit(LimitReached(*problem.reached))
 
     def _turn_over(self) -> None:
+        if self.ended:
+            return
         if self._clock is not None:
             self._clock.heard()
         asked = self._questions is not None and self._questions.busy

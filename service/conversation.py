@@ -256,15 +256,19 @@ class Conversation:
         self.rewind(self.spans[-1].end)
         return left
 
-    def rename(self, ids: Sequence[str]) -> None:
-        """Give the first items these ids; an empty one leaves an item's own."""
-        names = iter(ids)
+    def rename(self, ids: Sequence[str]) -> dict[str, str]:
+        """Give the first items these ids, an empty one leaves an item's own; returns the new ones by the old."""
+        names, renamed = iter(ids), {}
 
         def named(item: Item) -> Item:
             name = next(names, "")
-            return replace(item, id=name) if name else item
+            if not name:
+                return item
+            renamed[item.id] = name
+            return replace(item, id=name)
 
         self.spans = [replace(span, items=tuple(map(named, span.items))) for span in self.spans]
+        return renamed
 
     @staticmethod
     def written_apart(items: Sequence[Item], count: int) -> int:
@@ -279,13 +283,13 @@ class Conversation:
 
     def put_items(self, items: Sequence[Item]) -> None:
         """Append items. Raises Problem for what the model's template refuses."""
+        named = [item if item.id else replace(item, id=self.new_id()) for item in items]
         if not self.spans:
             mine = self._instructions
-            begun = Instructions.of(self._chat, mine.system, items, mine.tools, "items", "items")
+            begun = Instructions.of(self._chat, mine.system, named, mine.tools, "items", "items")
             fresh = Conversation(self._chat, begun)
             self._instructions, self._tokens, self.spans = begun, fresh._tokens, fresh.spans
             return
-        named = [item if item.id else replace(item, id=self.new_id()) for item in items]
         for kind, group in groupby(named, _kind):
             try:
                 self._put_group(kind, list(group))
@@ -353,7 +357,7 @@ class Conversation:
             raw = self._chat.codec.decode(tokens)
             calls_at = bisect_right(ends, raw.find(form.mark)) if form.mark else 0
             if with_calls and chars >= len(segment.text):
-                end = raw.rfind(form.end_mark) + len(form.end_mark) if form.end_mark else len(raw)
+                end = form.end_of_calls(raw, len(calls)) if (calls := segment.calls) else 0
                 return tokens[: bisect_left(ends, end) + 1], segment.text
         fitting = bisect_right(ends, chars, hi=calls_at)
         # Behind the token that completes a character there may be some that begin the next one.

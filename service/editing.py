@@ -24,50 +24,62 @@ class Editing:
         self._terms = terms
         self._history = history
         self._emit = emit
-        self._waiting: list[Instructions] = []
+        self._waiting: list[tuple[Instructions, Terms]] = []
 
     @property
     def waits(self) -> bool:
         """Whether there is anything to be put into force."""
         return bool(self._waiting)
 
+    @property
+    def terms(self) -> Terms:
+        """Those of the next turn."""
+        return self._waiting[-1][1] if self._waiting else self._terms
+
     def update(self, event: Update) -> None:
-        """Take new terms at once, and new instructions for when no turn is in progress. Raises Problem, and changes
-        nothing, for what cannot be used.
+        """Take new terms and instructions, for when no turn is in progress. Raises Problem, and changes nothing, for
+        what cannot be used.
         """
-        base = self._waiting[-1] if self._waiting else None
+        base = self._waiting[-1][0] if self._waiting else None
         instructions = self._history.instructions(event.system, event.tools, base)
-        self._terms.update(event.generation, event.tools)
-        self._waiting.append(instructions)
+        self._waiting.append((instructions, self.terms.updated(event.generation, event.tools)))
 
     def apply(self) -> Iterator[Callable[[int], int]]:
         """No turn is in progress: put what waits into force. Gives, for each, where an end of an item is since."""
         while self._waiting:
-            kept, moved = self._history.instruct(self._waiting.pop(0))
-            self._changed(HistoryCause.UPDATE, kept)
+            instructions, terms = self._waiting.pop(0)
+            self._terms.become(terms)
+            kept, moved = self._history.instruct(instructions)
             yield moved
+            self._changed(HistoryCause.UPDATE, kept)
 
     def require_version(self, event: Items) -> None:
         """Raises Problem where the history has changed since the client took its view."""
         version = self._history.version
         if event.history_version is not None and event.history_version < version:
-            message = f"the history is at version {version} by now"
-            raise Problem(Reason.STALE_HISTORY, message, field="items.history_version")
+            message, known = f"the history is at version {version} by now", {"history_version": str(version)}
+            raise Problem(Reason.STALE_HISTORY, message, field="items.history_version", metadata=known)
 
-    def is_same(self, event: Items) -> bool:
-        """Whether the client sees the history as it is."""
-        return agreeing(self._history.items, event.items) == max(len(self._history.items), len(event.items))
+    def agreeing(self, event: Items) -> int | None:
+        """How many items the client's view and the history begin with both; None where they are the same."""
+        mine = self._history.items
+        same = agreeing(mine, event.items)
+        return None if same == max(len(mine), len(event.items)) else same
 
-    def replace(self, event: Items) -> bool:
-        """Make the history what the client sees; whether it was anything else. Raises Problem, and changes nothing,
-        where that cannot be.
-        """
-        same, kept = self.is_same(event), self._history.length
-        if not same:
-            kept = self._history.replace_items(event.items, agreeing(self._history.items, event.items))
-        self._history.rename([item.id for item in event.items])
-        self._changed(HistoryCause.ITEMS, kept)
-        return not same
+    def require_room(self, event: Items, same: int) -> None:
+        """Raises Problem where the history cannot become what the client sees. Changes nothing."""
+        self._history.try_items(event.items, same)
+
+    def replace(self, event: Items, same: int) -> None:
+        """Make the history what the client sees, which agrees in the first ``same`` items."""
+        kept = self._history.replace_items(event.items, same)
+        self.rename(event, kept)
+
+    def rename(self, event: Items, kept: int | None = None) -> dict[str, str]:
+        """Take over the client's ids, and say so; returns the new ones by the old. kept: tokens that stayed."""
+        renamed = self._history.rename([item.id for item in event.items])
+        self._changed(HistoryCause.ITEMS, self._history.length if kept is None else kept)
+        return renamed
 
     def _changed(self, cause: HistoryCause, kept: int) -> None:
         ids = tuple(item.id for item in self._history.items)

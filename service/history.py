@@ -33,7 +33,7 @@ UNHELD_RESULT = '{"status": "done", "output": "too long"}'
 
 
 class History:
-    """The history of one call. ``version`` grows with each reply that stops and with each cut."""
+    """The history of one call. ``version`` grows with each reply that stops, with each cut, and with each edit."""
 
     def __init__(self, services: CallServices, session: str, conversation: Conversation) -> None:
         self._services = services
@@ -66,7 +66,8 @@ class History:
         """New ones, not yet in force. Raises Problem where they cannot be, or leave no room for a reply."""
         found = self._conversation.instructions(system, tools, base)
         more = len(found.head.ids) - self._conversation.spans[0].end
-        self.require_room(more + len(self._conversation.prompt), "update.system_prompt")
+        if more > 0:
+            self.require_room(more + len(self._conversation.prompt), "update.system_prompt")
         return found
 
     def instruct(self, instructions: Instructions) -> tuple[int, Callable[[int], int]]:
@@ -77,25 +78,33 @@ class History:
         return common_length(before, self._conversation.tokens), moved
 
     def replace_items(self, items: Sequence[Item], same: int) -> int:
-        """Make the history these items, the first ``same`` of which it has; returns how many of its tokens stayed.
-
-        Raises Problem, and changes nothing, where they do not fit or the model's template refuses them.
-        """
-        conversation, restore = self._conversation, self._conversation.snapshot()
-        before = conversation.tokens
-        try:
-            kept = conversation.keep_items(conversation.written_apart(items, same))
-            conversation.put_items(items[kept:])
-            self.require_room(len(conversation.prompt), "items.items")
-        except Problem:
-            restore()
-            raise
+        """Make the history these items, the first ``same`` of which it has; returns how many of its tokens stayed."""
+        before = self._conversation.tokens
+        self._put_items(items, same)
         self.version += 1
-        return common_length(before, conversation.tokens)
+        return common_length(before, self._conversation.tokens)
 
-    def rename(self, ids: Sequence[str]) -> None:
-        """Give the items these ids, where they are not empty."""
-        self._conversation.rename(ids)
+    def items_before(self, position: int) -> int:
+        """How many items end at or before a position in the log."""
+        return sum(len(span.items) for span in self._conversation.spans if span.end <= position)
+
+    def try_items(self, items: Sequence[Item], same: int) -> None:
+        """Raises Problem where ``replace_items`` would. Changes nothing."""
+        restore = self._conversation.snapshot()
+        try:
+            self._put_items(items, same)
+        finally:
+            restore()
+
+    def _put_items(self, items: Sequence[Item], same: int) -> None:
+        conversation = self._conversation
+        kept = conversation.keep_items(conversation.written_apart(items, same))
+        conversation.put_items(items[kept:])
+        self.require_room(len(conversation.prompt), "items.items")
+
+    def rename(self, ids: Sequence[str]) -> dict[str, str]:
+        """Give the items these ids, where they are not empty; returns them by the old ones."""
+        return self._conversation.rename(ids)
 
     def close(self) -> None:
         """Nothing is generated any more, and the engine forgets."""
@@ -299,7 +308,6 @@ class History:
             first_index=said,
             deadline=deadline,
             drafting=generation.drafting,
-            calls=self._conversation.call_form,
             constraint=self._conversation.constraint(generation, goes_on=said > 0),
             hold=hold,
             ahead=ahead,

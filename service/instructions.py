@@ -62,5 +62,6 @@ def _messages(items: Sequence[Item]) -> list[Message]:
 
 
 def _function(tool: ToolDefinition) -> Tool:
-    function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+    parameters = {"type": "object", "properties": {}, **tool.parameters}  # templates go through them
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
     return {"type": "function", "function": function}

@@ -51,3 +51,14 @@ class ToolDefinition:
 
 
 Item = MessageItem | ToolCallItem | ToolResultItem
+
+
+def text_of(item: Item) -> str:
+    """What was said in it."""
+    match item:
+        case MessageItem():
+            return item.text
+        case ToolCallItem():
+            return item.arguments
+        case ToolResultItem():
+            return item.output

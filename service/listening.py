@@ -66,13 +66,15 @@ class Listening:
         if last is not None and says_the_same and _asks_no_more(event, last):
             self._hypothesis = dataclasses.replace(last, revision=event.revision)
             return
-        self._ahead.drop(AheadState.RESUMED)
+        dropped = self._ahead.drop(AheadState.RESUMED)
         self._settle()
         if isinstance(event, Partial) and self._terms.unstable_s:
             settled = settled_part(event, last)
             if settled != event.text:
                 self._settled = settled
                 self._stop_waiting = self._later(self._terms.unstable_s, self._waited)
+                if dropped and not settled:
+                    self._history.flush()  # nothing is computed in its place yet: it must not be made any further
         self.work()
 
     def resume(self, event: TurnResumed) -> None:

@@ -7,8 +7,8 @@ tokens and text; sends nothing.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from engine.text.codec import IncrementalDecoder
@@ -91,7 +91,8 @@ class Reply:
 
     played: code points that playback progress has reported; None while it has not. cut: where the caller spoke over it,
     in code points, and kept: the text that the history holds since; None when it was not interrupted. cut_by: why it
-    was cut. item_ids: what the turn has left in the history, once a newer one has begun.
+    was cut. item_ids: what the turn has left in the history, once a newer one has begun. settled: the history has been
+    edited since, and what it holds of the turn is not touched any more.
     """
 
     turn_id: int
@@ -109,6 +110,24 @@ class Reply:
     kept: str | None = None
     cut_by: TurnEnd = TurnEnd.INTERRUPTED
     item_ids: tuple[str, ...] | None = None
+    settled: bool = False
+
+    def settle(self, item_ids: tuple[str, ...]) -> None:
+        """The client has edited the history from here on, or goes on behind it."""
+        self.settled = True
+        self.item_ids = item_ids if self.item_ids is None else self.item_ids
+        self.kept = self.text if self.kept is None else self.kept
+
+    def rename(self, ids: Mapping[str, str]) -> None:
+        """What the turn has put into the history has other names now."""
+
+        def named(item_id: str) -> str:
+            return ids.get(item_id, item_id)
+
+        for segment in self.segments:
+            segment.item_id = named(segment.item_id)
+            segment.calls = [replace(call, id=named(call.id)) for call in segment.calls]
+            segment.results = {key: replace(result, id=named(result.id)) for key, result in segment.results.items()}
 
     @property
     def current(self) -> Segment:
@@ -121,8 +140,11 @@ class Reply:
     @property
     def is_open(self) -> bool:
         """Whether a new turn would cut it: there is more to come, or playback was reported and not to the end."""
+        if self.settled:
+            return False
         unheard = self.played is not None and self.played < len(self.text)
-        return self.phase is not Phase.OVER or (self.cut is None and unheard)
+        spoken_over = self.cut is not None and (self.cut_by is TurnEnd.INTERRUPTED or self.cut < len(self.text))
+        return self.phase is not Phase.OVER or (unheard and not spoken_over)
 
     @property
     def output_tokens(self) -> int:

@@ -126,6 +126,7 @@ class Reporter:
     def history_changed(self, change: HistoryChanged) -> None:
         """Something other than a turn has changed the history."""
         self._emit(change)
+        self.announce()
 
     def tool_timed_out(self, reply: Reply, call: ToolCallItem, timeout_ms: int) -> None:
         """The reply goes on without the tool."""

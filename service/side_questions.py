@@ -73,13 +73,18 @@ class SideQuestions:
     def ask(self, event: Generate) -> None:
         """Begin to answer. Raises Problem for what cannot be asked."""
         number = event.request_id
+        if number in self._open:
+            return  # the same event, sent again
         if number in self._asked:
             raise invalid("generate.request_id", f"{number} was asked before")
         if len(self._open) >= MOST:
             raise Problem(Reason.TOO_MANY_QUESTIONS, f"{MOST} questions are open", retry_after_s=1.0)
-        self._terms.check_input(event.question, "generate.question")
+        if event.items is None:
+            self._terms.check_input(event.question, "generate.question")
+        else:
+            self._terms.check_items(event.items, "generate.conversation")
         generation = self._terms.for_question(event.generation)
-        name = f"{self._session}?{number}"
+        name = f"{self._session}\n{number}"  # which no call can be named
         account = TurnRecord(0, time.monotonic(), event.traceparent, event.tracestate, request_id=number)
         account.sampling, account.max_tokens = generation.sampling, generation.max_tokens
         question = _Question(event, name, account)
@@ -123,7 +128,8 @@ class SideQuestions:
         account.finish, account.output_tokens = record.finish, record.reply_tokens
         reason = _ENDS.get(record.finish)
         if reason is None:
-            self._fail(question, engine_problem("OutOfPages", "no room for keys and values"))
+            cause = "OutOfPages" if record.finish == Finish.OUT_OF_PAGES.value else record.error
+            self._fail(question, engine_problem(cause, "no room for keys and values"))
             return
         self._forget(question)
         self._emit(Generated(question.asked.request_id, "".join(question.text), reason, self._services.model, account))

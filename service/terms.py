@@ -9,14 +9,14 @@ from typing import overload
 
 from service import client_events as events
 from service.config import CallConfig
-from service.items import ToolDefinition
+from service.items import Item, ToolDefinition, text_of
 from service.options import AnswerAhead, Generation, GenerationPatch, Limits, ToolChoice, TurnOptions
 from service.problems import Guardrail, Problem, Reason, invalid
 
 
 @dataclass
 class Terms:
-    """The terms of one call. One object serves all of its parts; only ``update`` changes it.
+    """The terms of one call. One object serves all of its parts; only ``become`` changes it.
 
     generation: of a reply that asks for nothing of its own. deadline_ms: for a first token; None where there is none.
     announce_at: tokens in use from which the context counts as nearly full. unstable_s: how long the end of a partial
@@ -70,16 +70,14 @@ class Terms:
         )
         return dataclasses.replace(terms, generation=terms._merged(opening.generation, "open"))
 
-    def update(self, patch: GenerationPatch, tools: Sequence[ToolDefinition] | None) -> None:
-        """From the next turn on. tools: None leaves them. Raises Problem, and changes nothing, for what cannot be."""
-        before = self.tools
-        if tools is not None:
-            self.tools = {tool.name: tool.timeout_ms for tool in tools}
-        try:
-            self.generation = self._merged(patch, "update")
-        except Problem:
-            self.tools = before
-            raise
+    def updated(self, patch: GenerationPatch, tools: Sequence[ToolDefinition] | None) -> Terms:
+        """The terms with what an update says. tools: None leaves them. Raises Problem for what cannot be."""
+        found = self if tools is None else dataclasses.replace(self, tools={t.name: t.timeout_ms for t in tools})
+        return dataclasses.replace(found, generation=found._merged(patch, "update"))
+
+    def become(self, other: Terms) -> None:
+        """Put updated terms into force."""
+        self.generation, self.tools = other.generation, other.tools
 
     def for_turn(self, options: TurnOptions, event: str) -> Generation:
         """How the reply to ``event`` is generated. Raises Problem for stop tokens that are not in the vocabulary."""
@@ -105,6 +103,10 @@ class Terms:
         if len(text) > limit:
             message = f"{len(text)} code points, of at most {limit}"
             raise Problem(Reason.INPUT_TOO_LONG, message, field=path, reached=(Guardrail.INPUT_SIZE, limit))
+
+    def check_items(self, items: Sequence[Item], path: str) -> None:
+        """Raises Problem for items that are longer, all together, than an event may be."""
+        self.check_input("".join(map(text_of, items)), path)
 
     def may_reply(self, made: int) -> bool:
         """Whether a call that has had so many replies may have one more."""

@@ -92,7 +92,7 @@ class Turns:
         """The caller has probably finished: make the reply ahead, as soon as nothing of the last one is open."""
         if self._is_heard(event, "eager_end_of_turn"):
             self._terms.check_input(event.text, "eager_end_of_turn.text")
-            self._terms.for_turn(event.options, "eager_end_of_turn")
+            self._editing.terms.for_turn(event.options, "eager_end_of_turn")
             self._listening.suppose(event)
 
     def resume(self, event: client_events.TurnResumed) -> None:
@@ -139,6 +139,9 @@ class Turns:
                 raise Problem(Reason.UNKNOWN_TURN, f"there is no turn {event.turn_id} yet", field="interrupt.turn_id")
             raise self._stale("interrupt.turn_id")
         chars = reply.heard_chars(event.heard, "interrupt.heard")
+        if reply.settled:
+            self._reporter.interrupted(reply)
+            return
         self._listening.abandon()
         self._cut(reply, chars)
         self._put_into_force()
@@ -165,6 +168,8 @@ class Turns:
             raise Problem(Reason.UNKNOWN_TOOL_CALL, message, field="tool_result.call_id")
         self._terms.check_input(event.output, "tool_result.output")
         segment, call = made[0]
+        if reply.settled:
+            return
         result = self._history.result(call, event.output, is_error=event.is_error, item_id=event.item_id)
         if reply.phase is Phase.OVER:
             self._history.require_results([*segment.results.values(), result], reply=False)
@@ -187,7 +192,7 @@ class Turns:
         """The model is told that its tool did not answer, and goes on. What was overtaken since waits for nothing."""
         reply = self._reply
         segments = [] if reply is None else [segment for segment in reply.segments if call in segment.outstanding]
-        if reply is None or not segments:
+        if reply is None or reply.settled or not segments:
             return
         self._reporter.tool_timed_out(reply, call, timeout_ms)
         result = self._history.result(call, TIMED_OUT_RESULT, is_error=True)
@@ -197,6 +202,7 @@ class Turns:
 
     def update(self, event: client_events.Update) -> None:
         """New instructions, from the next turn on."""
+        self._terms.check_input(event.system or "", "update.system_prompt")
         self._editing.update(event)
         self._listening.abandon()
         if self._reply is None or self._reply.phase is Phase.OVER:
@@ -206,22 +212,31 @@ class Turns:
 
     def items(self, event: client_events.Items) -> None:
         """The conversation as the client sees it. What it has in common with the history stays."""
+        self._terms.check_items(event.items, "items.items")
         self._editing.require_version(event)
+        same = self._editing.agreeing(event)
+        if same is None:
+            renamed = self._editing.rename(event)
+            if self._reply is not None:
+                self._reply.rename(renamed)
+            return
+        self._editing.require_room(event, same)
         self._listening.abandon()
-        try:
-            if not self._editing.is_same(event):
-                self._overtake()  # a reply in progress was to another conversation
-            if self._editing.replace(event):
-                self._reply = None  # behind what follows it, it is spoken over no more
-        finally:
-            if self._reply is None or self._reply.phase is Phase.OVER:
-                self._history.flush()
-                self._listening.work()
+        reply = self._reply
+        if reply is not None:
+            if reply.phase is not Phase.OVER:
+                self._overtake()  # it was a reply to another conversation, and what the client holds of it counts
+                same = min(same, self._history.items_before(reply.before))
+            reply.settle(self._history.item_ids(reply))
+        self._editing.replace(event, same)
+        self._put_into_force()
+        self._history.flush()
+        self._listening.work()
 
     def _put_into_force(self) -> None:
         """No turn is in progress: what has waited for that comes into force."""
         for moved in self._editing.apply():
-            if (reply := self._reply) is not None:
+            if (reply := self._reply) is not None and not reply.settled:
                 reply.begin, reply.before = moved(reply.begin), moved(reply.before)
 
     # Listening
@@ -259,7 +274,8 @@ class Turns:
     def _overtake(self) -> None:
         """A new turn begins: one that is still being made or spoken, or waits for tools, ends as far as heard."""
         reply = self._reply
-        if reply is None:
+        if reply is None or reply.settled:
+            self._put_into_force()
             return
         abandoned = reply.current.outstanding
         for call in abandoned:
@@ -275,7 +291,7 @@ class Turns:
     def _ask(self, event: Final | Respond, options: TurnOptions, name: str) -> None:
         """Put the caller's turn into the history, if there is one, and ask for the reply to it."""
         committed = time.monotonic()
-        generation = self._terms.for_turn(options, name)
+        generation = self._editing.terms.for_turn(options, name)
         self._terms.check_replies(self._replies)
         held = None
         if isinstance(event, Final):

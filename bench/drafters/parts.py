@@ -12,6 +12,7 @@ from bench import harness
 from bench.decode import Timed
 from bench.drafters.counts import Counted, Setting
 from bench.drafters.times import Costs, Times
+from training.files import whole
 
 
 def counted_from(found: list[dict[str, Any]]) -> list[Counted]:
@@ -39,9 +40,10 @@ class PartFiles:
     def _had(self, name: str, measure: Callable[[], Any]) -> Any:
         path = self.directory / f"{name}.json"
         if not (self.resume and path.exists()):
-            whole = {"found": measure(), "machine": harness.where(harness.machine())}
+            found = {"found": measure(), "machine": harness.where(harness.machine())}
             self.directory.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(whole))
+            with whole(path) as part:
+                part.write_text(json.dumps(found))
         # What was measured just now is read back as well, so that what a later run goes on with is no other thing.
         read = json.loads(path.read_text())
         self.machines[name] = read["machine"]

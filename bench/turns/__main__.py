@@ -36,16 +36,16 @@ async def measure(
         servers: dict[str, Client] = {}
         address = ""
         for mode in chosen:
-            key = str(mode.environment)
+            key = str(mode.environment(speed))
             if key not in servers:
-                environment = settings(model=str(model)) | mode.environment
+                environment = settings(model=str(model)) | mode.environment(speed)
                 server = await stack.enter_async_context(local_server(print, environment))
                 servers[key] = await stack.enter_async_context(Client(server.address))
                 address = server.address
                 await play(servers[key], calls[0], ANSWER, speed, Replay())  # to warm up
         for done, call in enumerate(calls, 1):
             for mode in rng.sample(chosen, len(chosen)):
-                await play(servers[str(mode.environment)], call, mode, speed, replays[mode])
+                await play(servers[str(mode.environment(speed))], call, mode, speed, replays[mode])
             if done % 10 == 0 or done == len(calls):
                 print(f"{done} of {len(calls)} calls", flush=True)
         return replays, await socket_ms(address)
@@ -69,7 +69,9 @@ def main() -> None:
 def report(model: Path, replays: dict[Mode, Replay], socket: list[float], calls: int, speed: float) -> None:
     tokenizer = harness.load_tokenizer(model)
     first = next(iter(replays.values()))
-    lengths = page.by_length(first, lambda text: len(tokenizer.encode(text, add_special_tokens=False)))
+    lengths = page.by_length(
+        first, replays.values(), lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+    )
     harness.RESULTS.mkdir(exist_ok=True)
     page.plot(replays, lengths, harness.RESULTS / "turns.svg")
     body = "\n\n".join(

@@ -20,10 +20,9 @@ class Mode:
     sends: frozenset[Kind]
     debounce_ms: int | None = None
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """Of the server that it is played to."""
-        return {} if self.debounce_ms is None else {DEBOUNCE: str(self.debounce_ms)}
+    def environment(self, speed: float) -> dict[str, str]:
+        """Of the server that it is played to, where speech is so many times as fast."""
+        return {} if self.debounce_ms is None else {DEBOUNCE: str(round(self.debounce_ms / speed))}
 
 
 FINAL_ONLY = Mode("send at final only", frozenset())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -21,10 +21,13 @@ LENGTHS = {"below 15 tokens": (0, 14), "15 to 30": (15, 30), "31 to 59": (31, 59
 USUAL = "15 to 30"
 
 
-def by_length(replay: Replay, tokens: Callable[[str], int]) -> dict[str, list[Key]]:
-    """The turns of each length, in tokens of what the caller said."""
+def by_length(replay: Replay, others: Iterable[Replay], tokens: Callable[[str], int]) -> dict[str, list[Key]]:
+    """The turns of each length, in tokens of what the caller said, that there are in the other replays too."""
+    others = list(others)
     found: dict[str, list[Key]] = {name: [] for name in LENGTHS}
     for key, answer in replay.answers.items():
+        if not all(key in other.answers for other in others):
+            continue  # a call that went otherwise, and was over before
         count = tokens(answer.turn.text)
         found[next(name for name, (low, high) in LENGTHS.items() if low <= count <= high)].append(key)
     return {name: keys for name, keys in found.items() if keys}

@@ -20,12 +20,17 @@ from engine.text.codec import Codec
 
 def check_schema(schema: str) -> str:
     """What keeps a JSON Schema from being enforced, whatever the model; empty where nothing does."""
-    try:
-        grammar = lark(JsonConstraint(schema), lambda text: [text])
-    except ValueError as error:
-        return str(error)
-    failed, messages = LLMatcher.validate_grammar_with_warnings(grammar)
-    return messages[0] if failed else ""
+    problem = ""
+    for closed in (True, False):
+        try:
+            grammar = lark(JsonConstraint(schema), lambda text: [text], closed=closed)
+        except ValueError as error:
+            return str(error)
+        failed, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+        if not failed:
+            return ""
+        problem = messages[0]
+    return problem
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,14 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._device = device
         stops = sorted(codec.stop_tokens)
+        self._left_by: dict[str, np.ndarray] = {}
         self._tokenizer = llguidance.hf.from_tokenizer(codec.hf, n_vocab=vocab_size, eos_token=stops)
 
     def compile(self, constraint: Constraint) -> Compiled:
         """Raises InvalidConstraint for a schema that cannot be enforced."""
-        try:
-            grammar = lark(constraint, self._split)
-        except ValueError as error:
-            raise InvalidConstraint(str(error)) from None
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        matcher = self._matcher(constraint, closed=True)
+        if matcher.is_error():  # closing objects has made it impossible
+            matcher = self._matcher(constraint, closed=False)
         if matcher.is_error():
             raise InvalidConstraint(matcher.get_error())
         mark = constraint.form.mark if isinstance(constraint, ToolConstraint) and _is_text_at_first(constraint) else ""
@@ -61,7 +65,13 @@ class GrammarCompiler:
         if mark:
             free = llguidance.numpy.allocate_token_bitmask(1, self._vocab_size)
             llguidance.numpy.fill_next_token_bitmask(matcher, free, 0)
-        return Compiled(matcher, free, self._leaving(mark))
+        return Compiled(matcher, free, self._leaving(mark) if mark else np.zeros(0, dtype=np.bool_))
+
+    def _matcher(self, constraint: Constraint, *, closed: bool) -> LLMatcher:
+        try:
+            return LLMatcher(self._tokenizer, lark(constraint, self._split, closed=closed), log_level=0)
+        except ValueError as error:
+            raise InvalidConstraint(str(error)) from None
 
     def begin(self, compiled: Compiled) -> GuidedGrammar:
         """The grammar for one reply."""
@@ -78,11 +88,14 @@ class GrammarCompiler:
         return pieces
 
     def _leaving(self, mark: str) -> np.ndarray:
-        """bool [V]: tokens behind which not every text may follow: those that spell the mark's first character, those
-        that spell no whole characters, and those that spell nothing.
+        """bool [V], made once a mark: tokens behind which not every text may follow. Those are the ones that spell the
+        mark's first character, no whole characters, or nothing.
         """
-        first = mark[:1].encode()
-        return np.array([not _is_text(spelt) or first in spelt for spelt in self._spellings], dtype=np.bool_)
+        if mark not in self._left_by:
+            first = mark[:1].encode()
+            leaving = [not _is_text(spelt) or first in spelt for spelt in self._spellings]
+            self._left_by[mark] = np.array(leaving, dtype=np.bool_)
+        return self._left_by[mark]
 
     @cached_property
     def _spellings(self) -> list[bytes]:

@@ -1,8 +1,7 @@
 """A grammar at work in one reply: which tokens may follow every node of a draft tree.
 
-The matcher is brought to a node, asked, and rolled back. In the text before a call every token may come but what ends
-nothing and opens nothing, so there the matcher is left alone: its first answer stands until a token is taken that could
-begin a mark.
+The matcher is brought to a node, asked, and rolled back. In the text before a call the same tokens may come everywhere,
+so there the matcher is left alone: its first answer stands until a token is taken that could begin the mark of a call.
 """
 
 from __future__ import annotations
@@ -83,6 +82,12 @@ class GuidedGrammar:
         for token in behind:
             if not self._matcher.consume_token(token):
                 raise ValueError(f"token {token} may not come: {self._matcher.get_error()}")
+        self._require_sound()
+
+    def _require_sound(self) -> None:
+        """Raises ValueError where the matcher has given up: from then on it would only let replies end."""
+        if self._matcher.is_error():
+            raise ValueError(self._matcher.get_error())
 
     def _walk(self, tree: DraftTree, bits: np.ndarray | None) -> list[int]:
         """The nodes that may come, root first; fills the rows of ``bits`` for what may follow them."""
@@ -113,6 +118,7 @@ class GuidedGrammar:
             if bits is not None:
                 llguidance.numpy.fill_next_token_bitmask(matcher, bits, node)
             stack += children[node]
+        self._require_sound()
         return sorted(kept)
 
     def _stays_free(self, tree: DraftTree) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from engine.constraint import Constraint, JsonConstraint, ToolConstraint
@@ -21,24 +22,34 @@ Split = Callable[[str], list[str | int]]
 """Cuts text at tokens that only stand for themselves: such a token's id, or what lies between them."""
 
 
-def lark(constraint: Constraint, split: Split) -> str:
-    """The grammar of a constraint. Raises ValueError for a schema that is no JSON object."""
+def lark(constraint: Constraint, split: Split, *, closed: bool = True) -> str:
+    """The grammar of a constraint. closed: objects that name their members have no others, where nothing is said of
+    those: what a model makes up there nobody asked for, and it may find no end. Raises ValueError for a schema that is
+    no JSON object.
+    """
+    if closed:
+        constraint = _with_closed_schemas(constraint)
     if isinstance(constraint, JsonConstraint):
         rules = [f"start: {_json(constraint.schema)}"]
     elif constraint.choice == "none" or not constraint.tools:
         rules = ["start: text", *_text(constraint)]
     elif constraint.text and constraint.choice == "auto" and not constraint.form.mark:
         # One schema for both: two rules that begin with the same brace would be told apart too early.
-        either = {
-            "anyOf": [
-                _closed(json.loads(constraint.text)),
-                *(_call(tool, constraint.form) for tool in constraint.tools),
-            ]
-        }
-        rules = [f"start: {_json(json.dumps(either), constraint.form)}"]
+        rules = [f"start: {_json(json.dumps(_either(constraint)), constraint.form)}"]
     else:
         rules = _tool_rules(constraint, split)
     return "\n".join(["%llguidance {}", *rules, ""])
+
+
+def _with_closed_schemas(constraint: Constraint) -> Constraint:
+    if isinstance(constraint, JsonConstraint):
+        return JsonConstraint(_closed_text(constraint.schema))
+    tools = tuple((name, _closed_text(schema)) for name, schema in constraint.tools)
+    return replace(constraint, tools=tools, text=_closed_text(constraint.text) if constraint.text else "")
+
+
+def _closed_text(schema: str) -> str:
+    return json.dumps(_closed(json.loads(schema)))
 
 
 def _tool_rules(constraint: ToolConstraint, split: Split) -> list[str]:
@@ -81,12 +92,34 @@ def _text(constraint: ToolConstraint) -> list[str]:
     return ["text: TEXT", rf"TEXT: /(.|\n)*/ & ~/{unlike}/"]
 
 
-def _call(tool: tuple[str, str], form: CallForm) -> dict[str, Any]:
-    """JSON Schema of a call without a mark."""
-    name, arguments = tool
-    key = form.between.split('"')[-2]
-    properties = {"name": {"const": name}, key: _closed(json.loads(arguments))}
-    return {"type": "object", "properties": properties, "required": ["name", key], "additionalProperties": False}
+def _either(constraint: ToolConstraint) -> dict[str, Any]:
+    """JSON Schema of a reply that is a text of its own schema or a call without a mark."""
+    key = constraint.form.between.split('"')[-2]
+    shared: dict[str, Any] = {}
+    branches = [_hoisted(json.loads(constraint.text), "text", shared)]
+    for number, (name, schema) in enumerate(constraint.tools):
+        members = {"name": {"const": name}, key: _hoisted(json.loads(schema), f"call_{number}", shared)}
+        branches.append({"type": "object", "properties": members, "required": ["name", key]})
+        branches[-1]["additionalProperties"] = False
+    return {"$defs": shared, "anyOf": branches}
+
+
+def _hoisted(schema: Any, name: str, shared: dict[str, Any]) -> Any:
+    """The schema with what it defines moved to ``shared``, under names of its own."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [moved(element) for element in value]
+        if not isinstance(value, dict):
+            return value
+        kept = {key: moved(member) for key, member in value.items() if key not in ("$defs", "definitions")}
+        if isinstance(reference := kept.get("$ref"), str):
+            kept["$ref"] = re.sub(r"^#/(\$defs|definitions)/", f"#/$defs/{name}_", reference)
+        return kept
+
+    for key in ("$defs", "definitions"):
+        shared.update({f"{name}_{inner}": moved(value) for inner, value in schema.get(key, {}).items()})
+    return moved(schema)
 
 
 def _regex(text: str) -> str:
@@ -104,29 +137,29 @@ def _json(schema: str, form: CallForm | None = None) -> str:
         raise ValueError("a schema must be a JSON object")
     item, key = (form.item, form.key) if form is not None else (", ", ": ")
     guidance = {"whitespace_flexible": False, "item_separator": item, "key_separator": key}
-    return f"%json {json.dumps({**_closed(value), 'x-guidance': guidance})}"
+    return f"%json {json.dumps({**value, 'x-guidance': guidance})}"
 
 
 def _closed(schema: Any) -> Any:
-    """The schema with every object that names its members, and says nothing of others, held to those: what else a
-    model makes up there nobody asked for, and it may find no end. Where schemas are joined (``allOf``) members of one
-    are others to the next, so it stays as it is.
-    """
-    if not isinstance(schema, dict) or "allOf" in json.dumps(schema):
+    """The schema with its objects closed, but for those whose members several keywords speak of."""
+    if not isinstance(schema, dict) or "allOf" in schema:
         return schema
-    closed = dict(schema)
+    closed, joined = dict(schema), _JOINS & schema.keys()
     for key in ("properties", "$defs", "definitions"):
         if isinstance(members := schema.get(key), dict):
             closed[key] = {name: _closed(member) for name, member in members.items()}
-    for key in ("anyOf", "oneOf", "prefixItems"):
-        if isinstance(branches := schema.get(key), list):
-            closed[key] = [_closed(branch) for branch in branches]
+    if "properties" not in schema:
+        for key in ("anyOf", "oneOf", "prefixItems"):
+            if isinstance(branches := schema.get(key), list):
+                closed[key] = [_closed(branch) for branch in branches]
     if "items" in schema:
         closed["items"] = _closed(schema["items"])
-    if "properties" in schema and not _OTHER_MEMBERS & schema.keys():
+    named, required = schema.get("properties"), schema.get("required", [])
+    plain = isinstance(named, dict) and isinstance(required, list)
+    if plain and named and not joined and set(required) <= set(named):
         closed["additionalProperties"] = False
     return closed
 
 
-_OTHER_MEMBERS = {"additionalProperties", "patternProperties", "unevaluatedProperties", "anyOf", "oneOf", "$ref"}
+_JOINS = {"additionalProperties", "patternProperties", "unevaluatedProperties", "anyOf", "oneOf", "$ref"}
 """Keywords that say something of members beside ``properties``."""

@@ -1,7 +1,8 @@
 """The grammars of one model, made beside the engine's loop and kept.
 
-A large schema takes a tenth of a second or more to compile; nobody's step waits for that but the reply that needs it.
-llguidance is loaded with the first constraint: a machine that uses none needs it not.
+A large schema takes a tenth of a second to compile: what is announced when a call opens is compiled meanwhile, and
+only a constraint that nobody has announced is waited for. llguidance is loaded with the first: a machine that uses none
+needs it not.
 """
 
 from __future__ import annotations
@@ -47,7 +48,12 @@ class GrammarLibrary:
     def grammar(self, constraint: Constraint) -> Grammar:
         """For one reply. Raises InvalidConstraint for what cannot be enforced."""
         self.prepare(constraint)
-        compiled = self._kept[constraint].result()
+        try:
+            compiled = self._kept[constraint].result()
+        except InvalidConstraint:
+            raise
+        except Exception as error:  # whatever a library raises must not end the engine
+            raise InvalidConstraint(f"{type(error).__name__}: {error}") from error
         assert self._compiler is not None
         return self._compiler.begin(compiled)
 
@@ -55,8 +61,8 @@ class GrammarLibrary:
         if self._compiler is None:
             try:
                 from engine.grammar.compiler import GrammarCompiler
-            except ModuleNotFoundError as error:
-                raise InvalidConstraint(f"holding replies to a form needs {error.name}, which is not here") from None
+            except ImportError as error:
+                raise InvalidConstraint(f"holding replies to a form needs llguidance: {error}") from None
 
             self._compiler = GrammarCompiler(self._codec, self._vocab_size, self._device)
         return self._compiler.compile(constraint)

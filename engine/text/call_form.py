@@ -6,6 +6,8 @@ Plain text, so it crosses the message boundary; whoever reads replies and whoeve
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 NAME, KEYS, VALUE = "qzxnameqzx", ("qzxaqzx", "qzxbqzx"), "qzxvalueqzx"
@@ -43,6 +45,18 @@ class CallForm:
     @property
     def end_mark(self) -> str:
         return self.after.strip().lstrip("}").strip()
+
+    def end_of_calls(self, text: str, count: int) -> int:
+        """Where the ``count``-th call of a reply ends; the text's end where it has not so many."""
+        at = 0
+        for _ in range(count):
+            begin = text.find("{", text.find(self.mark, at) if self.mark else at)
+            try:
+                _, at = json.JSONDecoder().raw_decode(text, max(0, begin))
+            except ValueError:
+                return len(text)
+            at = text.find(self.end_mark, at) + len(self.end_mark)
+        return at
 
     def is_begun_by(self, text: str) -> bool | None:
         """Without a mark: whether a reply that begins so is a call; None while that is open."""
@@ -83,9 +97,10 @@ def _arguments(text: str) -> tuple[str, str, str]:
     return text[:end], item, key
 
 
-def parse_calls(text: str) -> list[Call]:
+def parse_calls(text: str, names: Collection[str] | None = None) -> list[Call]:
     """The calls of a text that is one or more ``{"name": ..., "arguments": {...}}`` (``parameters`` is taken for
-    ``arguments``), apart from each other by white space or ``;`` (Llama 3.1); empty for any other text.
+    ``arguments``), apart from each other by white space or ``;`` (Llama 3.1); empty for any other text, and where one
+    has a name that is not among ``names``.
     """
     calls, rest = [], text.strip()
     while rest:
@@ -93,21 +108,31 @@ def parse_calls(text: str) -> list[Call]:
             value, end = json.JSONDecoder().raw_decode(rest)
         except ValueError:
             return []
-        call = _call(value)
-        if call is None:
+        call = _call(value, rest[:end])
+        if call is None or (names is not None and call.name not in names):
             return []
         calls.append(call)
         rest = rest[end:].strip().removeprefix(";").strip()
     return calls
 
 
-def _call(value: object) -> Call | None:
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+_ARGUMENTS = re.compile(r'(?<!\\)"(?:arguments|parameters)"\s*:\s*')
+
+
+def _call(value: object, written: str) -> Call | None:
+    """The call in a JSON value that was written so. Its arguments are handed on as they were written: a number may be
+    one that Python's own cannot hold.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or len(value) > 2:
         return None
-    arguments = value.get("arguments", value.get("parameters", {}))
+    arguments = value.get("arguments", value.get("parameters", {} if len(value) == 1 else None))
     if not isinstance(arguments, dict):
         return None
-    return Call(value["name"], json.dumps(arguments, ensure_ascii=False))
+    for key in _ARGUMENTS.finditer(written):
+        found, end = json.JSONDecoder().raw_decode(written, key.end())
+        if found == arguments:
+            return Call(value["name"], written[key.end() : end])
+    return Call(value["name"], "{}")
 
 
 def _squeezed(text: str) -> str:

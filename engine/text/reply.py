@@ -7,7 +7,7 @@ with one turn; knows no session.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from engine.text.call_form import Call, CallForm, parse_calls
@@ -28,15 +28,26 @@ class Read:
 class ReplyReader:
     """A ``TextWatcher`` over one reply.
 
-    calls: how the model writes tool calls; None where none is to be read, and what looks like one is text.
+    calls: how the model writes tool calls; None where none is to be read, and what looks like one is text. names: of
+    the tools; None for any. alone: a reply that is a call is one from its first character, and any other is text.
     """
 
-    def __init__(self, codec: Codec, stop_strings: Sequence[str] = (), *, calls: CallForm | None = None) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        stop_strings: Sequence[str] = (),
+        *,
+        calls: CallForm | None = None,
+        names: Collection[str] | None = None,
+        alone: bool = False,
+    ) -> None:
         if any(not stop for stop in stop_strings):
             raise ValueError("a stop string must not be empty")
         self._stream = codec.stream()
         self._stops = tuple(stop_strings)
         self._form = calls
+        self._names = names
+        self._alone = alone
         self._marks = (*self._stops, calls.mark) if calls is not None and calls.mark else self._stops
         self._may_be_call = calls is not None and not calls.mark
         """Whether the reply may still turn out to be a call as a whole."""
@@ -44,6 +55,7 @@ class ReplyReader:
         self._pending = ""  # decoded, neither emitted nor ruled out
         self._call: str | None = None  # text of the call that is being written
         self._raw_length = 0
+        self._said = False
         self._token_ends: list[int] = []
         self._stop_at: int | None = None
         self._read = Read()
@@ -74,9 +86,14 @@ class ReplyReader:
         self._advance()
         return self._read.text[before:]
 
-    def take(self, *, final: bool = False) -> Read:
-        """Everything since the last ``take``. ``final``: the reply is over, so nothing is held back any more."""
+    def take(self, *, final: bool = False, cut: bool = False) -> Read:
+        """Everything since the last ``take``. final: the reply is over, so nothing is held back any more. cut: it was
+        cut off, and a call that it broke off in is none.
+        """
         if final:
+            if cut and self._call is not None:
+                self._call += self._pending + "\0"  # which no JSON goes on with
+                self._pending = ""
             self.finish()
         read, self._read = self._read, Read()
         return read
@@ -144,19 +161,30 @@ class ReplyReader:
 
     def _finish_call(self) -> None:
         text, self._call = self._call or "", None
-        calls = parse_calls(text)
+        calls = parse_calls(text, self._names)
         self._read.calls += calls
-        self._read.malformed += [] if calls else [text]
+        if not calls and self._alone and self._form is not None and not self._form.mark and "\0" not in text:
+            self._emit(text)  # a JSON reply that begins as calls do
+        elif not calls:
+            self._read.malformed.append(text)
+
+    @property
+    def _live_marks(self) -> Sequence[str]:
+        """Stop strings, and the mark of a call where one may begin."""
+        if not self._alone or self._form is None or not self._form.mark:
+            return self._marks
+        begin, mark = self._pending.lstrip(), self._form.mark
+        return self._stops if self._said or not (begin.startswith(mark) or mark.startswith(begin)) else self._marks
 
     def _first_mark(self) -> tuple[int, str | None]:
         """Where the stop string or call mark begins that is complete first, however the text was cut into tokens."""
-        found = [(at + len(mark), at, mark) for mark in self._marks if (at := self._pending.find(mark)) >= 0]
+        found = [(at + len(mark), at, mark) for mark in self._live_marks if (at := self._pending.find(mark)) >= 0]
         return min(found)[1:] if found else (-1, None)
 
     def _held_back(self) -> int:
         """Length of the longest end of the pending text that could be the beginning of a mark."""
         longest = 0
-        for mark in self._marks:
+        for mark in self._live_marks:
             for length in range(min(len(mark) - 1, len(self._pending)), longest, -1):
                 if self._pending.endswith(mark[:length]):
                     longest = length
@@ -165,6 +193,7 @@ class ReplyReader:
 
     def _emit(self, text: str) -> None:
         if text:
+            self._said = True
             self._read.text += text
             self._read.clause_ends += self._clauses.push(text)
 

@@ -57,6 +57,7 @@ class TalkApp(App[None], inherit_bindings=False):
     def __init__(self, call: Call, script: Script, rate: float = SPEAKING_RATE, hearing: Hearing | None = None) -> None:
         super().__init__()
         self._hearing = hearing or Hearing()
+        self._heard = Static("", id="hearing")
         self._eager_due: Timer | None = None
         self._eager = ""
         self._call = call
@@ -82,7 +83,7 @@ class TalkApp(App[None], inherit_bindings=False):
             if self._script.system:
                 yield Static(Text(self._script.system.splitlines()[0] + "\n", QUIET))
         yield Static(LEGEND, id="legend")
-        yield Static("", id="hearing")
+        yield self._heard
         yield Input(placeholder=self._suggestion())
         yield Footer()
 
@@ -98,7 +99,7 @@ class TalkApp(App[None], inherit_bindings=False):
         """Playback goes on, and a call that broke is noticed while nothing is asked of it."""
         if self.row is not None:
             self.row.frame()
-        self.query_one("#hearing", Static).update(Text(str(self._hearing)))
+        self._heard.update(Text(str(self._hearing)))
         if self._call.failure is not None and not self._over:
             self._over = True
             field = self.query_one(Input)

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 from firstword import Interrupted, Notice, TextDelta, ToolCall, Turn, TurnEvent, Waiting
 
+PROGRESS = ("prefilled_ahead", "answer_ahead")
+"""Kinds of notices that are shown elsewhere, while they are news."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -93,7 +96,8 @@ class Exchange:
             case Interrupted():
                 self.held = event.text
             case Notice():
-                self.notices.append(event.message)
+                if event.kind not in PROGRESS:
+                    self.notices.append(event.message)
             case Waiting():
                 pass
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from firstword import CallError, Notice
+from firstword.talk.exchange import PROGRESS
 
 
 class Hearing:
@@ -15,7 +16,7 @@ class Hearing:
 
     def take(self, what: Notice | CallError) -> None:
         """For ``on_notice``. Refusals are for whoever asked."""
-        if isinstance(what, CallError) or what.kind not in ("prefilled_ahead", "answer_ahead"):
+        if isinstance(what, CallError) or what.kind not in PROGRESS:
             return
         if what.turn_id != self._turn_id:
             self._turn_id, self._prefilled, self._ahead = what.turn_id, "", ""

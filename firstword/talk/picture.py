@@ -66,9 +66,9 @@ class _Sitter:
 
     async def sit(self, lines: Sequence[str]) -> None:
         """Hold the turns, speaking over one reply, and stop while the last one is being spoken."""
-        interrupted = False
+        interrupted = speak_over = False
         for number, line in enumerate(lines, 1):
-            row = await self.say(line)
+            row = await self.say(line, at_once=speak_over)
             length = len(row.exchange.text)
             speak_over = not interrupted and number > 1 and length >= SHORTEST_INTERRUPTED
             interrupted |= speak_over
@@ -80,13 +80,14 @@ class _Sitter:
         wanted = share * len(row.exchange.text)
         await self.wait(lambda: row.heard >= wanted, f"the reply to {row.exchange.line!r} is not spoken")
 
-    async def say(self, line: str) -> TurnRow:
-        """Type a line word by word, end the turn, and wait until the reply is made."""
+    async def say(self, line: str, *, at_once: bool) -> TurnRow:
+        """Type a line word by word, end the turn, at once or after a pause, and wait until the reply is made."""
         before, field, words = self._app.row, self._app.query_one(Input), line.split()
         for count in range(1, len(words) + 1):
             field.value = " ".join(words[:count])
             await self._pilot.pause(WORD_S)
-        await self._pilot.pause(2 * EAGER_AFTER_S)
+        if not at_once:
+            await self._pilot.pause(2 * EAGER_AFTER_S)
         await self._pilot.press("enter")
         await self.wait(lambda: self._app.row is not before and _made(self._app.row), f"no reply to {line!r}")
         row = self._app.row

@@ -148,7 +148,8 @@ def _tools(tools: Sequence[conversation_pb.Tool], within: str) -> tuple[ToolDefi
         schema = json_schema(tool.parameters_json_schema, f"{path}.parameters_json_schema")
         if schema.get("type", "object") != "object" or not isinstance(schema.get("properties", {}), dict):
             raise invalid(f"{path}.parameters_json_schema", "must be the JSON Schema of an object")
-        parameters = {"type": "object", "properties": {}, **schema}
+        takes_none = {"properties": {}, "additionalProperties": False}
+        parameters = {"type": "object", **(schema if tool.parameters_json_schema else takes_none)}
         timeout_ms = at_least_one(tool, "timeout_ms", path)
         definitions[tool.name] = ToolDefinition(tool.name, tool.description, parameters, timeout_ms)
     return tuple(definitions.values())

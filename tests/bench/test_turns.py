@@ -47,7 +47,7 @@ def test_what_was_told_ahead_was_used(replays):
 def test_the_tables_are_made_of_the_replays(replays, tmp_path):
     by_mode, socket = replays
     words = count(10, 10)
-    lengths = page.by_length(by_mode[FINAL_ONLY], lambda text: next(words))
+    lengths = page.by_length(by_mode[FINAL_ONLY], by_mode.values(), lambda text: next(words))
     assert sum(map(len, lengths.values())) == len(by_mode[FINAL_ONLY].answers)
     table = page.main_table(by_mode, lengths)
     assert table.count("\n") == 1 + len(lengths) * len(by_mode) and "1.00 [1.00, 1.00]" in table

@@ -13,14 +13,12 @@ from engine.config import EngineConfig
 from engine.constraint import Constraint
 from engine.engine import Engine
 from engine.host import EngineHost
-from engine.load import load_target_for
+from engine.load import load_target_for, reader_of
 from engine.models.decoder import Decoder
 from engine.policy import FixedPolicy
 from engine.proposers.none import NoProposer
 from engine.schedule import Scheduler
 from engine.text.chat import Chat
-from engine.text.codec import Codec
-from engine.text.reply import ReplyReader
 from service import client_events as client
 from service import server_events as server
 from service.call import Call
@@ -137,7 +135,7 @@ class LocalEngine:
 
     def _new_host(self) -> EngineHost:
         engine = Engine(target(), NoProposer(), FixedPolicy(1))
-        return EngineHost(engine, Scheduler(256), partial(_reader, chat().codec), grammars())
+        return EngineHost(engine, Scheduler(256), partial(reader_of, chat().codec), grammars())
 
     def _hand_on(self, events: list[records.Event]) -> None:
         for event in events:
@@ -153,10 +151,6 @@ class LocalEngine:
                     mirror.ended(event)
                 case records.Failed():
                     mirror.failed(event)
-
-
-def _reader(codec: Codec, command: records.Submit) -> ReplyReader:
-    return ReplyReader(codec, command.stop_strings, calls=command.calls)
 
 
 class CallUnderTest:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from engine import records
 from service import client_events as client
 from service import server_events as server
+from service.items import MessageItem
 from service.mirror import MAX_RESUMES
 from service.options import GenerationPatch, TurnOptions
 from service.problems import Reason
-from tests.service.calls import LINES, CallUnderTest
+from tests.service.calls import LINES, SYSTEM, CallUnderTest, LocalEngine
 from tests.service.test_telemetry import at_a_tool_call
 
-REFUSALS = {Reason.STALE_TURN, Reason.UNKNOWN_TURN, Reason.UNKNOWN_TOOL_CALL, Reason.INVALID_FIELD, Reason.CONTEXT_FULL}
+REFUSALS = {
+    Reason.STALE_HISTORY,
+    Reason.CANCELLED,
+    Reason.STALE_TURN,
+    Reason.UNKNOWN_TURN,
+    Reason.UNKNOWN_TOOL_CALL,
+    Reason.INVALID_FIELD,
+    Reason.CONTEXT_FULL,
+}
 TURN_IDS = st.integers(-1, 1)
 """Beside the next one: a turn that is older, or is there already."""
 
@@ -35,10 +47,41 @@ class Calls(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             self.check_end()
+            self.check_reply()
+            self.check_end()
         finally:
             self.call.send(client.CloseCall())
             self.call.run()
         assert self.call.ended_with == [None]
+
+    def check_reply(self) -> None:
+        """Whatever came before, the next reply is that of a fresh session with the same ids."""
+        call = self.call
+        patch = GenerationPatch(max_tokens=10, temperature=1.0)
+        call.send(client.Final(self.newest + 1, "Thank you.", TurnOptions(generation=patch)))
+        if self.newest + 1 not in {event.turn_id for event in call.of(server.TurnEnded)}:
+            call.run()
+        turns = call.call._turns
+        assert turns is not None and turns._reply is not None and call.conversation is not None
+        if turns._reply.turn_id != self.newest + 1:  # it was refused: there is no room
+            return
+        self.begun.add(self.newest + 1)
+        self.newest += 1
+        segment = turns._reply.segments[0]
+        before = call.conversation.tokens[: turns._reply.before] + call.conversation.prompt
+        generation = turns._reply.generation
+        fresh, said = LocalEngine(), []
+        fresh.open("fresh", before, call.of(server.Opened)[0].seed, lambda failed: None)
+        constraint = call.conversation.constraint(generation, goes_on=False)
+        stops = call.conversation.stop_tokens
+        asked = records.Submit("fresh", 1, len(before), (), generation.sampling, generation.max_tokens, stops)
+        asked = replace(asked, constraint=constraint)
+        fresh.submit(asked, said.append)
+        fresh.run()
+        tokens = [token for record in said if isinstance(record, records.Progress) for token in record.tokens]
+        assert tokens[: len(segment.tokens)] == segment.tokens and len(tokens) - len(segment.tokens) in (0, 1)
+        fresh.close("fresh")
+        fresh.run()
 
     def check_end(self) -> None:
         """In the end every turn that began has ended once, and the engine holds the history."""
@@ -155,6 +198,29 @@ class Calls(RuleBasedStateMachine):
             result = client.ToolResult(called.turn_id, called.call.call_id, '{"id": "V2443"}', no_reply=no_reply)
             self.call.send(result)
 
+    @rule(number=st.integers(1, 4), tokens=st.integers(1, 12), own=st.booleans())
+    def ask_aside(self, number: int, tokens: int, own: bool) -> None:
+        items = (MessageItem("", "user", "Is all well?"),) if own else None
+        patch = GenerationPatch(max_tokens=tokens, temperature=1.0)
+        self.call.send(client.Generate(number, "" if own else "What was said?", items, patch))
+
+    @rule(number=st.integers(1, 4))
+    def drop_question(self, number: int) -> None:
+        self.call.send(client.CancelGenerate(number))
+
+    @rule(system=st.sampled_from([SYSTEM, "Be short.", None]), temperature=st.sampled_from([0.0, 1.0]))
+    def update(self, system: str | None, temperature: float) -> None:
+        self.call.send(client.Update(system=system, generation=GenerationPatch(temperature=temperature)))
+
+    @rule(drop=st.integers(0, 3), add=st.booleans(), old=st.booleans())
+    def edit(self, drop: int, add: bool, old: bool) -> None:
+        """The client's view: the same, less, or other at its end; sometimes one of before."""
+        assert self.call.conversation is not None
+        items = self.call.conversation.items
+        view = items[: len(items) - drop] if drop else items
+        added = (MessageItem("", "user", "Hello?"), MessageItem("", "assistant", "Yes?")) if add else ()
+        self.call.send(client.Items((*view, *added), 0 if old else None))
+
     @rule(steps=st.integers(1, 40))
     def work(self, steps: int) -> None:
         for _ in range(steps):
@@ -167,5 +233,10 @@ class Calls(RuleBasedStateMachine):
         self.call.engine.die()
 
 
+def run_scripts(count: int) -> None:
+    """So many random calls, each of at most 25 events. Raises AssertionError with the shortest that breaks a rule."""
+    run_state_machine_as_test(Calls, settings=settings(max_examples=count, stateful_step_count=25, deadline=None))
+
+
 def test_whatever_happens_to_a_call() -> None:
-    run_state_machine_as_test(Calls, settings=settings(max_examples=25, stateful_step_count=25, deadline=None))
+    run_scripts(25)

@@ -129,7 +129,8 @@ def test_tools_that_come_and_go():
     call.send(client.Update(tools=(TOOL,), generation=choice))
     call.send(client.Final(1, LINES[0]))
     call.run()
-    assert [made.call.name for made in call.of(server.ToolCalled)] in (["find"], [])
+    made = [event.call.name for event in call.of(server.ToolCalled)]
+    assert made == ["find"] or call.of(server.TurnEnded)[-1].reason is server.TurnEnd.LENGTH
     call.send(client.Interrupt(1, None), client.Update(tools=(), generation=GenerationPatch(tool_choice=ToolChoice())))
     call.run()
     assert call.conversation.call_form is None
@@ -142,7 +143,8 @@ def test_instructions_that_do_not_fit_change_nothing():
     call.send(client.Update(system="word " * 3000, generation=GenerationPatch(max_tokens=1)))
     assert call.of(server.Failure)[-1].problem.reason is Reason.CONTEXT_FULL
     assert call.conversation.tokens == before and not changes(call)
-    call.send(client.Final(2, LINES[1], TURN))
+    none = TurnOptions(generation=GenerationPatch(tool_choice=ToolChoice("none")))
+    call.send(client.Final(2, LINES[1], none))
     call.run()
     assert call.of(server.TurnEnded)[-1].account.output_tokens > 1
 
@@ -222,8 +224,70 @@ def test_a_view_that_differs_ends_a_reply_in_progress():
     assert call.of(server.TurnEnded)[-1].reason is server.TurnEnd.INTERRUPTED
     assert call.conversation.tokens == written(SYSTEM, call.conversation.items) and len(call.conversation.items) == 2
     agrees(call)
-    call.send(client.Interrupt(2, None))
-    assert call.of(server.Failure)[-1].problem.reason is Reason.STALE_TURN
+    held = call.of(server.Interrupted)[-1].text
+    call.send(client.Interrupt(2, client.Heard(chars=1)))
+    assert call.of(server.Interrupted)[-1].text == held and not call.of(server.Failure)
+    agrees(call)
+
+
+def test_a_view_that_goes_on_behind_a_reply_cuts_nothing_of_it():
+    call = spoken(1)
+    known = call.conversation.items
+    call.send(client.Playback(1, client.Heard(chars=4)))
+    more = (*known, MessageItem("", "user", "And?"), MessageItem("", "assistant", "That is all."))
+    call.send(client.Items(more))
+    assert content(call.conversation.items) == content(more) and not call.of(server.Interrupted)
+    call.send(client.Interrupt(1, client.Heard(chars=4)), client.Final(2, LINES[1], TURN))
+    call.run()
+    assert content(call.conversation.items[:4]) == content(more)
+    agrees(call)
+
+
+def test_a_refused_view_does_not_stop_a_reply():
+    call, plain = spoken(1), spoken(2)
+    call.send(client.Final(2, LINES[1], TURN))
+    call.step_until_text()
+    call.send(client.Items((*call.conversation.items, MessageItem("", "system", "Be kind."))))
+    call.send(client.Items((MessageItem("", "user", "x" * 20_000),)))
+    reasons = [failure.problem.reason for failure in call.of(server.Failure)]
+    assert reasons == [Reason.INVALID_FIELD, Reason.INPUT_TOO_LONG] and not call.of(server.Interrupted)
+    call.run()
+    assert call.text(2) == plain.text(2) and call.conversation.tokens == plain.conversation.tokens
+
+
+def test_the_clients_names_outlive_a_cut_and_are_never_doubled():
+    call = spoken(1)
+    mine = tuple(dataclasses.replace(item, id=f"mine-{at}") for at, item in enumerate(call.conversation.items))
+    call.send(client.Items(mine), client.Interrupt(1, client.Heard(chars=6)))
+    assert [item.id for item in call.conversation.items] == ["mine-0", "mine-1"]
+    call = opened(items=(MessageItem("", "user", "One."), MessageItem("", "assistant", "Two.")))
+    known = call.conversation.items
+    call.send(client.Items((MessageItem("", "user", "New."), MessageItem("", "assistant", "Yes."), *known)))
+    names = [item.id for item in call.conversation.items]
+    assert len(set(names)) == 4
+
+
+def test_the_same_view_leaves_what_was_made_ahead():
+    call = opened(progress_notices=True)
+    call.send(client.EagerEndOfTurn(1, 1, LINES[0], TURN))
+    call.run()
+    call.send(client.Items(call.conversation.items), client.Final(1, LINES[0], TURN))
+    call.run()
+    assert [event.state.value for event in call.of(server.AnsweringAhead)] == ["started", "released"]
+
+
+def test_a_running_turn_has_the_time_outs_of_its_own_tools():
+    slow = dataclasses.replace(TOOL, timeout_ms=700)
+    must = TurnOptions(generation=GenerationPatch(tool_choice=ToolChoice("required", "find"), max_tokens=60))
+    call = opened(tools=(slow,))
+    call.send(client.Final(1, LINES[0], must), client.Update(tools=()))
+    call.run()
+    if call.of(server.ToolCalled):  # it may have been cut off by its length
+        assert call.of(server.ToolCalled)[0].timeout_ms == 700 and not changes(call)
+        call.wait()
+        call.run()
+    assert len(changes(call)) == 1 and call.conversation.call_form is None
+    agrees(call)
 
 
 def test_a_view_that_is_older_than_the_history_is_refused():

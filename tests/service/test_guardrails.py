@@ -6,17 +6,19 @@ from dataclasses import replace
 
 import pytest
 
+from engine.text.call_form import HERMES
 from service import client_events as client
 from service import server_events as server
 from service.config import CallConfig
 from service.history import TIMED_OUT_RESULT
-from service.items import ToolDefinition, ToolResultItem
+from service.items import ToolCallItem, ToolDefinition, ToolResultItem
 from service.options import GenerationPatch, Limits, ToolChoice, TurnOptions
 from service.problems import Guardrail, Reason
-from tests.service.calls import LINES, SYSTEM, TOOLS, CallUnderTest
+from tests.service.calls import LINES, SYSTEM, TOOLS, CallUnderTest, chat
 from tests.service.test_telemetry import at_a_tool_call
 
-WAIT = ToolDefinition("wait", "Wait.", {"type": "object", "properties": {}}, timeout_ms=700)
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+WAIT = ToolDefinition("wait", "Wait.", NOTHING, timeout_ms=700)
 MUST_CALL = TurnOptions(generation=GenerationPatch(tool_choice=ToolChoice("required", several=False)))
 
 
@@ -53,6 +55,7 @@ def holds(call: CallUnderTest) -> None:
     """The engine's log is the history."""
     call.run()
     log = call.engine.log(call.call.session)
+    assert len(log) >= len(call.conversation.tokens) - 2
     assert log[: len(call.conversation.tokens)] == call.conversation.tokens[: len(log)]
 
 
@@ -69,7 +72,35 @@ def test_a_call_above_a_turns_limit_is_not_made_and_ends_the_turn():
     holds(call)
     call.send(client.Final(2, "Thanks, bye.", TurnOptions(generation=GenerationPatch(max_tokens=8))))
     call.run()
-    assert call.text(2) or call.of(server.LimitReached)
+    assert len(call.of(server.TurnEnded)) == 2 or len(call.of(server.LimitReached)) == 2
+
+
+def test_a_call_above_the_limit_beside_one_below_it_is_in_no_log():
+    """The second of two that one reply has written."""
+    written = ['{"name": "wait", "arguments": {"x": "}</tool_call>"}}', '{"name": "wait", "arguments": {}}']
+    text = "Wait." + "".join(f"<tool_call>{call}</tool_call>" for call in written)
+    call = opened()
+    segment = call.conversation.begin_segment(1)
+    segment.tokens, segment.text, segment.malformed_calls = chat().codec.encode(text), "Wait.", 1
+    segment.calls = [ToolCallItem("a", "c", "wait", "{}")]
+    call.conversation.put_heard(segment, 5, segment.calls)
+    log = chat().codec.hf.decode(list(call.conversation.tokens))
+    assert written[0] in log and written[1] not in log and HERMES.end_of_calls(text, 1) == text.index("<tool_call>", 9)
+    assert HERMES.end_of_calls(text, 2) == len(text) == HERMES.end_of_calls(text, 3)
+
+
+def test_a_turn_that_a_limit_ended_can_still_be_spoken_over():
+    opening, line = at_a_tool_call()
+    call = CallUnderTest(replace(opening, limits=Limits(max_tool_calls_per_turn=0)))
+    call.send(client.Final(1, line))
+    call.run()
+    (end,) = call.of(server.TurnEnded)
+    assert end.reason is server.TurnEnd.LIMIT_REACHED
+    call.send(client.Playback(1, client.Heard(chars=2)), client.Final(2, LINES[1]))
+    cut = [event.text for event in call.of(server.Interrupted)]
+    assert all(len(text) <= 2 for text in cut) and len(cut) == (len(end.text) > 2)
+    call.run()
+    holds(call)
 
 
 def test_the_service_has_a_limit_of_its_own_that_lowers_a_clients():

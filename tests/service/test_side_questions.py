@@ -122,11 +122,12 @@ def test_questions_that_cannot_be_asked_and_those_that_are_dropped():
     call.send(client.Generate(2, "word " * 3000))
     call.send(client.Generate(3, "Hello?"), client.Generate(3, "Hello?"))
     call.send(client.CancelGenerate(3), client.CancelGenerate(3), client.CancelGenerate(44))
+    call.send(client.Generate(3, "Hello?"))
     assert failures(call) == [
         (1, Reason.INPUT_TOO_LONG),
         (2, Reason.CONTEXT_FULL),
-        (3, Reason.INVALID_FIELD),
         (3, Reason.CANCELLED),
+        (3, Reason.INVALID_FIELD),
     ]
     for number in range(10, 11 + MOST):
         call.send(client.Generate(number, "Hello?", generation=SHORT))

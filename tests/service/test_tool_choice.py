@@ -27,7 +27,7 @@ SIZE = {
     "required": ["kind", "count", "code", "notes", "where"],
 }
 FOREIGN = ToolDefinition("order", "Order something.", SIZE)
-OTHER = ToolDefinition("wait", "Wait.", {"type": "object", "properties": {}})
+OTHER = ToolDefinition("wait", "Wait.", {"type": "object", "properties": {}, "additionalProperties": False})
 
 
 def options(choice: ToolChoice, **fields) -> TurnOptions:

@@ -134,7 +134,8 @@ def test_items_and_update() -> None:
         )
     )
     patch = GenerationPatch(temperature=0.5, tool_choice=ToolChoice("required", "t"), text_schema="")
-    tools = (ToolDefinition("t", "", {"type": "object", "properties": {}}, 9),)
+    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
+    tools = (ToolDefinition("t", "", nothing, 9),)
     assert event == client.Update("", tools, patch)
 
 

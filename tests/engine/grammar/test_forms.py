@@ -88,7 +88,7 @@ def test_which_replies_there_are(family, choice):
     ]:
         assert says(family, constraint, ids_of(codec, text)) == (allowed, allowed), text
     for wrong in (call(form, "chec"), call(form, arguments='{"hour": 9}'), call(form, arguments='{"day": 3}')):
-        assert not says(family, constraint, codec.encode(wrong))[0], wrong
+        assert not says(family, constraint, ids_of(codec, wrong))[0], wrong
     half = ids_of(codec, one)[:-2]
     assert says(family, constraint, half) == (may_call, False)
 
@@ -162,3 +162,36 @@ def test_a_schema_that_cannot_be_enforced_is_refused_by_name():
         compiler.compile(ToolConstraint(form, (("bad", '{"type": "strin"}'),)))
     with pytest.raises(InvalidConstraint):
         compiler.compile(JsonConstraint("[1]"))
+
+
+ID = {"type": "object", "properties": {"id": {"type": "integer"}}, "required": ["id"]}
+JOINED = [
+    {**ID, "anyOf": [{"properties": {"a": {"type": "string"}}}, {"properties": {"b": {"type": "string"}}}]},
+    {"$defs": {"Base": ID}, "$ref": "#/$defs/Base", "properties": {"more": {"type": "string"}}},
+    {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x", "y"]},
+    {"type": "object", "required": ["x"]},
+    {"type": "object", "minProperties": 1},
+]
+
+
+@pytest.mark.parametrize("schema", JOINED)
+def test_objects_that_cannot_be_closed_stay_open(schema):
+    _, form, compiler = of("embedded")
+    assert not check_schema(json.dumps(schema))
+    compiler.compile(ToolConstraint(form, (("do", json.dumps(schema)),)))
+
+
+def test_an_object_of_any_members_takes_any():
+    codec, form, _ = of("embedded")
+    constraint = ToolConstraint(form, (("do", '{"type": "object"}'),))
+    assert says("embedded", constraint, codec.encode(call(form, "do", '{"x": [1, null]}'))) == (True, True)
+
+
+def test_definitions_of_tools_and_text_do_not_meet():
+    codec, form, _ = of("llama3")
+    schema = {"$defs": {"A": {"type": "integer"}}, "type": "object", "properties": {"x": {"$ref": "#/$defs/A"}}}
+    other = {**schema, "$defs": {"A": {"type": "boolean"}}}
+    constraint = ToolConstraint(form, (("do", json.dumps(schema)),), text=json.dumps(other))
+    assert says("llama3", constraint, codec.encode(call(form, "do", '{"x": 3}'))) == (True, True)
+    assert says("llama3", constraint, codec.encode('{"x": true}')) == (True, True)
+    assert not says("llama3", constraint, codec.encode('{"x": 3'))[0]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.text.call_form import HERMES, Call, parse_calls
+from engine.text.call_form import HERMES, Call, CallForm, parse_calls
 from engine.text.codec import Codec
 from engine.text.reply import Read, ReplyReader
 from tests.engine.embedded import codec
@@ -210,3 +210,36 @@ def test_calls_of_the_embedded_tokenizer() -> None:
         reader.push(token)
     (call,) = reader.take(final=True).calls
     assert json.loads(call.arguments) == arguments
+
+
+LLAMA = CallForm('{"name": "', '", "parameters": ', "}")
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "calls"),
+    [
+        (LLAMA, '{"name": "Ann", "age": 3}', []),
+        (LLAMA, '{"name": "book", "age": 3}', []),
+        (LLAMA, '{"name": "book", "parameters": {"day": 1e999}}', [Call("book", '{"day": 1e999}')]),
+        (LLAMA, '{"mood": "good"}', []),
+        (HERMES, '{"a": "x <tool_call> y"}', []),
+        (HERMES, GOOD, [Call("book", '{"day": "3 p.m."}')]),
+    ],
+)
+def test_a_reply_that_is_a_call_or_a_text_of_its_own(form: CallForm, text: str, calls: list[Call]) -> None:
+    for pieces in ([text], list(text)):
+        reader = ReplyReader(Pieces(pieces), calls=form, names={"book"}, alone=True)  # type: ignore[arg-type]
+        for token in range(len(pieces)):
+            reader.push(token)
+        read = reader.take(final=True)
+        assert (read.calls, read.text, read.malformed) == (calls, "" if calls else text, [])
+
+
+@pytest.mark.parametrize("form", [LLAMA, HERMES])
+def test_a_call_that_was_cut_off_is_none_though_it_could_be_whole(form: CallForm) -> None:
+    text = form.before + "book" + form.between + "{}" + form.after.removesuffix("</tool_call>")
+    for cut in (False, True):
+        reader = ReplyReader(Pieces([text]), calls=form)  # type: ignore[arg-type]
+        reader.push(0)
+        read = reader.take(final=True, cut=cut)
+        assert bool(read.calls) is not cut and bool(read.malformed) is cut and not read.text
