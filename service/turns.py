@@ -446,6 +446,7 @@ class Turns:
         client may ask again.
         """
         self._history.rewrite(reply, len(reply.text))
+        self._history.flush()
         if _ENDS.get(reply.record.finish, TurnEnd.COMPLETED) is TurnEnd.COMPLETED:
             self._end_turn(reply, Problem(Reason.MALFORMED_TOOL_CALL, "the model's tool call is no JSON call"))
         else:
