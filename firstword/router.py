@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from firstword import wire
 from firstword.errors import CallError, CallFailed
@@ -18,6 +18,8 @@ from firstword.v1 import notices_pb2 as notices_pb
 from firstword.v1 import server_events_pb2 as server_pb
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -109,8 +111,7 @@ class Router:
         now = time.perf_counter()
         match response.WhichOneof("event"):
             case "opened":
-                if not self.opened.done():
-                    self.opened.set_result(wire.opened(response.opened))
+                _give(self.opened, wire.opened(response.opened))
             case "text_delta":
                 self._pass(wire.text_delta(response.text_delta, now))
             case "tool_called":
@@ -125,16 +126,15 @@ class Router:
             case "history_changed":
                 self._changed(wire.history_changed(response.history_changed))
             case "generated":
-                if (answer := self._questions.get(response.generated.request_id)) is not None and not answer.done():
-                    answer.set_result(wire.generated(response.generated))
+                if (answer := self._questions.get(response.generated.request_id)) is not None:
+                    _give(answer, wire.generated(response.generated))
             case "notice":
                 self._notice(response.notice)
             case "error":
                 error = CallError.of(response.error)
                 if response.error.HasField("request_id"):  # of one that was dropped nobody wants to know
-                    answer = self._questions.get(response.error.request_id)
-                    if answer is not None and not answer.done():
-                        answer.set_exception(error)
+                    if (answer := self._questions.get(response.error.request_id)) is not None:
+                        _refuse(answer, error)
                 else:
                     self._error(error, response.error.client_seq)
 
@@ -142,13 +142,11 @@ class Router:
         """The stream is over: nobody waits any longer."""
         for turn in self._turns.values():
             turn.end(error=failure)
-        waiting: list[asyncio.Future[Any]] = [interrupt.answer for interrupt in self._interrupts.values()]
-        waiting += [*self._questions.values(), *(edit.answer for edit in self._edits.values())]
+        waiting: list[asyncio.Future[Any]] = [self.opened, *self._questions.values()]
+        waiting += [interrupt.answer for interrupt in self._interrupts.values()]
+        waiting += [edit.answer for edit in self._edits.values()]
         for answer in waiting:
-            if not answer.done():
-                answer.set_exception(failure)
-        if not self.opened.done():
-            self.opened.set_exception(failure)
+            _refuse(answer, failure)
 
     def _pass(self, event: TurnEvent) -> None:
         if event.turn_id is not None and (turn := self._turns.get(event.turn_id)) is not None:
@@ -168,8 +166,7 @@ class Router:
         for seq, edit in self._edits.items():
             if edit.cause is change.cause:
                 del self._edits[seq]
-                if not edit.answer.done():
-                    edit.answer.set_result(change)
+                _give(edit.answer, change)
                 return
 
     def _notice(self, message: notices_pb.Notice) -> None:
@@ -184,13 +181,9 @@ class Router:
     def _error(self, error: CallError, client_seq: int) -> None:
         """What is wrong with an event goes to who waits for its answer; what is wrong with a turn ends the turn."""
         if client_seq in self._interrupts:
-            answer = self._interrupts[client_seq].answer
-            if not answer.done():
-                answer.set_exception(error)
+            _refuse(self._interrupts[client_seq].answer, error)
         elif client_seq in self._edits:
-            edit = self._edits.pop(client_seq)
-            if not edit.answer.done():
-                edit.answer.set_exception(error)
+            _refuse(self._edits.pop(client_seq).answer, error)
         elif client_seq in self._requests:
             self._refused(self._requests.pop(client_seq), error)
         elif client_seq == 0 and error.turn_id in self._turns:
@@ -216,3 +209,15 @@ class Router:
             asyncio.get_running_loop().call_soon(self._on_notice, what)
         elif isinstance(what, CallError):
             log.warning("an event was refused: %s", what)
+
+
+def _give(answer: asyncio.Future[T], value: T) -> None:
+    """Answer who waits, unless they have given up or were answered before."""
+    if not answer.done():
+        answer.set_result(value)
+
+
+def _refuse(answer: asyncio.Future[Any], error: Exception) -> None:
+    """The same with what went wrong."""
+    if not answer.done():
+        answer.set_exception(error)

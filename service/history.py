@@ -7,6 +7,7 @@ Knows replies as what history is written from; knows no client and no order of e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from engine import records
 from engine.text.common import common_length
@@ -225,7 +226,7 @@ class History:
         keep, tokens = conversation.take_change()
         segment = conversation.begin_segment(self._next_submission())
         said, deadline = reply.output_tokens, reply.deadline
-        command = self._submission(segment, keep, tokens, reply.generation, said=said, deadline=deadline)
+        command = self._submission(segment.number, keep, tokens, reply.generation, said=said, deadline=deadline)
         reply.segments.append(segment)
         self._services.engine.submit(command, lambda record: sink(segment, record))
         self._persist(keep, tokens)
@@ -241,7 +242,7 @@ class History:
         keep, tokens = conversation.take_change(ahead)
         segment = conversation.begin_segment(self._next_submission(), len(ahead))
         held = HeldReply(asked, user, generation, segment)
-        command = self._submission(segment, keep, tokens, generation, hold=hold, ahead=len(ahead))
+        command = self._submission(segment.number, keep, tokens, generation, hold=hold, ahead=len(ahead))
         self._services.engine.submit(command, held.take)
         return held
 
@@ -256,22 +257,9 @@ class History:
         if keep + len(tokens) >= limit:
             message = f"the question has {keep + len(tokens)} tokens; they and an answer do not fit {limit}"
             raise Problem(Reason.CONTEXT_FULL, message, field="generate.prompt")
-        command = records.Submit(
-            session=name,
-            turn=1,
-            keep=keep,
-            tokens=tokens,
-            sampling=generation.sampling,
-            max_tokens=generation.max_tokens,
-            stop_tokens=conversation.stop_tokens | generation.stop_token_ids,
-            stop_strings=generation.stop_strings,
-            request=asked.request_id,
-            drafting=generation.drafting,
-            constraint=conversation.constraint(generation, goes_on=False),
-            aside=True,
-        )
+        command = self._submission(1, keep, tokens, generation)
         self._services.engine.fork(self._session, name)
-        self._services.engine.submit(command, sink)
+        self._services.engine.submit(replace(command, session=name, request=asked.request_id, aside=True), sink)
 
     def put_answered(self, held: HeldReply, item_id: str) -> None:
         """Add the turn that was answered ahead."""
@@ -285,7 +273,7 @@ class History:
 
     def _submission(
         self,
-        segment: Segment,
+        number: int,
         keep: int,
         tokens: tuple[int, ...],
         generation: Generation,
@@ -298,7 +286,7 @@ class History:
         """The command that asks for a generation, of which ``said`` tokens of the reply came before."""
         return records.Submit(
             session=self._session,
-            turn=segment.number,
+            turn=number,
             keep=keep,
             tokens=tokens,
             sampling=generation.sampling,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from engine.text.call_form import CallForm
 from engine.text.chat import Chat, Head, Message, Tool
@@ -36,7 +37,7 @@ class Instructions:
             raise invalid(f"{event}.tools", "the model's chat template writes tool calls in no form that is known here")
         return Instructions(system, tuple(tools), tuple(items), head, chat.call_form if tools else None)
 
-    @property
+    @cached_property
     def schemas(self) -> tuple[tuple[str, str], ...]:
         """(name, JSON Schema of the arguments) of every tool."""
         return tuple((tool.name, json.dumps(tool.parameters)) for tool in self.tools)

@@ -68,13 +68,13 @@ class Listening:
             return
         dropped = self._ahead.drop(AheadState.RESUMED)
         self._settle()
-        if isinstance(event, Partial) and self._terms.unstable_s:
-            settled = settled_part(event, last)
-            if settled != event.text:
-                self._settled = settled
-                self._stop_waiting = self._later(self._terms.unstable_s, self._waited)
-                if dropped and not settled:
-                    self._history.flush()  # nothing is computed in its place yet: it must not be made any further
+        waits = self._terms.unstable_s > 0
+        settled = settled_part(event, last) if waits and isinstance(event, Partial) else event.text
+        if settled != event.text:
+            self._settled = settled
+            self._stop_waiting = self._later(self._terms.unstable_s, self._waited)
+        if dropped and not settled:
+            self._history.flush()  # nothing is computed in its place yet: it must not be made any further
         self.work()
 
     def resume(self, event: TurnResumed) -> None:

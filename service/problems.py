@@ -77,6 +77,17 @@ def unimplemented(what: str) -> Problem:
     return Problem(Reason.UNIMPLEMENTED, f"{what} is not implemented yet", metadata={"feature": what})
 
 
+def generation_problem(finish: str, error: str) -> Problem | None:
+    """What kept a generation from its end, by the value of ``engine.session.Finish``; None where nothing did."""
+    match finish:
+        case "out_of_pages":
+            return Problem(Reason.OUT_OF_PAGES, "no room for keys and values", retry_after_s=1.0)
+        case "failed":
+            return Problem(Reason.INTERNAL, f"the engine failed: {error}")
+        case _:
+            return None
+
+
 def engine_problem(reason: str, message: str) -> Problem:
     """What an error of ``engine.errors``, given by its name, is to a client."""
     match reason:

@@ -67,6 +67,11 @@ class TurnEnd(Enum):
     LIMIT_REACHED = "limit_reached"
     FAILED = "failed"
 
+    @classmethod
+    def of(cls, finish: str) -> TurnEnd:
+        """How a turn ends whose last generation ended so, by the value of ``engine.session.Finish``."""
+        return {"length": cls.LENGTH, "context": cls.CONTEXT_FULL}.get(finish, cls.COMPLETED)
+
 
 @dataclass(frozen=True)
 class HistoryState:

@@ -11,25 +11,17 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from engine import records
-from engine.session import Finish
 from service.call_services import CallServices, Record
 from service.client_events import CancelGenerate, Generate
 from service.history import History
 from service.options import Generation
-from service.problems import Problem, Reason, engine_problem, invalid
+from service.problems import Problem, Reason, engine_problem, generation_problem, invalid
 from service.server_events import Failure, Generated, ServerEvent, TurnEnd
 from service.telemetry import CallRecorder, TurnRecord
 from service.terms import Terms
 
 MOST = 16
 """Questions of one call that may be open at once."""
-
-_ENDS = {
-    Finish.STOP_TOKEN.value: TurnEnd.COMPLETED,
-    Finish.STOP_STRING.value: TurnEnd.COMPLETED,
-    Finish.LENGTH.value: TurnEnd.LENGTH,
-    Finish.CONTEXT.value: TurnEnd.CONTEXT_FULL,
-}
 
 
 @dataclass(eq=False)
@@ -126,11 +118,11 @@ class SideQuestions:
         account = question.account
         account.stats.append(record.stats)
         account.finish, account.output_tokens = record.finish, record.reply_tokens
-        reason = _ENDS.get(record.finish)
-        if reason is None:
-            cause = "OutOfPages" if record.finish == Finish.OUT_OF_PAGES.value else record.error
-            self._fail(question, engine_problem(cause, "no room for keys and values"))
+        problem = generation_problem(record.finish, record.error)
+        if problem is not None:
+            self._fail(question, problem)
             return
+        reason = TurnEnd.of(record.finish)
         self._forget(question)
         self._emit(Generated(question.asked.request_id, "".join(question.text), reason, self._services.model, account))
         self._on_over()

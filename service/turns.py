@@ -23,7 +23,7 @@ from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT,
 from service.items import ToolCallItem, ToolResultItem
 from service.listening import Hypothesis, Listening
 from service.options import TurnOptions
-from service.problems import Guardrail, Problem, Reason, engine_problem
+from service.problems import Guardrail, Problem, Reason, engine_problem, generation_problem
 from service.reply import Phase, Reply, Segment
 from service.reporter import Reporter
 from service.server_events import TurnEnd
@@ -32,8 +32,6 @@ from service.terms import Terms
 from service.tool_calls import ToolCalls
 
 log = logging.getLogger(__name__)
-
-_ENDS = {Finish.LENGTH.value: TurnEnd.LENGTH, Finish.CONTEXT.value: TurnEnd.CONTEXT_FULL}
 
 
 class Turns:
@@ -144,9 +142,7 @@ class Turns:
             return
         self._listening.abandon()
         self._cut(reply, chars)
-        self._put_into_force()
-        self._history.flush()
-        self._listening.work()
+        self._settle()
 
     def playback(self, event: client_events.Playback) -> None:
         """How far the newest turn was played. It never goes back."""
@@ -185,8 +181,7 @@ class Turns:
             self._go_on(reply)
         elif reply.cut is not None:
             reply.kept = self._history.rewrite(reply, reply.cut)
-            self._history.flush()
-            self._listening.work()
+            self._settle()
 
     def _tool_timed_out(self, call: ToolCallItem, timeout_ms: int) -> None:
         """The model is told that its tool did not answer, and goes on. What was overtaken since waits for nothing."""
@@ -206,9 +201,7 @@ class Turns:
         self._editing.update(event)
         self._listening.abandon()
         if self._reply is None or self._reply.phase is Phase.OVER:
-            self._put_into_force()
-            self._history.flush()
-            self._listening.work()
+            self._settle()
 
     def items(self, event: client_events.Items) -> None:
         """The conversation as the client sees it. What it has in common with the history stays."""
@@ -229,6 +222,12 @@ class Turns:
                 same = min(same, self._history.items_before(reply.before))
             reply.settle(self._history.item_ids(reply))
         self._editing.replace(event, same)
+        self._settle()
+
+    def _settle(self) -> None:
+        """No turn is in progress, and the history is another: what has waited for that comes into force, the engine is
+        told, and what is being heard is computed behind it.
+        """
         self._put_into_force()
         self._history.flush()
         self._listening.work()
@@ -379,9 +378,7 @@ class Turns:
             reply.phase, reply.cut_by, reply.cut = Phase.OVER, TurnEnd.LIMIT_REACHED, len(reply.text)
             reply.kept = self._history.rewrite(reply, reply.cut)
             self._history.version += 1
-            self._put_into_force()
-            self._history.flush()
-            self._listening.work()
+            self._settle()
 
     def _cut(self, reply: Reply, chars: int) -> None:
         """The caller spoke over the reply: the history holds what was heard of it. Repeatable, and revisable."""
@@ -424,10 +421,9 @@ class Turns:
         del segment.tokens[record.reply_tokens :]
         reply.record.finish = record.finish
         self._history.adopt(segment)
-        if record.finish == Finish.OUT_OF_PAGES.value:
-            self._end_turn(reply, Problem(Reason.OUT_OF_PAGES, "no room for keys and values", retry_after_s=1.0))
-        elif record.finish == Finish.FAILED.value:
-            self._end_turn(reply, Problem(Reason.INTERNAL, f"the engine failed: {record.error}"))
+        problem = generation_problem(record.finish, record.error)
+        if problem is not None:
+            self._end_turn(reply, problem)
         elif segment.malformed_calls and not segment.calls:
             self._drop_malformed(reply)
         elif not segment.calls:
@@ -447,7 +443,7 @@ class Turns:
         """
         self._history.rewrite(reply, len(reply.text))
         self._history.flush()
-        if _ENDS.get(reply.record.finish, TurnEnd.COMPLETED) is TurnEnd.COMPLETED:
+        if TurnEnd.of(reply.record.finish) is TurnEnd.COMPLETED:
             self._end_turn(reply, Problem(Reason.MALFORMED_TOOL_CALL, "the model's tool call is no JSON call"))
         else:
             self._end_turn(reply)
@@ -456,7 +452,7 @@ class Turns:
         """The reply has said all it will. What the recogniser has sent meanwhile is prefilled behind it."""
         reply.phase = Phase.OVER
         self._history.version += reply.generated
-        end = _ENDS.get(reply.record.finish, TurnEnd.COMPLETED)
+        end = TurnEnd.of(reply.record.finish)
         if problem is not None:
             end = TurnEnd.FAILED
             self._reporter.failed(reply, problem)

@@ -69,8 +69,6 @@ class GuidedGrammar:
         """The tree without what may not come, and with the tokens behind its root that must, within ``budget`` nodes
         and ``room`` levels.
         """
-        if self._stays_free(tree):
-            return tree
         keep = self._walk(tree, None)
         forced = self._matcher.compute_ff_tokens()[:room] if self._free is None else []
         kept = tree if len(keep) == len(tree) else tree.subtree(keep)
@@ -107,10 +105,11 @@ class GuidedGrammar:
             if node < 0:
                 matcher.rollback(1)
                 continue
+            if node and tokens[node] in self._stop_tokens:
+                kept += [node] if matcher.is_accepting() else []
+                continue  # nothing follows it
             if node:
-                if tokens[node] in self._stop_tokens or not matcher.validate_tokens([tokens[node]]):
-                    if tokens[node] in self._stop_tokens and matcher.is_accepting():
-                        kept.append(node)
+                if not matcher.validate_tokens([tokens[node]]):
                     continue
                 matcher.consume_token(tokens[node])
                 stack.append(-1)

@@ -221,6 +221,18 @@ class TalkApp(App[None], inherit_bindings=False):
         return self.export_screenshot(title="firstword").replace("<svg ", '<svg xml:space="preserve" ', 1)
 
 
+def call_of(client: Client, script: Script, hearing: Hearing, *, temperature: float, seed: int | None) -> Call:
+    """The call of a conversation that is watched, to be entered."""
+    return client.call(
+        system=script.system,
+        tools=script.tools,
+        temperature=temperature,
+        seed=seed,
+        progress_notices=True,
+        on_notice=hearing.take,
+    )
+
+
 async def talk(address: str, script: Script, *, temperature: float, seed: int | None) -> None:
     """Hold a conversation with the server at ``address`` until the user leaves.
 
@@ -229,14 +241,7 @@ async def talk(address: str, script: Script, *, temperature: float, seed: int | 
     hearing = Hearing()
     async with (
         Client(address) as client,
-        client.call(
-            system=script.system,
-            tools=script.tools,
-            temperature=temperature,
-            seed=seed,
-            progress_notices=True,
-            on_notice=hearing.take,
-        ) as call,
+        call_of(client, script, hearing, temperature=temperature, seed=seed) as call,
     ):
         await TalkApp(call, script, hearing=hearing).run_async()
         if call.failure is not None:

@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from firstword import Client
-from firstword.talk.app import EAGER_AFTER_S, FRAMES_A_SECOND, TalkApp
+from firstword.talk.app import EAGER_AFTER_S, FRAMES_A_SECOND, TalkApp, call_of
 from firstword.talk.hearing import Hearing
 from firstword.talk.recorded import SHORTEST_INTERRUPTED, WORD_S, DemoError
 from firstword.talk.script import Script
@@ -40,14 +40,7 @@ async def draw(address: str, script: Script, svg: Path) -> None:
     hearing = Hearing()
     async with (
         Client(address) as client,
-        client.call(
-            system=script.system,
-            tools=script.tools,
-            temperature=0.0,
-            seed=1,
-            progress_notices=True,
-            on_notice=hearing.take,
-        ) as call,
+        call_of(client, script, hearing, temperature=0.0, seed=1) as call,
     ):
         app = TalkApp(call, script, RATE, hearing)
         async with app.run_test(size=(WIDTH, HEIGHT)) as pilot:

@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
 from firstword import Client
-from firstword.talk.app import TalkApp
+from firstword.talk.app import TalkApp, call_of
 from firstword.talk.front_desk import FrontDesk
 from firstword.talk.hearing import Hearing
 from firstword.talk.picture import draw
@@ -32,14 +32,7 @@ async def talking(
 ) -> AsyncIterator[tuple[TalkApp, Pilot[None]]]:
     async with (
         Client(service.address) as client,
-        client.call(
-            system=script.system,
-            tools=script.tools,
-            temperature=0.0,
-            seed=seed,
-            progress_notices=True,
-            on_notice=(hearing := Hearing()).take,
-        ) as call,
+        call_of(client, script, hearing := Hearing(), temperature=0.0, seed=seed) as call,
     ):
         app = TalkApp(call, script, rate, hearing)
         async with app.run_test(size=(120, 40)) as pilot:

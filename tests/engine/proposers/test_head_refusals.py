@@ -14,25 +14,11 @@ from engine.errors import ModelError
 from engine.models.decoder import Decoder
 from engine.proposers.eagle3.checkpoint import read_head
 from engine.proposers.eagle3.head import Head
-from tests.engine import checkpoints
-from tests.engine.loading import load
 from tests.engine.proposers import heads
 from tests.engine.proposers.test_eagle3 import features
 from tests.engine.proposers.test_eagle3_load import LAYER_IDS, eagle, layered, read, speculators, without
 
 WIDTH = 48
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    directory = tmp_path_factory.mktemp("target")
-    checkpoints.write("llama-untied-llama3-rope", directory, num_hidden_layers=8)
-    return load(directory, torch.float64)
-
-
-@pytest.fixture(scope="module")
-def tensors(target: Decoder) -> dict[str, Tensor]:
-    return heads.random_head(target.config)
 
 
 @pytest.mark.parametrize(
