@@ -1,6 +1,7 @@
 """A grammar at work in one reply: which tokens may follow every node of a draft tree.
 
-The matcher is brought to a node, asked, and rolled back. In the text before a call the same tokens may come everywhere,
+Every node has a matcher of its own, a copy of its parent's (two microseconds). One matcher that is rolled back would
+do, but in llguidance 1.9.1 it may then give an answer that it remembers of another branch. In the text before a call the same tokens may come everywhere,
 so there the matcher is left alone: its first answer stands until a token is taken that could begin the mark of a call.
 """
 
@@ -80,12 +81,13 @@ class GuidedGrammar:
         for token in behind:
             if not self._matcher.consume_token(token):
                 raise ValueError(f"token {token} may not come: {self._matcher.get_error()}")
-        self._require_sound()
+        self._require_sound(self._matcher)
 
-    def _require_sound(self) -> None:
-        """Raises ValueError where the matcher has given up: from then on it would only let replies end."""
-        if self._matcher.is_error():
-            raise ValueError(self._matcher.get_error())
+    @staticmethod
+    def _require_sound(matcher: LLMatcher) -> None:
+        """Raises ValueError where a matcher has given up: from then on it would only let replies end."""
+        if matcher.is_error():
+            raise ValueError(matcher.get_error())
 
     def _walk(self, tree: DraftTree, bits: np.ndarray | None) -> list[int]:
         """The nodes that may come, root first; fills the rows of ``bits`` for what may follow them."""
@@ -94,30 +96,28 @@ class GuidedGrammar:
                 bits[:] = self._free
             return list(range(len(tree)))
         self._follow()
-        tokens, matcher = tree.tokens.tolist(), self._matcher
+        tokens = tree.tokens.tolist()
         children: list[list[int]] = [[] for _ in tokens]
         for node, parent in enumerate(tree.parents.tolist()[1:], 1):
             children[parent].append(node)
         kept: list[int] = []
-        stack = [0]
+        stack = [(0, self._matcher)]
         while stack:
-            node = stack.pop()
-            if node < 0:
-                matcher.rollback(1)
-                continue
+            node, matcher = stack.pop()
             if node and tokens[node] in self._stop_tokens:
                 kept += [node] if matcher.is_accepting() else []
                 continue  # nothing follows it
             if node:
                 if not matcher.validate_tokens([tokens[node]]):
                     continue
+                matcher = matcher.deep_copy()
                 matcher.consume_token(tokens[node])
-                stack.append(-1)
+                self._require_sound(matcher)
             kept.append(node)
             if bits is not None:
                 llguidance.numpy.fill_next_token_bitmask(matcher, bits, node)
-            stack += children[node]
-        self._require_sound()
+            stack += [(child, matcher) for child in children[node]]
+        self._require_sound(self._matcher)
         return sorted(kept)
 
     def _stays_free(self, tree: DraftTree) -> bool:

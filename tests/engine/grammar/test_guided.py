@@ -146,3 +146,26 @@ def test_a_token_that_may_not_come_is_an_error():
     grammar.consume(codec().encode("<tool_call>"))
     with pytest.raises(ValueError, match="may not come"):
         grammar.consume(codec().encode("oops"))
+
+
+def tool(name: str, *fields: str) -> tuple[str, str]:
+    members = {field: {"type": "string"} for field in fields}
+    return name, json.dumps({"type": "object", "properties": members, "required": [*fields]})
+
+
+def test_what_may_come_of_one_tool_does_not_depend_on_another_that_was_looked_at():
+    """A matcher that is rolled back remembers here what may end a string of the other tool."""
+    booking = '<tool_call>{"name": "book_appointment", "arguments": {"date": "Th'
+    finding = '<tool_call>{"name": "find_appointment", "arguments": {"phone": "88'
+    tools = (tool("book_appointment", "date", "time"), tool("find_appointment", "phone"))
+    looked, other = codec().encode(booking), codec().encode(finding)
+    grammar, fresh = (grammars().grammar(ToolConstraint(HERMES, tools)) for _ in range(2))
+    for each in (grammar, fresh):
+        each.consume(other[:1])
+    grammar.mask(DraftTree.chain(torch.tensor(looked)))
+    for each in (grammar, fresh):
+        each.consume(other[1:-2])
+    tree = DraftTree.chain(torch.tensor(other[-3:]))
+    assert torch.equal(grammar.mask(tree), fresh.mask(tree))
+    closing = codec().encode('x", "y')[1]
+    assert not fresh.mask(tree)[-1, closing], "there is nothing behind the only argument"
