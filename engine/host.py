@@ -15,6 +15,7 @@ from engine.engine import Engine, Step
 from engine.errors import EngineError
 from engine.hypotheses import Hypothesis
 from engine.interfaces import Grammars
+from engine.pace import Pace
 from engine.schedule import Scheduler
 from engine.session import Finish, Session, Turn
 from engine.text.reply import ReplyReader
@@ -35,13 +36,14 @@ class EngineHost:
     """One engine behind records.
 
     new_reader: makes what reads a reply's ids as text, for the command that asked for it. grammars: makes what holds a
-    reply to a constraint.
+    reply to a constraint. pace: how long prefill takes here.
     """
 
     engine: Engine
     scheduler: Scheduler
     new_reader: Callable[[records.Submit], ReplyReader]
     grammars: Grammars
+    pace: Pace = field(default_factory=Pace)
     _replies: dict[str, _Reply] = field(default_factory=dict)
     _behind: set[str] = field(default_factory=set)
     """Sessions whose drafter has something to catch up on when there is nothing else to do."""
@@ -72,6 +74,8 @@ class EngineHost:
         if plan := self.scheduler.plan(self.engine):
             self._steps += 1
             for step in self.engine.step(plan):
+                if step.prefilled:
+                    self.pace.observe(step.prefilled, step.seconds)
                 if step.turn is None and step.prefilled:
                     self._behind.add(step.session)
                     events += self._news(self.engine.session(step.session))
@@ -100,7 +104,7 @@ class EngineHost:
             case records.Submit():
                 self._submit(command, events)
             case records.Release():
-                self._release(command)
+                self._release(command, events)
             case records.Cancel():
                 self._cancel(command.session, command.turn, events)
             case records.Fork():
@@ -167,10 +171,18 @@ class EngineHost:
         reply = _Reply(command.turn, turn, reader)
         self._replies[session.name] = reply
         self.scheduler.expect(session.name, command.deadline, aside=command.aside)
+        if command.deadline and command.hold is None:
+            events.append(self._expected(session, command.turn))
         if turn.finish is not None:
             events.append(self._ended(session.name, reply))
 
-    def _release(self, command: records.Release) -> None:
+    def _expected(self, session: Session, number: int) -> records.Expected:
+        """When the first token of a reply that was just asked for will probably be there."""
+        pending = [waiting.num_pending for waiting in (*self.scheduler.before(self.engine, session), session)]
+        seconds = sum(self.pace.seconds(tokens, self.scheduler.chunk_tokens) for tokens in pending)
+        return records.Expected(session.name, number, time.monotonic() + seconds)
+
+    def _release(self, command: records.Release, events: list[records.Event]) -> None:
         """Let a reply made ahead go on, as one that somebody waits for."""
         session, reply = self.engine.session(command.session), self._replies.get(command.session)
         hypothesis = self._hypothesis(session)
@@ -178,6 +190,8 @@ class EngineHost:
             hypothesis.account(session, reply.turn.stats, hypothesis.start)
             reply.turn.hold = None
             self.scheduler.expect(command.session, command.deadline)
+            if command.deadline and not reply.turn.num_tokens:
+                events.append(self._expected(session, command.turn))
         hypothesis.become_history(session)
 
     def _cancel(self, name: str, number: int | None, events: list[records.Event]) -> None:

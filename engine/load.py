@@ -16,6 +16,7 @@ from engine.grammar.library import GrammarLibrary
 from engine.host import EngineHost
 from engine.interfaces import Proposer
 from engine.models.decoder import Decoder, load_target
+from engine.pace import Pace
 from engine.policy import DraftPolicy, FixedPolicy, MeasuredPolicy, StepCosts
 from engine.proposers.setup import Setup
 from engine.proposers.table import load_drafters
@@ -58,7 +59,8 @@ def load_host(config: EngineConfig) -> tuple[EngineHost, records.Ready]:
         return reader_of(codec, command)
 
     scheduler = Scheduler(config.prefill_chunk_tokens)
-    host = EngineHost(engine, scheduler, new_reader, GrammarLibrary(codec, target.vocab_size, target.device))
+    grammars = GrammarLibrary(codec, target.vocab_size, target.device)
+    host = EngineHost(engine, scheduler, new_reader, grammars, Pace(costs))
     ready = records.Ready(
         model=Path(config.model).name,
         max_context_tokens=target.max_context_tokens,

@@ -145,6 +145,15 @@ class Prefilled:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """A reply with a deadline was taken on: its first token will probably be there ``at`` (``time.monotonic()``)."""
+
+    session: str
+    turn: int
+    at: float
+
+
+@dataclass(frozen=True)
 class ToolCall:
     """A tool call that the reply makes. ``arguments`` is the JSON text of an object."""
 
@@ -210,4 +219,4 @@ class Beat:
     steps: int
 
 
-Event = Ready | Prefilled | Progress | Ended | Failed | Beat
+Event = Ready | Prefilled | Expected | Progress | Ended | Failed | Beat

@@ -25,7 +25,7 @@ class Scheduler:
     """Plans one step at a time over an engine's sessions."""
 
     def __init__(self, prefill_chunk_tokens: int) -> None:
-        self._chunk = prefill_chunk_tokens
+        self.chunk_tokens = prefill_chunk_tokens
         self._deadlines: dict[str, float] = {}
         self._served: dict[str, float] = {}
         self._aside: set[str] = set()
@@ -51,6 +51,13 @@ class Scheduler:
             return not session.turn.waits
         return session.num_pending > 1 and not session.waits_for_pages
 
+    def before(self, engine: Engine, session: Session) -> list[Session]:
+        """Those whose callers wait for a first token as well, and get theirs before this one does."""
+        now = time.monotonic()
+        mine = self._urgency(session, now)
+        others = (other for other in engine.sessions.values() if other is not session and self.has_work(other))
+        return [other for other in others if self._urgency(other, now) < min(mine, (1, 0.0))]
+
     def plan(self, engine: Engine) -> list[Work]:
         """The most urgent piece of work, or nothing. One item a step, so that none waits for another's forward."""
         now = time.monotonic()
@@ -60,7 +67,7 @@ class Scheduler:
         session = min(waiting, key=lambda session: self._urgency(session, now))
         deadline = self._deadlines.get(session.name, 0.0)
         self._served[session.name] = now
-        return [Work(session, deadline=deadline, max_tokens=self._chunk)]
+        return [Work(session, deadline=deadline, max_tokens=self.chunk_tokens)]
 
     def _urgency(self, session: Session, now: float) -> tuple[int, float]:
         """Class, and within it what is wanted first. Times are monotonic seconds."""

@@ -31,6 +31,7 @@ from firstword.events import (
 from firstword.turn import Turn
 from firstword.types import (
     AnswerAhead,
+    Fallback,
     Item,
     Limits,
     Message,
@@ -56,6 +57,7 @@ __all__ = [
     "Drafting",
     "DraftingPhase",
     "EndReason",
+    "Fallback",
     "FirstwordError",
     "Generated",
     "HistoryCause",

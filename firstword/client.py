@@ -14,7 +14,7 @@ from firstword import wire
 from firstword.call import Call
 from firstword.errors import CallError
 from firstword.events import Notice
-from firstword.types import AnswerAhead, Item, Limits, Sampling, Tool, ToolChoice
+from firstword.types import AnswerAhead, Fallback, Item, Limits, Sampling, Tool, ToolChoice
 from firstword.v1 import call_service_pb2_grpc
 from firstword.v1 import client_events_pb2 as client_pb
 from firstword.v1 import options_pb2 as options_pb
@@ -92,6 +92,7 @@ class Client:
         response_schema: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
         first_token_deadline_ms: int | None = None,
+        fallbacks: Sequence[Fallback] = (),
         answer_ahead: AnswerAhead | None = None,
         progress_notices: bool = False,
         announce_at_tokens: int | None = None,
@@ -104,7 +105,8 @@ class Client:
         system: system prompt. items: what was said before, without it. session_id: the client's name for the call.
         sampling, or its fields one by one, which count where both are given. tool_choice: how freely tools are called;
         None: the model decides. response_schema: JSON Schema that the text of every reply is held to.
-        first_token_deadline_ms: of every turn, from its commit. answer_ahead: how replies are made ahead.
+        first_token_deadline_ms: of every turn, from its commit. fallbacks: who answers where it will be missed, in this
+        order; without any the model goes on, late. answer_ahead: how replies are made ahead.
         progress_notices: send also the notices that are there to be shown (``prefilled_ahead``, ``answer_ahead``).
         announce_at_tokens: when to give notice that the context fills up. caller_key: opaque key under which what the
         store holds of the caller can be deleted. on_notice: sees every notice, and the refusals that nothing waits for.
@@ -140,6 +142,7 @@ class Client:
             limits=wire.limits(limits or Limits()),
             context_policy=options_pb.ContextPolicy(announce_at_tokens=announce_at_tokens),
             first_token_deadline_ms=first_token_deadline_ms,
+            fallbacks=map(wire.fallback, fallbacks),
             answer_ahead=wire.answer_ahead(answer_ahead or AnswerAhead()),
             progress_notices=progress_notices,
             caller_key=caller_key,

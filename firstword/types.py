@@ -131,6 +131,19 @@ class AnswerAhead:
 
 
 @dataclass(frozen=True)
+class Fallback:
+    """Who answers where the first token is late: another model that the service has, or a phrase that is said as it
+    stands.
+
+    first_token_deadline_ms: time that the model has for its first token; None: as long as the one before it.
+    """
+
+    model: str = ""
+    phrase: str = ""
+    first_token_deadline_ms: int | None = None
+
+
+@dataclass(frozen=True)
 class ToolChoice:
     """How freely the model calls tools. tool: the one that it must call, whatever the mode. parallel: whether one reply
     may hold several calls; None: where the model's chat template knows how.

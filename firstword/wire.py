@@ -13,6 +13,7 @@ from google.protobuf.message import Message as ProtoMessage
 from firstword import events
 from firstword.types import (
     AnswerAhead,
+    Fallback,
     Item,
     Limits,
     Message,
@@ -113,6 +114,15 @@ def sampling(given: Sampling, *, seed: bool) -> options_pb.Sampling:
 
 def limits(given: Limits) -> options_pb.Limits:
     return options_pb.Limits(**dataclasses.asdict(given))
+
+
+def fallback(given: Fallback) -> options_pb.Fallback:
+    """Raises ValueError unless it is a model or a phrase."""
+    if bool(given.model) == bool(given.phrase):
+        raise ValueError("a fallback is a model or a phrase")
+    if given.phrase:
+        return options_pb.Fallback(phrase=given.phrase, first_token_deadline_ms=given.first_token_deadline_ms)
+    return options_pb.Fallback(model=given.model, first_token_deadline_ms=given.first_token_deadline_ms)
 
 
 def answer_ahead(given: AnswerAhead) -> options_pb.AnswerAhead:

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Mapping
 
+from engine.config import EngineConfig
 from engine.errors import EngineError
 from service import logs
-from service.call_services import CallServices
+from service.call_services import CallServices, Resident
 from service.config import ConfigError, ServiceConfig, load_config
 from service.conversation import Conversation, load_chat
 from service.engine_client import EngineClient, EngineState
@@ -34,9 +36,10 @@ async def run(config: ServiceConfig) -> None:
     servicer = CallServicer(config.server)
     server = Server(config.server, servicer)
     engine = EngineClient(config.engine, config.watchdog, _Follower(server, servicer))
+    others = {name: EngineClient(other, config.watchdog) for name, other in config.fallback.items()}
     await server.start()
     try:
-        starting = asyncio.create_task(_open_for_business(config, engine, servicer, server))
+        starting = asyncio.create_task(_open_for_business(config, engine, others, servicer, server))
         stop = asyncio.create_task(stopping.wait())
         await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -48,15 +51,22 @@ async def run(config: ServiceConfig) -> None:
         log.info("stopping")
     finally:
         await server.stop()
-        await engine.stop()
+        await asyncio.gather(*(process.stop() for process in (engine, *others.values())))
         await asyncio.to_thread(end_telemetry)
 
 
 async def _open_for_business(
-    config: ServiceConfig, engine: EngineClient, servicer: CallServicer, server: Server
+    config: ServiceConfig,
+    engine: EngineClient,
+    others: Mapping[str, EngineClient],
+    servicer: CallServicer,
+    server: Server,
 ) -> None:
-    """Load the model and take calls."""
-    ready = await engine.start()
+    """Load the models and take calls."""
+    ready, residents = await asyncio.gather(
+        engine.start(),
+        asyncio.gather(*(_reside(name, config.fallback[name], other) for name, other in others.items())),
+    )
     chat = await asyncio.to_thread(load_chat, config.engine.model)
     telemetry = Telemetry(ready.model)
     telemetry.watch(
@@ -71,9 +81,17 @@ async def _open_for_business(
         config=config.call,
         model=ready.model,
         max_context_tokens=ready.max_context_tokens,
+        residents={resident.name: resident for resident in residents},
     )
     await server.set_serving(True)
     log.info("serving", extra={"host": config.server.host, "port": server.port, "model": ready.model})
+
+
+async def _reside(name: str, config: EngineConfig, engine: EngineClient) -> Resident:
+    """Load a model that answers where the calls' own is late."""
+    ready = await engine.start()
+    chat = await asyncio.to_thread(load_chat, config.model)
+    return Resident(name, engine, chat, ready.max_context_tokens)
 
 
 class _Follower:

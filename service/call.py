@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from service import client_events as events
 from service.call_clock import CallClock
 from service.call_services import CallServices
+from service.conversation import Conversation
 from service.history import History
 from service.problems import Problem, Reason, invalid
 from service.reporter import Reporter
 from service.server_events import Envelope, Failure, LimitReached, Notice, Opened, ServerEvent
+from service.shadow import Shadow
 from service.side_questions import SideQuestions
 from service.terms import Terms
 from service.turns import Turns
@@ -118,11 +120,25 @@ class Call:
         except ValueError:
             raise Problem(Reason.SESSION_EXISTS, "a call of this name is open", field="open.session_id") from None
         seed = secrets.randbits(62) if event.seed is None else event.seed
+        try:
+            shadows = self._shadows(event, conversation, terms, seed)
+        except Problem:
+            services.store.close(self.session)
+            raise
         recorder = services.telemetry.call(self.session, self.metadata)
-        history = History(services, self.session, conversation)
+        history = History(services, self.session, conversation, shadows)
         emit, over = self._emit, self._turn_over
         self._reporter = reporter = Reporter(self.session, services.model, terms, history, recorder, emit, over)
-        self._turns = turns = Turns(self.session, terms, history, reporter, services.later, self._finish)
+        self._turns = turns = Turns(
+            self.session,
+            terms,
+            history,
+            reporter,
+            services.later,
+            event.fallbacks,
+            lambda: services.engine.serving,
+            self._finish,
+        )
         self._questions = SideQuestions(self.session, services, terms, history, recorder, emit, over)
         turns.start(seed)
         log.info("call opened", extra={"session": self.session, "tokens": conversation.length})
@@ -141,6 +157,26 @@ class Call:
         )
         reporter.announce()
         self._clock = CallClock(terms.limits, services.later, lambda: reporter.busy, self._out_of_time)
+
+    def _shadows(self, event: events.Open, conversation: Conversation, terms: Terms, seed: int) -> dict[str, Shadow]:
+        """The call at each model of its chain. Raises Problem for one that is not served, or cannot hold the call."""
+        shadows: dict[str, Shadow] = {}
+        try:
+            for at, link in enumerate(event.fallbacks):
+                path = f"open.fallbacks[{at}]"
+                terms.check_input(link.phrase, f"{path}.phrase")
+                if not link.model or link.model in shadows:
+                    continue
+                resident = self.services.residents.get(link.model)
+                if resident is None:
+                    raise Problem(Reason.UNKNOWN_MODEL, f"{link.model} is no fallback here", field=f"{path}.model")
+                content, generation = conversation.content, terms.generation
+                shadows[link.model] = Shadow(resident, self.session, seed, content, generation, f"{path}.model")
+        except Problem:
+            for shadow in shadows.values():
+                shadow.close()
+            raise
+        return shadows
 
     def _out_of_time(self, problem: Problem) -> None:
         """A guardrail ends the call, which says so before."""

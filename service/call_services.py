@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from engine import records
 from engine.constraint import Constraint
+from engine.text.chat import Chat
 from service import client_events as events
 from service.config import CallConfig
 from service.conversation import Conversation
 from service.store import SessionStore
 from service.telemetry import Telemetry
 
-Record = records.Progress | records.Ended | records.Failed
+Record = records.Expected | records.Progress | records.Ended | records.Failed
 """What the engine says about one generation."""
 
 
@@ -31,6 +32,8 @@ def on_event_loop(seconds: float, work: Callable[[], None]) -> Callable[[], None
 class EnginePort(Protocol):
     """What a call needs of ``service.engine_client.EngineClient``."""
 
+    @property
+    def serving(self) -> bool: ...
     def open(
         self,
         session: str,
@@ -53,9 +56,32 @@ class EnginePort(Protocol):
     def close(self, session: str) -> None: ...
 
 
+_MEMORY = 0.8
+"""Share of what was known of a model's speed that one more answer leaves."""
+
+
+@dataclass(eq=False)
+class Resident:
+    """A model that is served in an engine process of its own, for calls whose model is late.
+
+    name: as clients know it. first_token_s: that it has needed lately, from being asked; None before it ever was.
+    """
+
+    name: str
+    engine: EnginePort
+    chat: Chat
+    max_context_tokens: int
+    first_token_s: float | None = None
+
+    def answered(self, seconds: float) -> None:
+        """A first token has taken so long."""
+        known = seconds if self.first_token_s is None else self.first_token_s
+        self.first_token_s = _MEMORY * known + (1.0 - _MEMORY) * seconds
+
+
 @dataclass(frozen=True)
 class CallServices:
-    """What all calls on one model share. model: the name that clients see."""
+    """What all calls on one model share. model: the name that clients see. residents: the other models, by theirs."""
 
     engine: EnginePort
     new_conversation: Callable[[events.Open], Conversation]
@@ -65,3 +91,4 @@ class CallServices:
     model: str
     max_context_tokens: int
     later: Later = on_event_loop
+    residents: Mapping[str, Resident] = field(default_factory=dict)

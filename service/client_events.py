@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from service.items import Item, ToolDefinition
-from service.options import AnswerAheadPatch, GenerationPatch, Limits, TurnOptions
+from service.options import AnswerAheadPatch, Fallback, GenerationPatch, Limits, TurnOptions
 from service.problems import Problem
 
 
@@ -28,6 +28,7 @@ class Open:
     limits: Limits = field(default_factory=Limits)
     announce_at_tokens: int | None = None
     first_token_deadline_ms: int | None = None
+    fallbacks: tuple[Fallback, ...] = ()
     answer_ahead: AnswerAheadPatch = field(default_factory=AnswerAheadPatch)
     progress_notices: bool = False
 

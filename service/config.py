@@ -129,7 +129,11 @@ OTEL_VARIABLES: Mapping[str, str] = {
 
 
 class ServiceConfig(Section):
-    """Everything the service is started with."""
+    """Everything the service is started with.
+
+    fallback: models that are resident beside the engine's, by the names that clients use in ``Open.fallbacks``. Each is
+    a directory or a table with the keys of ``[engine]``.
+    """
 
     server: ServerConfig = ServerConfig()
     call: CallConfig = CallConfig()
@@ -137,6 +141,7 @@ class ServiceConfig(Section):
     log: LogConfig = LogConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     engine: EngineConfig = EngineConfig(model=str(EMBEDDED_MODEL))
+    fallback: dict[str, EngineConfig] = Field(default_factory=dict)
 
     @field_validator("engine", mode="before")
     @classmethod
@@ -154,6 +159,25 @@ class ServiceConfig(Section):
         if isinstance(layers, str):
             known["draft_layer_ids"] = tuple(layers.split(","))
         return known
+
+    @field_validator("fallback", mode="before")
+    @classmethod
+    def _known_fallback_keys(cls, value: object) -> object:
+        """The directory alone is enough; a model of its own has all that the engine's section has."""
+        if not isinstance(value, Mapping):
+            return value
+        found = {}
+        for name, given in value.items():
+            keys = {"model": given} if isinstance(given, str) else given
+            if isinstance(keys, Mapping) and "model" not in keys:
+                raise ValueError(f"{name} has no model")
+            found[name] = cls._known_engine_keys(keys)
+        return found
+
+    @field_validator("fallback", mode="after")
+    @classmethod
+    def _absolute_fallback_directories(cls, fallback: dict[str, EngineConfig]) -> dict[str, EngineConfig]:
+        return {name: cls._absolute_directories(engine) for name, engine in fallback.items()}
 
     @field_validator("engine", mode="after")
     @classmethod

@@ -38,6 +38,15 @@ class Span:
     end: int
 
 
+@dataclass(frozen=True)
+class Content:
+    """A conversation that is in no model's words yet."""
+
+    system: str
+    tools: tuple[ToolDefinition, ...]
+    items: tuple[Item, ...]
+
+
 class Conversation:
     """The history of one call."""
 
@@ -98,6 +107,11 @@ class Conversation:
         tools = tuple(tool for tool in schemas if mode != "required" or choice.tool in ("", tool[0]))
         return ToolConstraint(form, tools, mode, choice.several, text)
 
+    @property
+    def content(self) -> Content:
+        """What it is in no model's words."""
+        return Content(self._instructions.system, self._instructions.tools, self.items)
+
     def take_change(self, ahead: Sequence[int] = (), *, limit: int | None = None) -> tuple[int, tuple[int, ...]]:
         """(keep, tokens) that make the engine's log this one, followed by ``ahead``; the engine counts as told.
 
@@ -153,9 +167,15 @@ class Conversation:
         self._known = len(self._tokens)
         self._close(segment, segment.start, segment.text, segment.calls)
 
-    def begin_segment(self, number: int, ahead: int = 0) -> Segment:
-        """The generation that begins where the log ends now, or ``ahead`` tokens later."""
-        return Segment(number, len(self._tokens) + ahead, self.new_id(), self._chat.codec.stream())
+    def begin_segment(self, number: int, ahead: int = 0, *, foreign: bool = False) -> Segment:
+        """The generation that begins where the log ends now, or ``ahead`` tokens later. foreign: by another model."""
+        start, decoder = len(self._tokens) + ahead, None if foreign else self._chat.codec.stream()
+        return Segment(number, start, self.new_id(), decoder, foreign)
+
+    def adopt_foreign(self, segment: Segment) -> None:
+        """What another model has said, in this one's ids, stands behind what asked for it."""
+        self._tokens += self._ids(segment)
+        self._close(segment, segment.start, segment.text, segment.calls)
 
     def put_said(self, text: str, number: int, item_id: str) -> Segment:
         """Append given text as a message of the assistant."""
@@ -347,9 +367,15 @@ class Conversation:
             items = (message, *items)
         self.spans.append(Span(items, start - len(self.prompt), len(self._tokens)))
 
+    def _ids(self, segment: Segment) -> list[int]:
+        """The tokens of a generation, as this model has or would have written them."""
+        if not segment.foreign:
+            return segment.tokens
+        return self._chat.assistant(segment.text, [(call.name, call.arguments) for call in segment.calls])
+
     def _cut(self, segment: Segment, chars: int, *, with_calls: bool) -> tuple[list[int], str]:
         """The tokens of a generation that its first ``chars`` code points leave, and their text."""
-        tokens = segment.tokens
+        tokens = self._ids(segment)
         ends = self._chat.codec.text_ends(tokens)
         calls_at = len(tokens)
         form = self._chat.call_form

@@ -53,6 +53,11 @@ class EngineClient:
         self.beat: records.Beat | None = None
         self.restarts = 0
 
+    @property
+    def serving(self) -> bool:
+        """Whether the process is there, as far as is known."""
+        return self.state is EngineState.SERVING
+
     async def start(self) -> records.Ready:
         """Start the process and wait until its model is loaded. Raises EngineStartError."""
         if self._supervisor is not None:
@@ -142,6 +147,8 @@ class EngineClient:
         match record:
             case records.Progress():
                 mirror.progress(record)
+            case records.Expected():
+                mirror.expected(record)
             case records.Prefilled():
                 mirror.prefilled(record)
             case records.Ended():

@@ -25,6 +25,7 @@ STATUS: dict[Reason, grpc.StatusCode] = {
     Reason.UNKNOWN_TOOL_CALL: grpc.StatusCode.NOT_FOUND,
     Reason.TOO_MANY_QUESTIONS: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.QUESTION_TIMED_OUT: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Reason.FIRST_TOKEN_LATE: grpc.StatusCode.DEADLINE_EXCEEDED,
     Reason.CANCELLED: grpc.StatusCode.CANCELLED,
     Reason.CALL_TOO_LONG: grpc.StatusCode.DEADLINE_EXCEEDED,
     Reason.CALL_IDLE: grpc.StatusCode.DEADLINE_EXCEEDED,

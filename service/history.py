@@ -6,7 +6,7 @@ Knows replies as what history is written from; knows no client and no order of e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from engine import records
@@ -19,9 +19,11 @@ from service.instructions import Instructions
 from service.items import Item, ToolCallItem, ToolDefinition, ToolResultItem
 from service.options import Generation
 from service.problems import Problem, Reason
-from service.reply import Reply, Segment
+from service.reply import RecordSink, Reply, Segment
 from service.server_events import HistoryState
+from service.shadow import Shadow
 from service.store import LogEntry
+from service.submission import submission
 
 INTERRUPTED_RESULT = '{"status": "interrupted"}'
 """What the history holds as the result of a tool call that the caller spoke over and whose result never came."""
@@ -34,12 +36,22 @@ UNHELD_RESULT = '{"status": "done", "output": "too long"}'
 
 
 class History:
-    """The history of one call. ``version`` grows with each reply that stops, with each cut, and with each edit."""
+    """The history of one call. ``version`` grows with each reply that stops, with each cut, and with each edit.
 
-    def __init__(self, services: CallServices, session: str, conversation: Conversation) -> None:
+    shadows: the call at the models that may have to answer in its own one's place, by their names.
+    """
+
+    def __init__(
+        self,
+        services: CallServices,
+        session: str,
+        conversation: Conversation,
+        shadows: Mapping[str, Shadow] | None = None,
+    ) -> None:
         self._services = services
         self._session = session
         self._conversation = conversation
+        self.shadows = shadows or {}
         self._submissions = 0
         self.version = 1
 
@@ -110,6 +122,8 @@ class History:
     def close(self) -> None:
         """Nothing is generated any more, and the engine forgets."""
         self._services.engine.close(self._session)
+        for shadow in self.shadows.values():
+            shadow.close()
 
     def state(self, item_ids: tuple[str, ...] = ()) -> HistoryState:
         return HistoryState(self.version, self._conversation.length, item_ids)
@@ -169,15 +183,25 @@ class History:
 
     def adopt(self, segment: Segment) -> None:
         """A whole generation is in the engine's log: it is history."""
-        if segment.tokens:
+        if not segment.tokens:
+            self.drop(segment)
+        elif segment.foreign:
+            self._conversation.adopt_foreign(segment)
+            self.flush()
+        else:
             self._conversation.adopt(segment)
             self._persist(segment.start, tuple(segment.tokens))
-        else:
-            self.drop(segment)
+            self._follow()
 
     def drop(self, segment: Segment) -> None:
         """A generation came to nothing: what asked for it goes too."""
         self._conversation.rewind(segment.start - len(self._conversation.prompt))
+
+    def withdraw(self, reply: Reply) -> None:
+        """Nothing has come of the reply's newest generation, if it has one, and nothing shall."""
+        if reply.segments:
+            self.drop(reply.segments.pop())
+        self.flush()
 
     def rewrite(self, reply: Reply, chars: int) -> str:
         """Make the history hold the first ``chars`` code points of the reply, and the tools it has used.
@@ -207,6 +231,12 @@ class History:
         keep, tokens = self._conversation.take_change(limit=self._services.max_context_tokens)
         self._services.engine.sync(self._session, keep, tokens)
         self._persist(keep, tokens)
+        self._follow()
+
+    def _follow(self) -> None:
+        """Bring the shadows to what the history is now."""
+        for shadow in self.shadows.values():
+            shadow.follow(self._conversation.content)
 
     def prefill(self, text: str, on_prefilled: Callable[[records.Prefilled], None] | None = None) -> None:
         """Let the engine compute the caller's turn as far as it is known; it is no part of the history yet."""
@@ -219,17 +249,37 @@ class History:
         keep, tokens = conversation.take_change(ahead)
         self._services.engine.sync(self._session, keep, tokens, len(ahead), on_prefilled)
 
-    def submit(self, reply: Reply, sink: Callable[[Segment, Record], None]) -> None:
-        """Ask for the next generation of a reply: the first, or the one after its tool results."""
+    def submit(self, reply: Reply, sink: RecordSink) -> None:
+        """Ask for the next generation of a reply: the first, or the one after its tool results. Raises Problem where
+        another model has to answer and cannot.
+        """
+        if reply.answerer is not None:
+            self._submit_elsewhere(reply.answerer, reply, sink)
+            return
         conversation = self._conversation
         conversation.put_prompt()
         keep, tokens = conversation.take_change()
         segment = conversation.begin_segment(self._next_submission())
         said, deadline = reply.output_tokens, reply.deadline
-        command = self._submission(segment.number, keep, tokens, reply.generation, said=said, deadline=deadline)
+        command = submission(
+            conversation, self._session, segment.number, keep, tokens, reply.generation, said=said, deadline=deadline
+        )
         reply.segments.append(segment)
         self._services.engine.submit(command, lambda record: sink(segment, record))
         self._persist(keep, tokens)
+
+    def _submit_elsewhere(self, shadow: Shadow, reply: Reply, sink: RecordSink) -> None:
+        conversation, generation = self._conversation, reply.generation
+        shadow.follow(conversation.content)
+        segment = conversation.begin_segment(self._next_submission(), len(conversation.prompt), foreign=True)
+
+        def hear(record: Record) -> None:
+            sink(segment, record)
+
+        said, deadline, may_call = reply.output_tokens, reply.deadline, conversation.may_call
+        segment.decoder = shadow.submit(segment.number, generation, said, deadline, hear, may_call=may_call)
+        conversation.put_prompt()
+        reply.segments.append(segment)
 
     def submit_ahead(self, asked: EagerEndOfTurn, generation: Generation, hold: int) -> HeldReply:
         """Ask for the reply to a turn that is not committed; nothing of it is history yet. Raises Problem where no
@@ -242,7 +292,9 @@ class History:
         keep, tokens = conversation.take_change(ahead)
         segment = conversation.begin_segment(self._next_submission(), len(ahead))
         held = HeldReply(asked, user, generation, segment)
-        command = self._submission(segment.number, keep, tokens, generation, hold=hold, ahead=len(ahead))
+        command = submission(
+            conversation, self._session, segment.number, keep, tokens, generation, hold=hold, ahead=len(ahead)
+        )
         self._services.engine.submit(command, held.take)
         return held
 
@@ -257,7 +309,7 @@ class History:
         if keep + len(tokens) >= limit:
             message = f"the question has {keep + len(tokens)} tokens; they and an answer do not fit {limit}"
             raise Problem(Reason.CONTEXT_FULL, message, field="generate.prompt")
-        command = self._submission(1, keep, tokens, generation)
+        command = submission(conversation, self._session, 1, keep, tokens, generation)
         self._services.engine.fork(self._session, name)
         self._services.engine.submit(replace(command, session=name, request=asked.request_id, aside=True), sink)
 
@@ -270,36 +322,6 @@ class History:
         self._conversation.put_prompt()
         self._services.engine.release(self._session, held.segment.number, deadline)
         self._persist(*self._conversation.take_change())  # which the engine has been told ahead
-
-    def _submission(
-        self,
-        number: int,
-        keep: int,
-        tokens: tuple[int, ...],
-        generation: Generation,
-        *,
-        said: int = 0,
-        deadline: float = 0.0,
-        hold: int | None = None,
-        ahead: int = 0,
-    ) -> records.Submit:
-        """The command that asks for a generation, of which ``said`` tokens of the reply came before."""
-        return records.Submit(
-            session=self._session,
-            turn=number,
-            keep=keep,
-            tokens=tokens,
-            sampling=generation.sampling,
-            max_tokens=generation.max_tokens - said,
-            stop_tokens=self._conversation.stop_tokens | generation.stop_token_ids,
-            stop_strings=generation.stop_strings,
-            first_index=said,
-            deadline=deadline,
-            drafting=generation.drafting,
-            constraint=self._conversation.constraint(generation, goes_on=said > 0),
-            hold=hold,
-            ahead=ahead,
-        )
 
     def _next_submission(self) -> int:
         self._submissions += 1

@@ -18,7 +18,7 @@ from engine.session import Finish, TurnStats
 MAX_RESUMES = 3
 """How many engine deaths one reply survives: one that kills every engine must not take the others with it for ever."""
 
-ReplySink = Callable[[records.Progress | records.Ended | records.Failed], None]
+ReplySink = Callable[[records.Expected | records.Progress | records.Ended | records.Failed], None]
 """Called on the event loop with each record of one reply, in order; the last is Ended or Failed."""
 
 
@@ -146,6 +146,11 @@ class SessionMirror:
         """More of a reply. What an overtaken one still said is not in the log any more."""
         if self._reply is not None and self._reply.submit.turn == record.turn:
             self._reply.progress(record)
+
+    def expected(self, record: records.Expected) -> None:
+        """When a reply's first token will probably be there."""
+        if self._reply is not None and self._reply.submit.turn == record.turn:
+            self._reply.sink(record)
 
     def prefilled(self, record: records.Prefilled) -> None:
         """A hypothesis is computed. Of one that was replaced nobody wants to know."""

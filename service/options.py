@@ -103,6 +103,18 @@ class AnswerAheadPatch:
 
 
 @dataclass(frozen=True)
+class Fallback:
+    """One link of the chain that answers where the model is late: another model, or a phrase.
+
+    deadline_ms: time that the model has for its first token; None: as long as the one before it had.
+    """
+
+    model: str = ""
+    phrase: str = ""
+    deadline_ms: int | None = None
+
+
+@dataclass(frozen=True)
 class TurnOptions:
     """What a turn needs of its own. first_token_deadline_ms: None for the call's."""
 

@@ -7,17 +7,22 @@ tokens and text; sends nothing.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from engine.text.codec import IncrementalDecoder
 from service.client_events import Heard, WordTiming
 from service.heard import heard_chars, joined
 from service.items import ToolCallItem, ToolResultItem
 from service.options import Generation
-from service.server_events import TurnEnd
+from service.server_events import AnswerSource, TurnEnd
 from service.telemetry import TurnRecord
+
+if TYPE_CHECKING:
+    from service.call_services import Record
+    from service.shadow import Shadow
 
 
 class Phase(enum.Enum):
@@ -26,6 +31,10 @@ class Phase(enum.Enum):
     GENERATING = "generating"
     WAITING = "waiting"
     OVER = "over"
+
+
+RecordSink = Callable[["Segment", "Record"], None]
+"""Takes what an engine says of a generation."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +50,15 @@ class Segment:
     """One generation.
 
     number: its name at the engine. start: where its own tokens begin in the log. item_id: of its message in the
-    history. decoder: over all its tokens, to know which text the drafter had guessed. unsent: tokens behind text that
-    was not emitted yet.
+    history. foreign: its tokens are another model's ids. decoder: over all its tokens, to know which text the drafter
+    had guessed. unsent: tokens behind text that was not emitted yet.
     """
 
     number: int
     start: int
     item_id: str
     decoder: IncrementalDecoder | None = None
+    foreign: bool = False
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     calls: list[ToolCallItem] = field(default_factory=list)
@@ -91,8 +101,9 @@ class Reply:
 
     played: code points that playback progress has reported; None while it has not. cut: where the caller spoke over it,
     in code points, and kept: the text that the history holds since; None when it was not interrupted. cut_by: why it
-    was cut. item_ids: what the turn has left in the history, once a newer one has begun. settled: the history has been
-    edited since, and what it holds of the turn is not touched any more.
+    was cut. source: who answers. answerer: the other model that does, if one does. item_ids: what the turn has left in
+    the history, once a newer one has begun. settled: the history has been edited since, and what it holds of the turn
+    is not touched any more.
     """
 
     turn_id: int
@@ -101,7 +112,8 @@ class Reply:
     generation: Generation
     record: TurnRecord
     deadline: float = 0.0
-    generated: bool = True
+    source: AnswerSource = AnswerSource.MODEL
+    answerer: Shadow | None = None
     phase: Phase = Phase.GENERATING
     segments: list[Segment] = field(default_factory=list)
     played: int | None = None
@@ -130,8 +142,18 @@ class Reply:
             segment.results = {key: replace(result, id=named(result.id)) for key, result in segment.results.items()}
 
     @property
+    def generated(self) -> bool:
+        """Whether a model makes it."""
+        return self.source in (AnswerSource.MODEL, AnswerSource.FALLBACK_MODEL)
+
+    @property
     def current(self) -> Segment:
         return self.segments[-1]
+
+    @property
+    def outstanding(self) -> list[ToolCallItem]:
+        """Tool calls whose results are still to come. Only the newest generation has any."""
+        return self.current.outstanding if self.segments else []
 
     @property
     def text(self) -> str:

@@ -12,8 +12,11 @@ from service.items import ToolCallItem
 from service.problems import Guardrail, Problem
 from service.reply import Phase, Reply, Segment
 from service.server_events import (
+    AnswerSource,
     ContextNearlyFull,
+    DeadlineAtRisk,
     Failure,
+    FallbackTaken,
     HistoryChanged,
     Interrupted,
     LimitReached,
@@ -81,6 +84,7 @@ class Reporter:
 
     def begin(self, reply: Reply) -> None:
         """The end of this turn is to be told."""
+        reply.record.model, reply.record.deadline = self._model, reply.deadline
         self._open.append(reply)
 
     def progress(self, reply: Reply, segment: Segment, record: records.Progress) -> None:
@@ -105,6 +109,23 @@ class Reporter:
             account.tool_calls += 1
             timeout_ms = self._terms.tool_timeout_ms(call.name)
             self._emit(ToolCalled(reply.turn_id, call, len(reply.text), timeout_ms))
+
+    def said(self, reply: Reply, segment: Segment) -> None:
+        """Given text is the whole answer."""
+        now, length = time.monotonic(), len(segment.text)
+        since_s = now - reply.record.committed
+        self._emit(TextDelta(reply.turn_id, segment.text, 0, (length,), 0, 0, ((length, False),), since_s))
+        reply.record.first_text = reply.record.first_clause = now
+
+    def deadline_at_risk(self, reply: Reply, expected: float | None) -> None:
+        """The first token will be late. expected: when it will be there, in monotonic seconds; None: nobody knows."""
+        committed = reply.record.committed
+        expected_s = None if expected is None else expected - committed
+        self._emit(DeadlineAtRisk(reply.turn_id, reply.deadline - committed, expected_s))
+
+    def fallback_taken(self, reply: Reply, index: int, model: str) -> None:
+        """A link of the chain answers."""
+        self._emit(FallbackTaken(reply.turn_id, index, model))
 
     def waiting(self, reply: Reply) -> None:
         """The reply goes on when its tools have answered."""
@@ -147,8 +168,8 @@ class Reporter:
         text = reply.text if reply.kept is None else reply.kept
         ids = self._history.item_ids(reply) if reply.item_ids is None else reply.item_ids
         history = self._history.state(ids)
-        self._emit(TurnEnded(reply.turn_id, reason, self._model, text, reply.generated, account, history))
-        if reply.generated:
+        self._emit(TurnEnded(reply.turn_id, reason, reply.source, account.model, text, account, history))
+        if reply.source is not AnswerSource.GIVEN_TEXT:
             self._recorder.turn(account)
         self._on_over()
 
@@ -163,5 +184,6 @@ class Reporter:
 def _account(reply: Reply) -> TurnRecord:
     """What is known of the turn by now."""
     reply.record.ended = time.monotonic()
+    reply.record.source = reply.source.value
     reply.record.output_tokens = reply.output_tokens if reply.generated else 0
     return reply.record

@@ -57,6 +57,15 @@ class ToolCalled:
     timeout_ms: int | None = None
 
 
+class AnswerSource(Enum):
+    """Who answers a turn. given_text: the client itself, with ``say``."""
+
+    MODEL = "model"
+    FALLBACK_MODEL = "fallback_model"
+    FALLBACK_PHRASE = "fallback_phrase"
+    GIVEN_TEXT = "given_text"
+
+
 class TurnEnd(Enum):
     """Why a turn ended."""
 
@@ -84,14 +93,15 @@ class HistoryState:
 
 @dataclass(frozen=True)
 class TurnEnded:
-    """text: the turn's as the history holds it. account: its times and statistics. generated: a model made it, rather
-    than the client's ``say``."""
+    """text: the turn's as the history holds it. account: its times and statistics. model: that answered; empty where
+    none did.
+    """
 
     turn_id: int
     reason: TurnEnd
+    source: AnswerSource
     model: str
     text: str
-    generated: bool
     account: TurnRecord
     history: HistoryState
 
@@ -152,6 +162,24 @@ class EngineRestarted:
 
 
 @dataclass(frozen=True)
+class DeadlineAtRisk:
+    """The first token will come after the deadline. expected_s: when; None: nobody knows. Both since the commit."""
+
+    turn_id: int
+    deadline_s: float
+    expected_s: float | None
+
+
+@dataclass(frozen=True)
+class FallbackTaken:
+    """Link ``index`` of the chain answers. model: that does; empty with a phrase."""
+
+    turn_id: int
+    index: int
+    model: str
+
+
+@dataclass(frozen=True)
 class LimitReached:
     """limit: the guardrail's value in force. turn_id: of the turn that it ended; None where it refused an event."""
 
@@ -202,7 +230,17 @@ class AnsweringAhead:
     tokens: int
 
 
-Notice = PrefilledAhead | AnsweringAhead | Draining | ContextNearlyFull | EngineRestarted | LimitReached | ToolTimedOut
+Notice = (
+    PrefilledAhead
+    | AnsweringAhead
+    | Draining
+    | DeadlineAtRisk
+    | FallbackTaken
+    | ContextNearlyFull
+    | EngineRestarted
+    | LimitReached
+    | ToolTimedOut
+)
 
 
 @dataclass(frozen=True)

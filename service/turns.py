@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -19,14 +19,15 @@ from service.ahead import HeldReply
 from service.call_services import Later, Record
 from service.client_events import Final, Respond, Say
 from service.editing import Editing
+from service.fallbacks import Fallbacks
 from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT, History
 from service.items import ToolCallItem, ToolResultItem
 from service.listening import Hypothesis, Listening
-from service.options import TurnOptions
+from service.options import Fallback, TurnOptions
 from service.problems import Guardrail, Problem, Reason, engine_problem, generation_problem
-from service.reply import Phase, Reply, Segment
+from service.reply import Phase, RecordSink, Reply, Segment
 from service.reporter import Reporter
-from service.server_events import TurnEnd
+from service.server_events import AnswerSource, TurnEnd
 from service.telemetry import TurnRecord
 from service.terms import Terms
 from service.tool_calls import ToolCalls
@@ -37,8 +38,8 @@ log = logging.getLogger(__name__)
 class Turns:
     """The turns of one open call.
 
-    later: runs something after a time. on_lost: called with what ended the call when the engine's log can no longer be
-    known to be the history.
+    later: runs something after a time. fallbacks: the chain for late first tokens; serving: whether the engine is
+    there. on_lost: called with what ended the call when the engine's log can no longer be known to be the history.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class Turns:
         history: History,
         reporter: Reporter,
         later: Later,
+        fallbacks: Sequence[Fallback],
+        serving: Callable[[], bool],
         on_lost: Callable[[Problem], None],
     ) -> None:
         self._session = session
@@ -60,6 +63,7 @@ class Turns:
         self._taken: dict[int, tuple[str, str]] = {}
         self._editing = Editing(terms, history, reporter.history_changed)
         self._tools = ToolCalls(terms, later, self._tool_timed_out)
+        self._fallbacks = Fallbacks(fallbacks, history, reporter, serving, later, self._sink, self._end_turn)
         self._closed = False
         self._replies = 0
         self.last_turn = 0
@@ -75,6 +79,7 @@ class Turns:
         self._closed = True
         self._listening.abandon()
         self._tools.close()
+        self._fallbacks.close()
         self._history.close()
         self._reporter.close(error)
 
@@ -123,7 +128,7 @@ class Turns:
             self._history.flush()  # what was being said is overtaken all the same
             raise
         record = TurnRecord(event.turn_id, now, event.traceparent, event.tracestate)
-        reply = Reply(event.turn_id, before, before, self._terms.generation, record, generated=False)
+        reply = Reply(event.turn_id, before, before, self._terms.generation, record, source=AnswerSource.GIVEN_TEXT)
         reply.segments.append(segment)
         self._begin(event, reply)
         self._history.flush()
@@ -254,8 +259,7 @@ class Turns:
         reply = self._reply
         if reply is None:
             return self._terms.may_reply(self._replies)
-        open_calls = bool(reply.segments) and bool(reply.current.outstanding)
-        return not reply.is_open and not open_calls and self._terms.may_reply(self._replies)
+        return not reply.is_open and not reply.outstanding and self._terms.may_reply(self._replies)
 
     # Turns
 
@@ -276,7 +280,7 @@ class Turns:
         if reply is None or reply.settled:
             self._put_into_force()
             return
-        abandoned = reply.current.outstanding
+        abandoned = reply.outstanding
         for call in abandoned:
             self._tools.forget(call.call_id)
             reply.current.results[call.call_id] = self._history.result(call, INTERRUPTED_RESULT)
@@ -319,6 +323,7 @@ class Turns:
             self._submit(reply)
         else:
             self._release(reply, held)
+        self._fallbacks.watch(reply)
 
     def _begin(self, event: Final | Respond | Say, reply: Reply) -> None:
         self._reply = reply
@@ -332,11 +337,14 @@ class Turns:
         reply.segments.append(held.segment)
         self._history.release(held, reply.deadline)
         reply.record.released = time.monotonic()
-        held.release(partial(self._on_record, reply))
+        held.release(self._sink(reply))
 
     def _submit(self, reply: Reply) -> None:
         reply.phase = Phase.GENERATING
-        self._history.submit(reply, partial(self._on_record, reply))
+        self._history.submit(reply, self._sink(reply))
+
+    def _sink(self, reply: Reply) -> RecordSink:
+        return partial(self._on_record, reply)
 
     def _go_on(self, reply: Reply) -> None:
         """Every result is there: put them into the history and generate what follows."""
@@ -356,7 +364,10 @@ class Turns:
             reply.record.finish = Finish.LENGTH.value
             self._end_turn(reply)
         else:
-            self._submit(reply)
+            try:
+                self._submit(reply)
+            except Problem as unanswered:  # by another model, which has no room for what the tools gave
+                self._end_turn(reply, unanswered)
 
     def _progress(self, reply: Reply, segment: Segment, record: records.Progress) -> None:
         """One step of the newest generation. A tool call above a limit is not made, and ends the turn."""
@@ -394,11 +405,13 @@ class Turns:
 
     def _on_record(self, reply: Reply, segment: Segment, record: Record) -> None:
         """Take one record of a generation."""
-        if self._closed:
+        if self._closed or segment not in reply.segments:
             return
         alive = reply.phase is Phase.GENERATING and segment is reply.current
         try:
             match record:
+                case records.Expected():
+                    self._fallbacks.expect(reply, record.at)
                 case records.Progress():
                     if alive:
                         self._progress(reply, segment, record)
@@ -408,20 +421,28 @@ class Turns:
                         self._generated(reply, segment, record)
                 case records.Failed():
                     if alive:
-                        self._history.drop(segment)
-                        self._end_turn(reply, engine_problem(record.reason, record.message))
-            if not alive and not isinstance(record, records.Progress):
+                        self._failed(reply, segment, engine_problem(record.reason, record.message))
+            if not alive and isinstance(record, records.Ended | records.Failed):
                 self._reporter.ended(reply, reply.cut_by)
         except Exception:
             log.exception("engine record failed", extra={"session": self._session, "record": type(record).__name__})
             self._on_lost(Problem(Reason.INTERNAL, "the service failed on the engine's answer"))
 
+    def _failed(self, reply: Reply, segment: Segment, problem: Problem) -> None:
+        """The engine could not do what was asked: another model may, unless what was asked is at fault."""
+        hopeless = problem.reason in (Reason.CONTEXT_FULL, Reason.INVALID_FIELD)
+        if hopeless or not self._fallbacks.rescue(reply):
+            self._history.drop(segment)
+            self._end_turn(reply, problem)
+
     def _generated(self, reply: Reply, segment: Segment, record: records.Ended) -> None:
         """A generation is over: the turn with it, unless tools are to be asked first."""
         del segment.tokens[record.reply_tokens :]
+        problem = generation_problem(record.finish, record.error)
+        if problem is not None and self._fallbacks.rescue(reply):
+            return
         reply.record.finish = record.finish
         self._history.adopt(segment)
-        problem = generation_problem(record.finish, record.error)
         if problem is not None:
             self._end_turn(reply, problem)
         elif segment.malformed_calls and not segment.calls:

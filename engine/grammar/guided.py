@@ -1,8 +1,9 @@
 """A grammar at work in one reply: which tokens may follow every node of a draft tree.
 
 Every node has a matcher of its own, a copy of its parent's (two microseconds). One matcher that is rolled back would
-do, but in llguidance 1.9.1 it may then give an answer that it remembers of another branch. In the text before a call the same tokens may come everywhere,
-so there the matcher is left alone: its first answer stands until a token is taken that could begin the mark of a call.
+do, but in llguidance 1.9.1 it may then give an answer that it remembers of another branch. In the text before a call
+the same tokens may come everywhere, so there the matcher is left alone: its first answer stands until a token is taken
+that could begin the mark of a call.
 """
 
 from __future__ import annotations

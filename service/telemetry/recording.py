@@ -31,6 +31,7 @@ TOKENS_PER_STEP = "firstword.turn.tokens_per_step"
 DRAFTED_TOKENS = "firstword.draft.drafted"
 ACCEPTED_TOKENS = "firstword.draft.accepted"
 TURNS = "firstword.turns"
+DEADLINES_MISSED = "firstword.turn.deadlines_missed"
 ACTIVE_CALLS = "firstword.calls.active"
 PAGES_IN_USE = "firstword.engine.pages.used"
 ENGINE_RESTARTS = "firstword.engine.restarts"
@@ -56,7 +57,8 @@ _propagator = TraceContextTextMapPropagator()
 class TurnRecord:
     """What is known of one reply when it is over. Times are ``time.monotonic()`` seconds; 0 where it did not happen.
 
-    end_reason: "completed", "interrupted" or "session_closed". error: a reason of ``service.errors``, or "".
+    deadline: for the first token; 0: none. source: who answers, by ``service.server_events.AnswerSource``; model: which
+    one does. end_reason: "completed", "interrupted" or "session_closed". error: a reason of ``service.errors``, or "".
     stats: one per generation; a reply that waited for tools has several.
     """
 
@@ -64,6 +66,9 @@ class TurnRecord:
     committed: float
     traceparent: str = ""
     tracestate: str = ""
+    deadline: float = 0.0
+    source: str = "model"
+    model: str = ""
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 0
     first_text: float = 0.0
@@ -83,6 +88,13 @@ class TurnRecord:
     def first_token(self, stats: TurnStats) -> float:
         """When a generation's first token was there for this turn: what was made ahead, when it was released."""
         return max(stats.first_token, self.released) if stats.first_token else 0.0
+
+    @property
+    def missed_deadline(self) -> bool:
+        """Whether the first text was wanted earlier than it came, if it did; an interrupted turn owes none."""
+        if not self.deadline or (not self.first_text and self.end_reason != "completed"):
+            return False
+        return not 0.0 < self.first_text <= self.deadline
 
     def snapshot(self) -> TurnRecord:
         """The account as it stands, which the turn's going on does not change."""
@@ -104,6 +116,7 @@ class Telemetry:
         self._drafted = meter.create_counter(DRAFTED_TOKENS, "{token}", "Tokens proposed by the drafter")
         self._accepted = meter.create_counter(ACCEPTED_TOKENS, "{token}", "Drafted tokens that the target chose too")
         self._turns = meter.create_counter(TURNS, "{turn}", "Turns, by how they ended")
+        self._missed = meter.create_counter(DEADLINES_MISSED, "{turn}", "Turns whose first text came late, or never")
         self._active = meter.create_up_down_counter(ACTIVE_CALLS, "{call}", "Calls whose stream is open")
         self._meter = meter
 
@@ -134,9 +147,13 @@ class Telemetry:
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": PROVIDER,
             "gen_ai.request.model": self.model,
+            "gen_ai.response.model": turn.model or self.model,
         }
         failed = {**labels, "error.type": turn.error} if turn.error else labels
-        self._turns.add(1, {**failed, "gen_ai.agent.invocation.end_reason": turn.end_reason})
+        how = {"gen_ai.agent.invocation.end_reason": turn.end_reason, "firstword.answer.source": turn.source}
+        self._turns.add(1, {**failed, **how})
+        if turn.missed_deadline:
+            self._missed.add(1, {**labels, "firstword.answer.source": turn.source})
         self._duration.record(max(0.0, turn.ended - turn.committed), failed)
         first = next((turn.first_token(s) for s in turn.stats if s.first_token), 0.0)
         if first:
@@ -225,7 +242,7 @@ class CallRecorder:
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": PROVIDER,
             "gen_ai.request.model": self._telemetry.model,
-            "gen_ai.response.model": self._telemetry.model,
+            "gen_ai.response.model": turn.model or self._telemetry.model,
             "gen_ai.conversation.id": self._session,
             "gen_ai.request.stream": True,
             "gen_ai.request.max_tokens": turn.max_tokens,
@@ -239,6 +256,10 @@ class CallRecorder:
             attributes["firstword.request.id"] = turn.request_id
         else:
             attributes |= {"firstword.turn.id": turn.turn_id, "firstword.turn.tool_calls": turn.tool_calls}
+            attributes["firstword.answer.source"] = turn.source
+        if turn.deadline:
+            attributes["firstword.turn.deadline"] = turn.deadline - turn.committed
+            attributes["firstword.turn.deadline.missed"] = turn.missed_deadline
         if turn.sampling.seed is not None:
             attributes["gen_ai.request.seed"] = turn.sampling.seed
         if turn.finish:

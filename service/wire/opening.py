@@ -11,7 +11,7 @@ from firstword.v1 import conversation_pb2 as conversation_pb
 from firstword.v1 import options_pb2 as options_pb
 from service.client_events import Open, Update
 from service.items import Item, MessageItem, Role, ToolCallItem, ToolDefinition, ToolResultItem
-from service.options import AnswerAheadPatch, Limits
+from service.options import AnswerAheadPatch, Fallback, Limits
 from service.problems import invalid, unimplemented
 from service.wire.fields import at_least_one, given, json_object, json_schema, present
 from service.wire.options import generation, text_schema, tool_choice
@@ -56,6 +56,7 @@ def opening(message: client_pb.Open) -> Open:
         ),
         announce_at_tokens=given(policy, "announce_at_tokens"),
         first_token_deadline_ms=at_least_one(message, "first_token_deadline_ms", "open"),
+        fallbacks=tuple(_fallback(link, f"open.fallbacks[{at}]") for at, link in enumerate(message.fallbacks)),
         answer_ahead=AnswerAheadPatch(
             normalised=message.answer_ahead.match_rule == options_pb.MATCH_RULE_NORMALISED_TEXT,
             max_tokens=at_least_one(message.answer_ahead, "max_held_tokens", "open.answer_ahead"),
@@ -63,6 +64,20 @@ def opening(message: client_pb.Open) -> Open:
         ),
         progress_notices=message.progress_notices,
     )
+
+
+def _fallback(message: options_pb.Fallback, path: str) -> Fallback:
+    """One link of a chain. That its model is served is for others to see."""
+    deadline_ms = at_least_one(message, "first_token_deadline_ms", path)
+    match message.WhichOneof("answer"):
+        case "model":
+            return Fallback(model=present(message.model, f"{path}.model"), deadline_ms=deadline_ms)
+        case "phrase":
+            if deadline_ms is not None:
+                raise invalid(f"{path}.first_token_deadline_ms", "is a model's; a phrase is there at once")
+            return Fallback(phrase=present(message.phrase, f"{path}.phrase"))
+        case _:
+            raise invalid(f"{path}.answer", "must be set")
 
 
 def _refuse_unimplemented(message: client_pb.Open) -> None:
@@ -74,7 +89,6 @@ def _refuse_unimplemented(message: client_pb.Open) -> None:
         "open.context_policy.action": policy.action not in refuse,
         "open.context_policy.keep_tokens": policy.HasField("keep_tokens"),
         "open.context_policy.summary_instructions": bool(policy.summary_instructions),
-        "open.fallbacks": len(message.fallbacks) > 0,
     }
     for name, is_asked in asked.items():
         if is_asked:

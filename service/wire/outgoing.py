@@ -21,6 +21,12 @@ _CAUSES = {
     events.HistoryCause.ITEMS: server_pb.HISTORY_CAUSE_ITEMS,
     events.HistoryCause.UPDATE: server_pb.HISTORY_CAUSE_UPDATE,
 }
+_SOURCES = {
+    events.AnswerSource.MODEL: server_pb.ANSWER_SOURCE_MODEL,
+    events.AnswerSource.FALLBACK_MODEL: server_pb.ANSWER_SOURCE_FALLBACK_MODEL,
+    events.AnswerSource.FALLBACK_PHRASE: server_pb.ANSWER_SOURCE_FALLBACK_PHRASE,
+    events.AnswerSource.GIVEN_TEXT: server_pb.ANSWER_SOURCE_GIVEN_TEXT,
+}
 _TURN_ENDS = {
     events.TurnEnd.COMPLETED: server_pb.TURN_END_REASON_COMPLETED,
     events.TurnEnd.LENGTH: server_pb.TURN_END_REASON_LENGTH,
@@ -129,12 +135,13 @@ def _tool_called(event: events.ToolCalled) -> server_pb.ToolCalled:
 
 def _turn_ended(event: events.TurnEnded) -> server_pb.TurnEnded:
     account = event.account
-    by_model = event.generated and account.output_tokens > 0
-    by_whom = server_pb.ANSWER_SOURCE_MODEL if by_model else server_pb.ANSWER_SOURCE_UNSPECIFIED
+    models = (events.AnswerSource.MODEL, events.AnswerSource.FALLBACK_MODEL)
+    by_model = event.source in models and account.output_tokens > 0
+    answered = by_model or event.source not in models
     message = server_pb.TurnEnded(
         turn_id=event.turn_id,
         reason=_TURN_ENDS[event.reason],
-        source=by_whom if event.generated else server_pb.ANSWER_SOURCE_GIVEN_TEXT,
+        source=_SOURCES[event.source] if answered else server_pb.ANSWER_SOURCE_UNSPECIFIED,
         model=event.model if by_model else "",
         text=event.text,
         usage=report.usage(account),
@@ -197,6 +204,17 @@ def _notice(event: events.Notice) -> notices_pb.Notice:
         case events.Draining():
             draining = notices_pb.Draining(grace_ms=event.grace_ms)
             return notices_pb.Notice(message="the service is about to stop", draining=draining)
+        case events.DeadlineAtRisk():
+            deadline_ms, expected = round(event.deadline_s * 1000), event.expected_s
+            expected_us = None if expected is None else round(expected * 1e6)
+            risk = notices_pb.DeadlineAtRisk(deadline_ms=deadline_ms, expected_first_token_us=expected_us)
+            when = "nobody knows when it will be there" if expected is None else f"it will take {expected * 1000:.0f}"
+            message = f"the first token was wanted within {deadline_ms} ms; {when}"
+            return notices_pb.Notice(message=message, turn_id=event.turn_id, deadline_at_risk=risk)
+        case events.FallbackTaken():
+            taken = notices_pb.FallbackTaken(index=event.index, model=event.model)
+            message = f"{event.model or 'a holding phrase'} answers"
+            return notices_pb.Notice(message=message, turn_id=event.turn_id, fallback_taken=taken)
         case events.ContextNearlyFull():
             used, limit = event.used_tokens, event.max_context_tokens
             full = notices_pb.ContextNearlyFull(used_tokens=used, max_context_tokens=limit)

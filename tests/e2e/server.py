@@ -72,7 +72,9 @@ class ServiceProcess:
 
     @property
     def engine_pid(self) -> int:
-        return int([entry for entry in self.entries if entry["event"] == "engine ready"][-1]["pid"])
+        """Of the calls' own model, the last that was started."""
+        ready = (entry for entry in self.entries if entry["event"] == "engine ready" and entry["model"] == MODEL.name)
+        return int([*ready][-1]["pid"])
 
     def wait_for(self, event: str, **fields: object) -> dict[str, Any]:
         """The next log entry of that name, among those not waited for yet."""

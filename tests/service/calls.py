@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import ClassVar, TypeVar
 
@@ -22,7 +23,7 @@ from engine.text.chat import Chat
 from service import client_events as client
 from service import server_events as server
 from service.call import Call
-from service.call_services import CallServices
+from service.call_services import CallServices, Resident
 from service.config import EMBEDDED_MODEL, CallConfig
 from service.conversation import Conversation, load_chat
 from service.items import ToolDefinition
@@ -53,10 +54,13 @@ def target() -> Decoder:
 class LocalEngine:
     """An ``EnginePort`` on a real engine that works only while it is told to, and can be made to die."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Decoder | None = None) -> None:
+        self._target = model or target()
         self._sessions: dict[str, SessionMirror] = {}
         self._commands: deque[records.Command] = deque()
         self._host = self._new_host()
+        self.serving = True
+        self.on_expected: Callable[[records.Expected], object] = lambda record: None
 
     def open(
         self,
@@ -122,6 +126,10 @@ class LocalEngine:
         """Report a step that this model would not make."""
         self._sessions[record.session].progress(record)
 
+    def expects(self, session: str, turn: int, in_s: float) -> None:
+        """Say that a reply's first token will take so long from now."""
+        self._sessions[session].expected(records.Expected(session, turn, time.monotonic() + in_s))
+
     def log(self, session: str) -> tuple[int, ...]:
         """The engine's own token log."""
         return tuple(self._host.engine.session(session).tokens)
@@ -134,7 +142,7 @@ class LocalEngine:
         return self._host.beat().pages_in_use
 
     def _new_host(self) -> EngineHost:
-        engine = Engine(target(), NoProposer(), FixedPolicy(1))
+        engine = Engine(self._target, NoProposer(), FixedPolicy(1))
         return EngineHost(engine, Scheduler(256), partial(reader_of, chat().codec), grammars())
 
     def _hand_on(self, events: list[records.Event]) -> None:
@@ -145,6 +153,9 @@ class LocalEngine:
                     pass
                 case records.Progress():
                     mirror.progress(event)
+                case records.Expected():
+                    self.on_expected(event)
+                    mirror.expected(event)
                 case records.Prefilled():
                     mirror.prefilled(event)
                 case records.Ended():
@@ -159,8 +170,13 @@ class CallUnderTest:
     _made: ClassVar[list[CallUnderTest]] = []
 
     def __init__(
-        self, opening: client.Open | None = None, engine: LocalEngine | None = None, config: CallConfig | None = None
+        self,
+        opening: client.Open | None = None,
+        engine: LocalEngine | None = None,
+        config: CallConfig | None = None,
+        residents: Sequence[Resident] = (),
     ) -> None:
+        self.residents = {resident.name: resident for resident in residents}
         self.engine = engine or LocalEngine()
         self.conversation: Conversation | None = None
         self.envelopes: list[server.Envelope] = []
@@ -175,6 +191,7 @@ class CallUnderTest:
             model=MODEL,
             max_context_tokens=target().max_context_tokens,
             later=self._later,
+            residents=self.residents,
         )
         self.call = Call(services, self.envelopes.append, self.ended_with.append)
         self._made.append(self)
@@ -187,6 +204,9 @@ class CallUnderTest:
             call = cls._made.pop()
             call.call.disconnect()
             call.run()
+            for resident in call.residents.values():
+                assert isinstance(resident.engine, LocalEngine)
+                resident.engine.run()
 
     def send(self, *sent: client.ClientEvent) -> None:
         for event in sent:

@@ -119,7 +119,11 @@ class Calls(RuleBasedStateMachine):
                     assert event.turn_id not in ended
                 case server.TurnEnded():
                     assert event.turn_id not in ended
-                    said = self.call.text(event.turn_id) if event.generated else event.text
+                    said = (
+                        self.call.text(event.turn_id)
+                        if event.source is not server.AnswerSource.GIVEN_TEXT
+                        else event.text
+                    )
                     assert said.startswith(event.text)
                     assert len(event.history.item_ids) == len(set(event.history.item_ids))
                 case server.Interrupted() if event.turn_id in {d.turn_id for d in self.call.of(server.TextDelta)}:

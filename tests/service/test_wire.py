@@ -396,7 +396,6 @@ def test_what_cannot_be_used_is_refused_by_its_fields_path(sent: dict[str, Any],
     ("sent", "feature"),
     [
         (opening(resume={"last_seq": 1}), "open.resume"),
-        (opening(fallbacks=[options_pb.Fallback(phrase="x")]), "open.fallbacks"),
         (opening(context_policy=options_pb.ContextPolicy(keep_tokens=1)), "open.context_policy.keep_tokens"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -472,8 +471,15 @@ HISTORY = server.HistoryState(8, 130, ("a", "b"))
 
 
 def ended(reason: server.TurnEnd = server.TurnEnd.COMPLETED, **fields: Any) -> server.TurnEnded:
-    values = {"generated": True, "account": ACCOUNT, "history": HISTORY, **fields}
-    return server.TurnEnded(4, reason, "m", "the text", **values)
+    values = {
+        "source": server.AnswerSource.MODEL,
+        "model": "m",
+        "text": "the text",
+        "account": ACCOUNT,
+        "history": HISTORY,
+        **fields,
+    }
+    return server.TurnEnded(4, reason, **values)
 
 
 @given(TEXT, UINT32, st.lists(UINT32), st.integers(0, 9), st.integers(0, 9))
@@ -548,8 +554,11 @@ def test_who_answered() -> None:
         "tool_wait_us",
     ):
         assert not interrupted.timings.HasField(absent)  # type: ignore[arg-type]
-    given_text = written(ended(generated=False, account=nothing)).turn_ended
-    assert (given_text.source, given_text.model) == (server_pb.ANSWER_SOURCE_GIVEN_TEXT, "")
+    for source in (server.AnswerSource.GIVEN_TEXT, server.AnswerSource.FALLBACK_PHRASE):
+        given = written(ended(source=source, account=nothing)).turn_ended
+        assert (given.source, given.model) == (getattr(server_pb, f"ANSWER_SOURCE_{source.name}"), "")
+    other = written(ended(source=server.AnswerSource.FALLBACK_MODEL, model="small")).turn_ended
+    assert (other.source, other.model) == (server_pb.ANSWER_SOURCE_FALLBACK_MODEL, "small")
 
 
 def test_the_other_events() -> None:

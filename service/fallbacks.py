@@ -1,0 +1,160 @@
+"""Who answers a turn whose first token is late: the chain of a call, and when each link of it begins.
+
+Knows replies, time and the chain. What the links do is done by ``service.history``, and told by ``service.reporter``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from service.call_services import Later
+from service.history import History
+from service.options import Fallback
+from service.problems import Problem, Reason
+from service.reply import Phase, RecordSink, Reply
+from service.reporter import Reporter
+from service.server_events import AnswerSource
+
+PHRASE_LEAD_S = 0.005
+"""How long before the deadline a phrase is said: what a timer of a busy process may be late by."""
+
+
+class Fallbacks:
+    """The chain of one call. It begins when the engine says that the first token will be late, when there is no engine,
+    or when so little time is left that the first link needs it all.
+
+    serving: whether the call's own engine is there. sink: what takes a generation's records for a reply. end: ends a
+    turn, with what it failed of.
+    """
+
+    def __init__(
+        self,
+        chain: Sequence[Fallback],
+        history: History,
+        reporter: Reporter,
+        serving: Callable[[], bool],
+        later: Later,
+        sink: Callable[[Reply], RecordSink],
+        end: Callable[[Reply, Problem | None], None],
+    ) -> None:
+        self._chain = chain
+        self._history = history
+        self._reporter = reporter
+        self._serving = serving
+        self._later = later
+        self._sink = sink
+        self._end = end
+        self._reply: Reply | None = None
+        self._next = 0
+        self._allowed_s = 0.0
+        self._expected: float | None = None
+        self._call_off: Callable[[], None] = lambda: None
+
+    def watch(self, reply: Reply) -> None:
+        """Somebody waits for the first token of this reply."""
+        self._call_off()
+        self._reply, self._next, self._expected = reply, 0, None
+        self._allowed_s = reply.deadline - reply.record.committed
+        if not reply.deadline or not self._is_awaited(reply):
+            return
+        if self._serving():
+            left = reply.deadline - time.monotonic()
+            self._wait(left - self._lead(left), self._due)
+        else:
+            self._late(reply)
+
+    def expect(self, reply: Reply, at: float) -> None:
+        """The engine expects the reply's first token ``at`` (monotonic seconds)."""
+        if self._is_awaited(reply) and self._next == 0:
+            self._expected = at
+            if at > reply.deadline:
+                self._late(reply)
+
+    def rescue(self, reply: Reply) -> bool:
+        """The engine has failed; whether another link of the chain answers."""
+        if self._next >= len(self._chain) or not self._is_awaited(reply):
+            return False
+        self._take_next(reply)
+        return True
+
+    def close(self) -> None:
+        """The call is over."""
+        self._call_off()
+
+    def _is_awaited(self, reply: Reply) -> bool:
+        """Whether nothing has come of it yet, and something still should."""
+        unsaid = len(reply.segments) == 1 and not reply.current.tokens
+        return reply is self._reply and reply.phase is Phase.GENERATING and unsaid
+
+    def _lead(self, left_s: float) -> float:
+        """How long before a deadline that is so far away the first link has to begin."""
+        half = left_s / 2
+        if not self._chain:
+            return half
+        model = self._chain[0].model
+        needed = 2 * (self._history.shadows[model].resident.first_token_s or half) if model else 0.0
+        return min(half, needed + PHRASE_LEAD_S)
+
+    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
+        self._call_off()
+        self._call_off = self._later(max(0.0, seconds), then)
+
+    def _due(self) -> None:
+        """Time for the chain to begin, or without one for a word about it."""
+        reply = self._reply
+        if reply is None or not self._is_awaited(reply):
+            return
+        if not self._chain and self._expected is not None and time.monotonic() < reply.deadline:
+            self._wait(reply.deadline - time.monotonic(), self._due)  # it was to come in time, and still may
+            return
+        self._late(reply)
+
+    def _late(self, reply: Reply) -> None:
+        """The call's own model will miss the deadline."""
+        self._call_off()
+        self._reporter.deadline_at_risk(reply, self._expected)
+        if self._chain:
+            self._take_next(reply)
+
+    def _link_due(self) -> None:
+        reply = self._reply
+        if reply is not None and self._is_awaited(reply):
+            self._take_next(reply)
+
+    def _take_next(self, reply: Reply) -> None:
+        """The next link that can answer does; where none can, the turn has failed."""
+        self._call_off()
+        self._history.withdraw(reply)
+        while self._next < len(self._chain):
+            index, link = self._next, self._chain[self._next]
+            self._next += 1
+            try:
+                if link.phrase:
+                    self._say(reply, index, link.phrase)
+                else:
+                    self._ask(reply, index, link)
+            except Problem:
+                continue
+            return
+        allowed_ms = round(self._allowed_s * 1000)
+        self._end(reply, Problem(Reason.FIRST_TOKEN_LATE, f"no first token within {allowed_ms} ms"))
+
+    def _ask(self, reply: Reply, index: int, link: Fallback) -> None:
+        self._allowed_s = self._allowed_s if link.deadline_ms is None else link.deadline_ms / 1000
+        reply.answerer, reply.source = self._history.shadows[link.model], AnswerSource.FALLBACK_MODEL
+        reply.record.model = link.model
+        self._history.submit(reply, self._sink(reply))
+        self._reporter.fallback_taken(reply, index, link.model)
+        if self._allowed_s:
+            self._wait(self._allowed_s, self._link_due)
+
+    def _say(self, reply: Reply, index: int, phrase: str) -> None:
+        segment = self._history.put_said(phrase, "")
+        reply.answerer, reply.source = None, AnswerSource.FALLBACK_PHRASE
+        reply.record.model = ""
+        reply.segments.append(segment)
+        self._reporter.fallback_taken(reply, index, "")
+        self._reporter.said(reply, segment)
+        self._history.flush()
+        self._end(reply, None)
