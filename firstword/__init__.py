@@ -31,6 +31,7 @@ from firstword.events import (
 from firstword.turn import Turn
 from firstword.types import (
     AnswerAhead,
+    ContextPolicy,
     Fallback,
     Item,
     Limits,
@@ -54,6 +55,7 @@ __all__ = [
     "CallError",
     "CallFailed",
     "Client",
+    "ContextPolicy",
     "Drafting",
     "DraftingPhase",
     "EndReason",

@@ -14,10 +14,9 @@ from firstword import wire
 from firstword.call import Call
 from firstword.errors import CallError
 from firstword.events import Notice
-from firstword.types import AnswerAhead, Fallback, Item, Limits, Sampling, Tool, ToolChoice
+from firstword.types import AnswerAhead, ContextPolicy, Fallback, Item, Limits, Sampling, Tool, ToolChoice
 from firstword.v1 import call_service_pb2_grpc
 from firstword.v1 import client_events_pb2 as client_pb
-from firstword.v1 import options_pb2 as options_pb
 
 if TYPE_CHECKING:
     from firstword.v1.call_service_pb2_grpc import CallServiceAsyncStub
@@ -95,7 +94,7 @@ class Client:
         fallbacks: Sequence[Fallback] = (),
         answer_ahead: AnswerAhead | None = None,
         progress_notices: bool = False,
-        announce_at_tokens: int | None = None,
+        context_policy: ContextPolicy | None = None,
         caller_key: str = "",
         metadata: Mapping[str, str] | None = None,
         on_notice: Callable[[Notice | CallError], object] | None = None,
@@ -108,7 +107,7 @@ class Client:
         first_token_deadline_ms: of every turn, from its commit. fallbacks: who answers where it will be missed, in this
         order; without any the model goes on, late. answer_ahead: how replies are made ahead.
         progress_notices: send also the notices that are there to be shown (``prefilled_ahead``, ``answer_ahead``).
-        announce_at_tokens: when to give notice that the context fills up. caller_key: opaque key under which what the
+        context_policy: what happens when the context is full. caller_key: opaque key under which what the
         store holds of the caller can be deleted. on_notice: sees every notice, and the refusals that nothing waits for.
 
         Raises ValueError and TypeError for what the contract cannot hold, RuntimeError outside ``async with`` of the
@@ -140,7 +139,7 @@ class Client:
             tool_choice=wire.tool_choice(tool_choice),
             response_format=wire.response_format(response_schema),
             limits=wire.limits(limits or Limits()),
-            context_policy=options_pb.ContextPolicy(announce_at_tokens=announce_at_tokens),
+            context_policy=wire.context_policy(context_policy or ContextPolicy()),
             first_token_deadline_ms=first_token_deadline_ms,
             fallbacks=map(wire.fallback, fallbacks),
             answer_ahead=wire.answer_ahead(answer_ahead or AnswerAhead()),

@@ -131,6 +131,21 @@ class AnswerAhead:
 
 
 @dataclass(frozen=True)
+class ContextPolicy:
+    """What happens when the context is full: the turn is refused, the oldest turns are dropped, or a summary that is
+    written in the background takes their place. It is announced before. None and empty: as the service has it.
+
+    announce_at_tokens: tokens in use when the notice comes. keep_tokens: tokens that are left. summary_instructions:
+    what the summary is asked for.
+    """
+
+    action: Literal["", "refuse", "drop_oldest", "summarise"] = ""
+    announce_at_tokens: int | None = None
+    keep_tokens: int | None = None
+    summary_instructions: str = ""
+
+
+@dataclass(frozen=True)
 class Fallback:
     """Who answers where the first token is late: another model that the service has, or a phrase that is said as it
     stands.

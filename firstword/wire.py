@@ -13,6 +13,7 @@ from google.protobuf.message import Message as ProtoMessage
 from firstword import events
 from firstword.types import (
     AnswerAhead,
+    ContextPolicy,
     Fallback,
     Item,
     Limits,
@@ -42,6 +43,12 @@ _TOOL_MODES = {
     "auto": conversation_pb.TOOL_CHOICE_MODE_AUTO,
     "none": conversation_pb.TOOL_CHOICE_MODE_NONE,
     "required": conversation_pb.TOOL_CHOICE_MODE_REQUIRED,
+}
+_CONTEXT_ACTIONS = {
+    "": options_pb.CONTEXT_FULL_ACTION_UNSPECIFIED,
+    "refuse": options_pb.CONTEXT_FULL_ACTION_REFUSE,
+    "drop_oldest": options_pb.CONTEXT_FULL_ACTION_DROP_OLDEST,
+    "summarise": options_pb.CONTEXT_FULL_ACTION_SUMMARISE,
 }
 _END_REASONS = {
     server_pb.TURN_END_REASON_COMPLETED: events.EndReason.COMPLETED,
@@ -114,6 +121,18 @@ def sampling(given: Sampling, *, seed: bool) -> options_pb.Sampling:
 
 def limits(given: Limits) -> options_pb.Limits:
     return options_pb.Limits(**dataclasses.asdict(given))
+
+
+def context_policy(given: ContextPolicy) -> options_pb.ContextPolicy:
+    """Raises ValueError for an action that there is not."""
+    if given.action not in _CONTEXT_ACTIONS:
+        raise ValueError(f"a full context is met by {', '.join(filter(None, _CONTEXT_ACTIONS))}, not {given.action!r}")
+    return options_pb.ContextPolicy(
+        action=_CONTEXT_ACTIONS[given.action],
+        announce_at_tokens=given.announce_at_tokens,
+        keep_tokens=given.keep_tokens,
+        summary_instructions=given.summary_instructions,
+    )
 
 
 def fallback(given: Fallback) -> options_pb.Fallback:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from service.items import Item, ToolDefinition
-from service.options import AnswerAheadPatch, Fallback, GenerationPatch, Limits, TurnOptions
+from service.options import AnswerAheadPatch, ContextPolicy, Fallback, GenerationPatch, Limits, TurnOptions
 from service.problems import Problem
 
 
 @dataclass(frozen=True)
 class Open:
-    """Begin a call. seed: of the call's noise; None draws one. announce_at_tokens: when to say that the context is
-    nearly full; None for the service's share."""
+    """Begin a call. seed: of the call's noise; None draws one."""
 
     session_id: str = ""
     model: str = ""
@@ -26,7 +25,7 @@ class Open:
     generation: GenerationPatch = field(default_factory=GenerationPatch)
     seed: int | None = None
     limits: Limits = field(default_factory=Limits)
-    announce_at_tokens: int | None = None
+    context: ContextPolicy = field(default_factory=ContextPolicy)
     first_token_deadline_ms: int | None = None
     fallbacks: tuple[Fallback, ...] = ()
     answer_ahead: AnswerAheadPatch = field(default_factory=AnswerAheadPatch)

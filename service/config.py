@@ -63,8 +63,9 @@ class CallConfig(Section):
     """What a call gets when its open event says nothing, and what it can have at most.
 
     replay_events: server events kept for a client that reconnects. nearly_full: share of the context from which a
-    notice is sent once. unstable_partial_ms: how long the end of a partial that may still be revised is not computed.
-    max_held_tokens: of a reply made ahead of the final; max_held_ms: how long it waits for that.
+    notice is sent once; context_full: what happens when the next turn does not fit. unstable_partial_ms: how long the
+    end of a partial that may still be revised is not computed. max_held_tokens: of a reply made ahead of the final;
+    max_held_ms: how long it waits for that.
     """
 
     max_reply_tokens: int = Field(default=256, ge=1)
@@ -76,6 +77,7 @@ class CallConfig(Section):
     tool_timeout_ms: int | None = Field(default=None, ge=1)
     max_input_chars: int = Field(default=16_384, ge=1)
     replay_events: int = Field(default=512, ge=0)
+    context_full: Literal["refuse", "drop_oldest", "summarise"] = "refuse"
     nearly_full: float = Field(default=0.9, gt=0, le=1)
     unstable_partial_ms: int = Field(default=0, ge=0)
     max_held_tokens: int = Field(default=64, ge=1)

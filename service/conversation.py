@@ -22,7 +22,7 @@ from service.client_events import Open
 from service.instructions import Instructions
 from service.items import Item, MessageItem, ToolCallItem, ToolDefinition, ToolResultItem
 from service.options import Generation, ToolMode
-from service.problems import invalid
+from service.problems import Problem, invalid
 from service.reply import Segment
 
 ITEM_PREFIX = "fw-"
@@ -110,7 +110,7 @@ class Conversation:
     @property
     def content(self) -> Content:
         """What it is in no model's words."""
-        return Content(self._instructions.system, self._instructions.tools, self.items)
+        return Content(self._instructions.written, self._instructions.tools, self.items)
 
     def take_change(self, ahead: Sequence[int] = (), *, limit: int | None = None) -> tuple[int, tuple[int, ...]]:
         """(keep, tokens) that make the engine's log this one, followed by ``ahead``; the engine counts as told.
@@ -138,7 +138,8 @@ class Conversation:
     def aside_items(self, items: Sequence[Item]) -> tuple[int, tuple[int, ...]]:
         """The same of other items in place of the history's. Raises Problem for items that the template refuses."""
         mine = self._instructions
-        asked = Instructions.of(self._chat, mine.system, items, mine.tools, "generate", "conversation.items")
+        event, place = "generate", "conversation.items"
+        asked = Instructions.of(self._chat, mine.system, items, mine.tools, event, place, mine.summary)
         other = Conversation(self._chat, asked)
         tokens = (*other.tokens, *self.prompt)
         keep = common_length(self._tokens[: self._known], tokens)
@@ -233,15 +234,80 @@ class Conversation:
         """Those of ``base``, or else the ones in force, with what is not None changed. Raises Problem."""
         now = base or self._instructions
         system, tools = now.system if system is None else system, now.tools if tools is None else tools
-        return Instructions.of(self._chat, system, now.items, tools, "update", "system_prompt")
+        return Instructions.of(self._chat, system, now.items, tools, "update", "system_prompt", now.summary)
 
-    def instruct(self, instructions: Instructions) -> Callable[[int], int]:
+    @property
+    def longest_turn(self) -> int:
+        """Tokens of the longest turn of the caller."""
+        return max((span.end - span.start for _, span in self._turns), default=0)
+
+    @property
+    def settled_items(self) -> tuple[Item, ...]:
+        """Those before the newest turn."""
+        newest = next((at for at, _ in reversed(self._turns)), 0)
+        return tuple(item for span in self.spans[:newest] for item in span.items)
+
+    def drop_oldest(
+        self, keep_tokens: int, covered: int | None = None, summary: str = ""
+    ) -> Callable[[int], int] | None:
+        """Forget the oldest turns, whole ones and never the newest, until at most ``keep_tokens`` tokens are left.
+
+        covered: items that the summary speaks of; of the others none goes. Returns where each end of a span is now;
+        None where nothing has changed. Raises Problem where the template has no place for a summary.
+        """
+        restore, before, mine = self.snapshot(), self._tokens, self._instructions
+        summary = summary or mine.summary
+        bare = Instructions.of(self._chat, mine.system, (), mine.tools, "open", "items", summary)
+        shift, head = self._unfold(), len(bare.head.ids)
+        turns, folded = self._turns, bool(self._instructions.items)
+        fitting = (at for at, span in turns if head + self.length - span.start <= keep_tokens)
+        first = next(fitting, turns[-1][0] if turns else len(self.spans))
+        if covered is not None:
+            ends = [at for at in range(1, first + 1) if sum(len(span.items) for span in self.spans[:at]) <= covered]
+            first = max(ends, default=1)
+        goes = first > 1 or folded
+        if not turns or (not goes and summary == mine.summary):
+            restore()
+            return None
+        dropped = self.spans[first].start
+        self.spans = [Span((), 0, self.spans[0].end), *self.spans[first:]]
+        moved = self.instruct(bare, new_first=goes)
+        self._known = min(self._known, common_length(before, self._tokens))
+        return lambda end: head if end + shift == dropped else moved(end + shift)
+
+    def _unfold(self) -> int:
+        """Give the items that the call was opened with spans of their own, as if they had been said since; by how much
+        what follows has moved. Where the template cannot write them so they stay as they are, and go together.
+        """
+        mine, end = self._instructions, self.spans[0].end
+        if not mine.items:
+            return 0
+        of = Instructions.of(self._chat, mine.system, (), mine.tools, "open", "items", mine.summary)
+        unfolded = Conversation(self._chat, of)
+        try:
+            unfolded.put_items(self.spans[0].items)
+        except Problem:
+            return 0
+        shift = unfolded.length - end
+        since = (Span(span.items, span.start + shift, span.end + shift) for span in self.spans[1:])
+        self._instructions, self.spans = of, [*unfolded.spans, *since]
+        self._tokens = [*unfolded.tokens, *self._tokens[end:]]
+        return shift
+
+    @property
+    def _turns(self) -> list[tuple[int, Span]]:
+        """Where the caller's turns are, but for what stood before the call."""
+        return [(at, span) for at, span in enumerate(self.spans) if at and _kind(span.items[0]) == "user"]
+
+    def instruct(self, instructions: Instructions, *, new_first: bool = False) -> Callable[[int], int]:
         """Replace what stands before the history; no reply is in progress. Returns where each end of a span is now.
 
         What was said since keeps its tokens, but for the caller's first turn where the template writes the tools there.
+        new_first: that turn has just become the first.
         """
         old, self._instructions = self._instructions, instructions
-        first = None if old.head.first_user == instructions.head.first_user else instructions.head.first_user
+        same = not new_first and old.head.first_user == instructions.head.first_user
+        first = None if same else instructions.head.first_user
         tokens, spans, ends = list(instructions.head.ids), self.spans, {self.spans[0].end: len(instructions.head.ids)}
         before, self.spans = self._tokens, [Span(spans[0].items, 0, len(tokens))]
         for span in spans[1:]:

@@ -90,6 +90,36 @@ class History:
         self.version += 1
         return common_length(before, self._conversation.tokens), moved
 
+    @property
+    def longest_turn(self) -> int:
+        """Tokens of the caller's longest turn."""
+        return self._conversation.longest_turn
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of what asks for a reply."""
+        return len(self._conversation.prompt)
+
+    @property
+    def settled_items(self) -> tuple[Item, ...]:
+        """Those before the newest turn."""
+        return self._conversation.settled_items
+
+    def drop_oldest(
+        self, keep_tokens: int, covered: int | None = None, summary: str = ""
+    ) -> tuple[int, Callable[[int], int]] | None:
+        """As ``instruct``, of ``Conversation.drop_oldest``; None where nothing has changed."""
+        before = self._conversation.tokens
+        moved = self._conversation.drop_oldest(keep_tokens, covered, summary)
+        if moved is None:
+            return None
+        self.version += 1
+        return common_length(before, self._conversation.tokens), moved
+
+    def close_fork(self, name: str) -> None:
+        """What was asked aside under this name is over, or not wanted any more."""
+        self._services.engine.close(name)
+
     def replace_items(self, items: Sequence[Item], same: int) -> int:
         """Make the history these items, the first ``same`` of which it has; returns how many of its tokens stayed."""
         before = self._conversation.tokens

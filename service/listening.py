@@ -54,6 +54,11 @@ class Listening:
         """What may be computed of the hypothesis while its end waits; None: all of it."""
         self._stop_waiting: Callable[[], None] = lambda: None
 
+    @property
+    def hears(self) -> bool:
+        """Whether a turn of the caller has begun."""
+        return self._hypothesis is not None
+
     def is_newer(self, event: Hypothesis) -> bool:
         """Whether it replaces the hypothesis before it: one that comes late or twice does not."""
         last = self._hypothesis

@@ -102,6 +102,21 @@ class AnswerAheadPatch:
     max_ms: int | None = None
 
 
+ContextAction = Literal["refuse", "drop_oldest", "summarise"]
+
+
+@dataclass(frozen=True)
+class ContextPolicy:
+    """What is done when the context is full. action: None for the service's. announce_at_tokens: in use when it counts
+    as nearly full; keep_tokens: that are left when turns go; None for the service's.
+    """
+
+    action: ContextAction | None = None
+    announce_at_tokens: int | None = None
+    keep_tokens: int | None = None
+    summary_instructions: str = ""
+
+
 @dataclass(frozen=True)
 class Fallback:
     """One link of the chain that answers where the model is late: another model, or a phrase.

@@ -75,12 +75,15 @@ class Reporter:
         if self._terms.progress_notices:
             self._emit(notice)
 
-    def announce(self) -> None:
-        """Say once when the context is nearly full, so that the policy does not come as a surprise."""
+    def announce(self, *, due: bool = False) -> None:
+        """Say once when the context is nearly full, so that the policy does not come as a surprise. due: it is applied
+        now, however full the context is.
+        """
         used = self._history.length
-        if used >= self._terms.announce_at and not self._announced:
-            self._announced = True
+        full = due or used >= self._terms.announce_at
+        if full and not self._announced:
             self._emit(ContextNearlyFull(used, self._terms.max_context_tokens))
+        self._announced = full
 
     def begin(self, reply: Reply) -> None:
         """The end of this turn is to be told."""

@@ -130,15 +130,20 @@ class HistoryCause(Enum):
 
     ITEMS = "items"
     UPDATE = "update"
+    DROPPED_OLDEST = "dropped_oldest"
+    SUMMARISED = "summarised"
 
 
 @dataclass(frozen=True)
 class HistoryChanged:
-    """history: with the ids of all items. kept_tokens: at the front, that stayed as they were."""
+    """history: with the ids of all items. kept_tokens: at the front, that stayed as they were. summary: of what is gone
+    since.
+    """
 
     cause: HistoryCause
     history: HistoryState
     kept_tokens: int
+    summary: str = ""
 
 
 @dataclass(frozen=True)

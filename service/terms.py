@@ -10,7 +10,7 @@ from typing import overload
 from service import client_events as events
 from service.config import CallConfig
 from service.items import Item, ToolDefinition, text_of
-from service.options import AnswerAhead, Generation, GenerationPatch, Limits, ToolChoice, TurnOptions
+from service.options import AnswerAhead, ContextPolicy, Generation, GenerationPatch, Limits, ToolChoice, TurnOptions
 from service.problems import Guardrail, Problem, Reason, invalid
 
 
@@ -19,8 +19,9 @@ class Terms:
     """The terms of one call. One object serves all of its parts; only ``become`` changes it.
 
     generation: of a reply that asks for nothing of its own. deadline_ms: for a first token; None where there is none.
-    announce_at: tokens in use from which the context counts as nearly full. unstable_s: how long the end of a partial
-    that may still be revised is not computed. tools: their own time-outs by name, in milliseconds.
+    context: the policy for a full one, announced at ``announce_at`` tokens, with at most ``keep_tokens`` left.
+    unstable_s: how long the end of a partial that may still be revised is not computed. tools: their own time-outs by
+    name, in milliseconds.
     """
 
     limits: Limits
@@ -29,7 +30,9 @@ class Terms:
     generation: Generation
     answer_ahead: AnswerAhead
     deadline_ms: int | None
+    context: ContextPolicy
     announce_at: int
+    keep_tokens: int
     progress_notices: bool
     unstable_s: float
     max_context_tokens: int
@@ -39,10 +42,11 @@ class Terms:
     @staticmethod
     def of(opening: events.Open, config: CallConfig, vocab_size: int, max_context_tokens: int) -> Terms:
         """Raises Problem for what this model or this service cannot grant."""
-        asked, announce_at = opening.limits, opening.announce_at_tokens
-        if announce_at is not None and announce_at > max_context_tokens:
-            path = "open.context_policy.announce_at_tokens"
-            raise invalid(path, f"is above the {max_context_tokens} tokens that there are")
+        asked, context = opening.limits, opening.context
+        for name in ("announce_at_tokens", "keep_tokens"):
+            if (tokens := getattr(context, name)) is not None and tokens > max_context_tokens:
+                raise invalid(f"open.context_policy.{name}", f"is above the {max_context_tokens} tokens that there are")
+        announce_at, keep = context.announce_at_tokens, context.keep_tokens
         output = _lower(asked.max_output_tokens_per_turn, config.max_reply_tokens_limit)
         text = _lower(asked.max_input_code_points, config.max_input_chars)
         terms = Terms(
@@ -61,6 +65,8 @@ class Terms:
                 max_s=_lower(opening.answer_ahead.max_ms, config.max_held_ms) / 1000,
             ),
             deadline_ms=opening.first_token_deadline_ms,
+            context=dataclasses.replace(context, action=context.action or config.context_full),
+            keep_tokens=max_context_tokens // 2 if keep is None else keep,
             announce_at=int(max_context_tokens * config.nearly_full) if announce_at is None else announce_at,
             progress_notices=opening.progress_notices,
             unstable_s=config.unstable_partial_ms / 1000,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,6 +18,7 @@ from service import client_events
 from service.ahead import HeldReply
 from service.call_services import Later, Record
 from service.client_events import Final, Respond, Say
+from service.compaction import Compaction, Moved
 from service.editing import Editing
 from service.fallbacks import Fallbacks
 from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT, History
@@ -64,6 +65,7 @@ class Turns:
         self._editing = Editing(terms, history, reporter.history_changed)
         self._tools = ToolCalls(terms, later, self._tool_timed_out)
         self._fallbacks = Fallbacks(fallbacks, history, reporter, serving, later, self._sink, self._end_turn)
+        self._compaction = Compaction(session, terms, history, reporter, self._summarised)
         self._closed = False
         self._replies = 0
         self.last_turn = 0
@@ -80,6 +82,7 @@ class Turns:
         self._listening.abandon()
         self._tools.close()
         self._fallbacks.close()
+        self._compaction.close()
         self._history.close()
         self._reporter.close(error)
 
@@ -234,14 +237,27 @@ class Turns:
         told, and what is being heard is computed behind it.
         """
         self._put_into_force()
+        if self._reply is None or not self._reply.outstanding:
+            self._move(self._compaction.apply())
         self._history.flush()
         self._listening.work()
 
     def _put_into_force(self) -> None:
         """No turn is in progress: what has waited for that comes into force."""
-        for moved in self._editing.apply():
+        self._move(self._editing.apply())
+
+    def _move(self, changes: Iterable[Moved]) -> None:
+        """The history before the last reply becomes another."""
+        for moved in changes:
             if (reply := self._reply) is not None and not reply.settled:
                 reply.begin, reply.before = moved(reply.begin), moved(reply.before)
+
+    def _summarised(self) -> None:
+        """A summary is there: it comes into force now, or where somebody speaks when the turn is over."""
+        quiet = self._reply is None or (self._reply.phase is Phase.OVER and not self._reply.outstanding)
+        if quiet and not self._closed and not self._listening.hears:
+            self._move(self._compaction.apply())
+            self._history.flush()
 
     # Listening
 
@@ -309,7 +325,7 @@ class Turns:
             elif held is not None:
                 self._history.put_answered(held, event.item_id)
             else:
-                self._history.put_user(event.text, event.item_id)
+                self._put_user(event)
         except Problem:
             self._history.flush()  # what was being said is overtaken all the same
             raise
@@ -324,6 +340,17 @@ class Turns:
         else:
             self._release(reply, held)
         self._fallbacks.watch(reply)
+
+    def _put_user(self, event: Final) -> None:
+        """Add the caller's turn, if need be in place of the oldest. Raises Problem where it does not fit."""
+        try:
+            self._history.put_user(event.text, event.item_id)
+        except Problem as problem:
+            before = self._history.version
+            self._move(self._compaction.make_room())
+            if self._history.version == before:
+                raise problem from None
+            self._history.put_user(event.text, event.item_id)
 
     def _begin(self, event: Final | Respond | Say, reply: Reply) -> None:
         self._reply = reply
@@ -482,9 +509,11 @@ class Turns:
             self._reporter.limit_reached(reply, Guardrail.OUTPUT_TOKENS_PER_TURN, limit)
         self._reporter.ended(reply, end)
         if not self._closed:
-            self._reporter.announce()
-            if self._editing.waits:
-                self._put_into_force()
+            version = self._history.version
+            self._put_into_force()
+            if not reply.outstanding:
+                self._move(self._compaction.apply())
+            if self._history.version != version:
                 self._history.flush()
             self._listening.work()
 

@@ -11,7 +11,7 @@ from firstword.v1 import conversation_pb2 as conversation_pb
 from firstword.v1 import options_pb2 as options_pb
 from service.client_events import Open, Update
 from service.items import Item, MessageItem, Role, ToolCallItem, ToolDefinition, ToolResultItem
-from service.options import AnswerAheadPatch, Fallback, Limits
+from service.options import AnswerAheadPatch, ContextAction, ContextPolicy, Fallback, Limits
 from service.problems import invalid, unimplemented
 from service.wire.fields import at_least_one, given, json_object, json_schema, present
 from service.wire.options import generation, text_schema, tool_choice
@@ -23,6 +23,12 @@ _ROLES: Mapping[int, Role] = {
     conversation_pb.ROLE_SYSTEM: "system",
     conversation_pb.ROLE_USER: "user",
     conversation_pb.ROLE_ASSISTANT: "assistant",
+}
+_CONTEXT_ACTIONS: Mapping[int, ContextAction | None] = {
+    options_pb.CONTEXT_FULL_ACTION_UNSPECIFIED: None,
+    options_pb.CONTEXT_FULL_ACTION_REFUSE: "refuse",
+    options_pb.CONTEXT_FULL_ACTION_DROP_OLDEST: "drop_oldest",
+    options_pb.CONTEXT_FULL_ACTION_SUMMARISE: "summarise",
 }
 _FROM_ONE = ("max_output_tokens_per_turn", "max_call_ms", "max_idle_ms", "tool_timeout_ms")
 """Limits that make no sense as 0."""
@@ -37,7 +43,7 @@ def opening(message: client_pb.Open) -> Open:
         raise invalid("open.session_id", f"must be at most {MAX_NAME_BYTES} bytes of printable ASCII")
     if message.sampling.HasField("seed"):
         raise invalid("open.sampling.seed", "is a turn's; the call's is open.seed")
-    limits, policy = message.limits, message.context_policy
+    limits = message.limits
     return Open(
         session_id=name,
         model=message.model,
@@ -54,7 +60,7 @@ def opening(message: client_pb.Open) -> Open:
             **{name: at_least_one(limits, name, "open.limits") for name in _FROM_ONE},
             **{name: given(limits, name) for name in _FROM_NONE},
         ),
-        announce_at_tokens=given(policy, "announce_at_tokens"),
+        context=_context_policy(message.context_policy),
         first_token_deadline_ms=at_least_one(message, "first_token_deadline_ms", "open"),
         fallbacks=tuple(_fallback(link, f"open.fallbacks[{at}]") for at, link in enumerate(message.fallbacks)),
         answer_ahead=AnswerAheadPatch(
@@ -64,6 +70,17 @@ def opening(message: client_pb.Open) -> Open:
         ),
         progress_notices=message.progress_notices,
     )
+
+
+def _context_policy(message: options_pb.ContextPolicy) -> ContextPolicy:
+    path = "open.context_policy"
+    if message.action not in _CONTEXT_ACTIONS:
+        raise invalid(f"{path}.action", "is none that this version knows")
+    action = _CONTEXT_ACTIONS[message.action]
+    if message.summary_instructions and action != "summarise":
+        raise invalid(f"{path}.summary_instructions", "are for CONTEXT_FULL_ACTION_SUMMARISE")
+    announce_at, keep = given(message, "announce_at_tokens"), given(message, "keep_tokens")
+    return ContextPolicy(action, announce_at, keep, message.summary_instructions)
 
 
 def _fallback(message: options_pb.Fallback, path: str) -> Fallback:
@@ -82,17 +99,8 @@ def _fallback(message: options_pb.Fallback, path: str) -> Fallback:
 
 def _refuse_unimplemented(message: client_pb.Open) -> None:
     """Everything that an open event can ask for and this version cannot do."""
-    policy = message.context_policy
-    refuse = (options_pb.CONTEXT_FULL_ACTION_UNSPECIFIED, options_pb.CONTEXT_FULL_ACTION_REFUSE)
-    asked = {
-        "open.resume": message.HasField("resume"),
-        "open.context_policy.action": policy.action not in refuse,
-        "open.context_policy.keep_tokens": policy.HasField("keep_tokens"),
-        "open.context_policy.summary_instructions": bool(policy.summary_instructions),
-    }
-    for name, is_asked in asked.items():
-        if is_asked:
-            raise unimplemented(name)
+    if message.HasField("resume"):
+        raise unimplemented("open.resume")
 
 
 def update(message: client_pb.Update) -> Update:

@@ -20,6 +20,8 @@ from service.wire.options import PLAIN
 _CAUSES = {
     events.HistoryCause.ITEMS: server_pb.HISTORY_CAUSE_ITEMS,
     events.HistoryCause.UPDATE: server_pb.HISTORY_CAUSE_UPDATE,
+    events.HistoryCause.DROPPED_OLDEST: server_pb.HISTORY_CAUSE_DROPPED_OLDEST,
+    events.HistoryCause.SUMMARISED: server_pb.HISTORY_CAUSE_SUMMARISED,
 }
 _SOURCES = {
     events.AnswerSource.MODEL: server_pb.ANSWER_SOURCE_MODEL,
@@ -173,6 +175,7 @@ def _history_changed(event: events.HistoryChanged) -> server_pb.HistoryChanged:
         history_version=event.history.version,
         item_ids=event.history.item_ids,
         kept_tokens=event.kept_tokens,
+        summary=event.summary,
         used_tokens=event.history.used_tokens,
     )
 

@@ -1,0 +1,153 @@
+"""A context that fills up: the call's policy, announced and then applied between turns, so that nobody waits for it.
+
+Owns the summary that is being written. The tokens are ``service.conversation``'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from engine import records
+from service.call_services import Record
+from service.client_events import Generate
+from service.history import History
+from service.items import Item
+from service.options import GenerationPatch
+from service.problems import Problem, generation_problem
+from service.reporter import Reporter
+from service.server_events import HistoryCause, HistoryChanged
+from service.terms import Terms
+
+log = logging.getLogger(__name__)
+
+Moved = Callable[[int], int]
+"""Where an end of an item is since."""
+
+SUMMARY_INSTRUCTIONS = (
+    "Summarise the conversation so far in a few sentences, for whoever goes on with it: what the caller wants, what "
+    "was found out and agreed, with all names, numbers, dates and times."
+)
+MAX_SUMMARY_TOKENS = 256
+LONGEST_TURN_SEEN = 32
+"""Tokens that a turn of the caller is expected to have before there was a longer one."""
+
+
+@dataclass(eq=False)
+class _Summary:
+    """One that is being written, or is. covered: the items that it speaks of and that may go."""
+
+    covered: tuple[Item, ...]
+    text: list[str] = field(default_factory=list)
+    done: bool = False
+
+
+class Compaction:
+    """Of one call. on_summary: called when there is one to be put into force."""
+
+    def __init__(
+        self, session: str, terms: Terms, history: History, reporter: Reporter, on_summary: Callable[[], None]
+    ) -> None:
+        self._fork = f"{session}\nsummary"  # which no call can be named
+        self._terms = terms
+        self._history = history
+        self._reporter = reporter
+        self._on_summary = on_summary
+        self._summary: _Summary | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether a summary is to be put into force."""
+        return self._summary is not None and self._summary.done
+
+    def apply(self) -> Iterator[Moved]:
+        """No turn is in progress: announce and do what the policy says. Gives where things are since, by change."""
+        self._reporter.announce()
+        action, used = self._terms.context.action, self._history.length
+        if action == "refuse":
+            return
+        yield from self._put_summary()
+        tight = self._history.length + self._next_turn() >= self._terms.max_context_tokens
+        if action == "summarise" and self._summary is None and (tight or used >= self._terms.announce_at):
+            self._begin_summary()
+        if tight:
+            yield from self.make_room()
+
+    def make_room(self) -> Iterator[Moved]:
+        """What comes next does not fit, or hardly: drop the oldest turns, if that is the policy and there are any."""
+        if self._terms.context.action == "refuse":
+            return
+        keep = min(self._terms.keep_tokens, self._terms.max_context_tokens - self._next_turn())
+        self._reporter.announce(due=True)
+        changed = self._history.drop_oldest(keep)
+        if changed is not None:
+            kept, moved = changed
+            yield moved
+            self._changed(HistoryCause.DROPPED_OLDEST, kept)
+
+    def close(self) -> None:
+        """The call is over."""
+        self._drop_summary()
+
+    def _next_turn(self) -> int:
+        """Tokens that the caller's next turn and the reply to it may need."""
+        heard = max(LONGEST_TURN_SEEN, self._history.longest_turn)
+        return heard + self._history.prompt_tokens + self._terms.generation.max_tokens
+
+    def _begin_summary(self) -> None:
+        """Have one written aside; a call that has no room for it drops turns instead."""
+        covered = self._history.settled_items
+        if not covered:
+            return
+        question = self._terms.context.summary_instructions or SUMMARY_INSTRUCTIONS
+        asked = Generate(0, question, generation=GenerationPatch(temperature=0.0, max_tokens=MAX_SUMMARY_TOKENS))
+        summary = self._summary = _Summary(covered)
+        try:
+            generation = self._terms.for_question(asked.generation)
+            self._history.ask_aside(self._fork, asked, generation, lambda record: self._hear(summary, record))
+        except Problem as problem:
+            log.warning("no summary", extra={"cause": str(problem)})
+            self._drop_summary()
+
+    def _hear(self, summary: _Summary, record: Record) -> None:
+        if self._summary is not summary:
+            return
+        match record:
+            case records.Progress():
+                summary.text.append(record.text)
+            case records.Ended() if generation_problem(record.finish, record.error) is None:
+                self._history.close_fork(self._fork)
+                summary.done = True
+                self._on_summary()
+            case records.Ended() | records.Failed():
+                self._drop_summary()
+
+    def _put_summary(self) -> Iterator[Moved]:
+        """Let it take the place of the turns that it covers, unless these have been edited since."""
+        summary = self._summary
+        if summary is None or not summary.done:
+            return
+        self._summary = None
+        text = "".join(summary.text).strip()
+        still = self._history.items[: len(summary.covered)] == summary.covered
+        if not text or not still:
+            return
+        try:
+            changed = self._history.drop_oldest(self._terms.keep_tokens, len(summary.covered), text)
+        except Problem as problem:  # the template takes no system prompt
+            log.warning("no place for a summary", extra={"cause": str(problem)})
+            return
+        if changed is not None:
+            kept, moved = changed
+            yield moved
+            self._changed(HistoryCause.SUMMARISED, kept, text)
+
+    def _drop_summary(self) -> None:
+        if self._summary is not None and not self._summary.done:
+            self._history.close_fork(self._fork)
+        self._summary = None
+
+    def _changed(self, cause: HistoryCause, kept: int, summary: str = "") -> None:
+        ids = tuple(item.id for item in self._history.items)
+        self._reporter.history_changed(HistoryChanged(cause, self._history.state(ids), kept, summary))
