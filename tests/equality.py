@@ -6,8 +6,9 @@ sampled text with every drafter of the engine, two cascades and one that switche
 turn, against the same text without one, in float64 and in float32. In float32 a decision closer than 1e-4 may go either
 way: such replies are listed, and in float64 they must agree. scripts: random calls of partials, eager ends, resumes,
 interrupts, tools, side questions, edits and dying engines, after which the next reply must be that of a fresh session
-with the same ids. Exit status 1 on any difference, where an accepted length never occurred, and where a drafter had no
-part in its row.
+with the same ids. interrupts: replies spoken over at each of their tokens, with what was heard told in each of the
+three ways, after which the same holds. Exit status 1 on any difference, where an accepted length never occurred, and
+where a drafter had no part in its row.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from tests.engine import checkpoints, drafters, equal
 from tests.engine.embedded import HEAD, MODEL, codec
 from tests.engine.equal import TREES, Count
 from tests.engine.oracle import OracleProposer
+from tests.service import interrupts
 from tests.service.test_call_properties import run_scripts
 
-PARTS = ("greedy", "sampled", "drafters", "scripts")
+PARTS = ("greedy", "sampled", "drafters", "scripts", "interrupts")
 
 
 def embedded(dtype: torch.dtype) -> Decoder:
@@ -119,6 +121,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--turn-seeds", type=int, default=10, help="drafters, for each turn and temperature")
     parser.add_argument("--ranks", type=int, default=2, help="drafters: processes that share the turns")
     parser.add_argument("--scripts", type=int, default=500, help="scripts: random calls")
+    parser.add_argument("--interrupted", type=int, default=20, help="interrupts: replies")
     parser.add_argument("--kept", type=Path, default=Path("build/equality"), help="drafters: where finished turns are")
     parser.add_argument("--resume", action="store_true", help="drafters: take finished turns from there")
     return parser.parse_args()
@@ -155,6 +158,9 @@ def main() -> int:
     if "scripts" in given.only:
         run_scripts(given.scripts)
         print(f"scripts: {given.scripts} random calls, 0 differences", flush=True)
+    if "interrupts" in given.only:
+        spoken_over = interrupts.run(given.interrupted)
+        print(f"interrupts: {given.interrupted} replies spoken over {spoken_over} times, 0 differences", flush=True)
     print("".join(f"{fault}\n" for fault in faults), end="")
     different = sum(len(count.differences) for count in counts)
     replies, tokens = sum(count.replies for count in counts), sum(count.tokens for count in counts)
