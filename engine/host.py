@@ -16,9 +16,13 @@ from engine.errors import EngineError
 from engine.hypotheses import Hypothesis
 from engine.interfaces import Grammars
 from engine.pace import Pace
+from engine.parking import Parking
 from engine.schedule import Scheduler
 from engine.session import Finish, Session, Turn
 from engine.text.reply import ReplyReader
+
+GRAMMAR_POLL_S = 0.0005
+"""How often an engine with nothing else to do looks whether a grammar is there."""
 
 
 @dataclass
@@ -52,14 +56,23 @@ class EngineHost:
     _hypotheses: dict[str, Hypothesis] = field(default_factory=dict)
     _steps: int = 0
 
+    def __post_init__(self) -> None:
+        self._parking = Parking(self.grammars.ready)
+
     @property
     def busy(self) -> bool:
-        """Whether a step would do anything."""
-        return bool(self._behind) or any(self.scheduler.has_work(s) for s in self.engine.sessions.values())
+        """Whether a step would do anything, or somebody waits for a grammar."""
+        return (
+            bool(self._behind)
+            or bool(self._parking)
+            or any(self.scheduler.has_work(s) for s in self.engine.sessions.values())
+        )
 
     def handle(self, command: records.Command) -> list[records.Event]:
         """Carry out one command. Whatever a caller got wrong comes back as ``Failed``, and what went before stands."""
         events: list[records.Event] = []
+        if self._parking.takes(command):
+            return events
         try:
             self._dispatch(command, events)
         except (EngineError, ValueError) as error:
@@ -70,7 +83,7 @@ class EngineHost:
 
     def advance(self) -> list[records.Event]:
         """Do the most urgent step and report it; with none to do, let one session's drafter catch up."""
-        events: list[records.Event] = []
+        events = [event for command in self._parking.leave() for event in self.handle(command)] if self._parking else []
         if plan := self.scheduler.plan(self.engine):
             self._steps += 1
             for step in self.engine.step(plan):
@@ -84,6 +97,8 @@ class EngineHost:
             session = self.engine.sessions.get(self._behind.pop())
             if session is not None and self.engine.catch_up(session):
                 self._behind.add(session.name)
+        elif self._parking:
+            time.sleep(GRAMMAR_POLL_S)
         return events
 
     def beat(self) -> records.Beat:
@@ -111,6 +126,8 @@ class EngineHost:
                 self.engine.fork(self.engine.session(command.session), command.child)
                 if taken_back := self._taken_back.get(command.session):
                     self._taken_back[command.child] = taken_back.copy()
+            case records.Prepare():
+                self.grammars.prepare(command.constraint)
             case records.Close():
                 self._close(command.session, events)
             case records.Ping():

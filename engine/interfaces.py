@@ -160,6 +160,10 @@ class Grammars(Protocol):
         """It will be asked for soon."""
         ...
 
+    def ready(self, constraint: Constraint) -> bool:
+        """Whether it can be had at once. From now on it is being prepared."""
+        ...
+
     def grammar(self, constraint: Constraint) -> Grammar:
         """For one reply. Raises InvalidConstraint for what cannot be enforced."""
         ...

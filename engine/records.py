@@ -106,6 +106,14 @@ class Close:
 
 
 @dataclass(frozen=True)
+class Prepare:
+    """Replies of the session will probably have this constraint from now on."""
+
+    session: str
+    constraint: Constraint
+
+
+@dataclass(frozen=True)
 class Ping:
     """Ask for a ``Beat``."""
 
@@ -115,7 +123,7 @@ class Shutdown:
     """Leave the loop."""
 
 
-Command = Open | Sync | Submit | Release | Cancel | Fork | Close | Ping | Shutdown
+Command = Open | Sync | Submit | Release | Cancel | Fork | Prepare | Close | Ping | Shutdown
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Editing:
             self._terms.become(terms)
             kept, moved = self._history.instruct(instructions)
             yield moved
+            self._history.prepare(self._terms.generation)
             self._changed(HistoryCause.UPDATE, kept)
 
     def require_version(self, event: Items) -> None:

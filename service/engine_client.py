@@ -114,6 +114,10 @@ class EngineClient:
             raise ValueError(f"session {child} is open already")
         self._sessions[child] = self._sessions[session].fork(child)
 
+    def prepare(self, session: str, constraint: Constraint) -> None:
+        """Replies of the session will probably have this constraint from now on."""
+        self._sessions[session].prepare(constraint)
+
     def submit(self, command: records.Submit, sink: ReplySink) -> None:
         """Ask for a reply. One in progress is overtaken: it ends, and only its Ended still comes."""
         self._sessions[command.session].submit(command, sink)

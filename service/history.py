@@ -83,6 +83,12 @@ class History:
             self.require_room(more + len(self._conversation.prompt), "update.system_prompt")
         return found
 
+    def prepare(self, generation: Generation) -> None:
+        """Replies that ask for nothing of their own are made so from now on."""
+        constraint = self._conversation.constraint(generation, goes_on=False)
+        if constraint is not None:
+            self._services.engine.prepare(self._session, constraint)
+
     def instruct(self, instructions: Instructions) -> tuple[int, Callable[[int], int]]:
         """(tokens at the front that stayed as they were, where an end of an item is since)"""
         before = self._conversation.tokens

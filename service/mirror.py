@@ -102,6 +102,11 @@ class SessionMirror:
         self._send(records.Fork(self._name, child))
         return SessionMirror(child, self._seed, tuple(self.tokens), self._send, self._on_failed, None)
 
+    def prepare(self, constraint: Constraint) -> None:
+        """Replies will probably have this constraint from now on."""
+        self._constraint = constraint
+        self._send(records.Prepare(self._name, constraint))
+
     def sync(
         self,
         keep: int,

@@ -1,8 +1,8 @@
 """The grammars of one model, made beside the engine's loop and kept.
 
 A large schema takes a tenth of a second to compile: what is announced when a call opens is compiled meanwhile, and
-only a constraint that nobody has announced is waited for. llguidance is loaded with the first: a machine that uses none
-needs it not.
+only a constraint that nobody has announced is waited for, by those who asked for it. llguidance is loaded with the
+first: a machine that uses none needs it not.
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ class GrammarLibrary:
         self._kept.move_to_end(constraint)
         if len(self._kept) > KEPT:
             self._kept.popitem(last=False)
+
+    def ready(self, constraint: Constraint) -> bool:
+        """Whether it is compiled, or is known not to be possible. From now on it is being compiled."""
+        self.prepare(constraint)
+        return self._kept[constraint].done()
 
     def grammar(self, constraint: Constraint) -> Grammar:
         """For one reply. Raises InvalidConstraint for what cannot be enforced."""

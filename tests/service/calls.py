@@ -87,6 +87,9 @@ class LocalEngine:
     def fork(self, session: str, child: str) -> None:
         self._sessions[child] = self._sessions[session].fork(child)
 
+    def prepare(self, session: str, constraint: Constraint) -> None:
+        self._sessions[session].prepare(constraint)
+
     def submit(self, command: records.Submit, sink: ReplySink) -> None:
         self._sessions[command.session].submit(command, sink)
 
