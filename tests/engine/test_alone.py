@@ -49,7 +49,10 @@ while host.busy:
     events += host.advance()
 assert isinstance(events[-1], records.Ended), events
 assert sum(len(event.tokens) for event in events[:-1]) == events[-1].reply_tokens
-(failed,) = host.handle(records.Submit("call", 2, 4, (3,), Sampling(), max_tokens=5, constraint=JsonConstraint("{}")))
+events = host.handle(records.Submit("call", 2, 4, (3,), Sampling(), max_tokens=5, constraint=JsonConstraint("{}")))
+while host.busy:
+    events += host.advance()
+(failed,) = events
 assert failed.reason == "InvalidConstraint" and "llguidance" in failed.message, failed
 assert not BLOCKED & {name.split(".")[0] for name in sys.modules}
 print(len(names), "modules")
