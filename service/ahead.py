@@ -14,6 +14,7 @@ from engine import records
 from service.call_services import Later, Record
 from service.client_events import EagerEndOfTurn
 from service.options import AnswerAhead, Generation
+from service.problems import generation_problem
 from service.reply import Segment
 from service.server_events import AheadState
 
@@ -36,7 +37,12 @@ class HeldReply:
 
     @property
     def failed(self) -> bool:
-        return any(isinstance(record, records.Failed) for record in self.records)
+        """Whether it came to no good end: who asks for the turn is not to have that."""
+        return any(
+            isinstance(record, records.Failed)
+            or (isinstance(record, records.Ended) and generation_problem(record.finish, record.error) is not None)
+            for record in self.records
+        )
 
     def take(self, record: Record) -> None:
         """Keep what the engine says, or hand it on once the reply is released."""

@@ -55,35 +55,35 @@ class Compaction:
         self._reporter = reporter
         self._on_summary = on_summary
         self._summary: _Summary | None = None
-
-    @property
-    def waits(self) -> bool:
-        """Whether a summary is to be put into force."""
-        return self._summary is not None and self._summary.done
+        self._in_vain = False
+        """Whether the last one came to nothing: until turns have gone another would, too."""
 
     def apply(self) -> Iterator[Moved]:
         """No turn is in progress: announce and do what the policy says. Gives where things are since, by change."""
         self._reporter.announce()
-        action, used = self._terms.context.action, self._history.length
+        action, limit = self._terms.context.action, self._terms.max_context_tokens
         if action == "refuse":
             return
-        yield from self._put_summary()
-        tight = self._history.length + self._next_turn() >= self._terms.max_context_tokens
-        if action == "summarise" and self._summary is None and (tight or used >= self._terms.announce_at):
-            self._begin_summary()
-        if tight:
-            yield from self.make_room()
+        yield from self.put_summary()
+        used, need = self._history.length, self._next_turn()
+        # Early enough for one more turn to be had while it is written.
+        soon = used >= min(self._terms.announce_at, limit - 2 * need) and used > self._terms.keep_tokens
+        if action == "summarise" and self._summary is None and soon and not self._in_vain:
+            self._begin_summary(used)
+        if used + need >= limit and self._summary is None:
+            yield from self.make_room(need)
 
-    def make_room(self) -> Iterator[Moved]:
-        """What comes next does not fit, or hardly: drop the oldest turns, if that is the policy and there are any."""
-        if self._terms.context.action == "refuse":
+    def make_room(self, need: int) -> Iterator[Moved]:
+        """So many tokens do not fit, or may not: drop the oldest turns, if that is the policy and would do."""
+        used, limit = self._history.length, self._terms.max_context_tokens
+        if self._terms.context.action == "refuse" or self._history.least_tokens + need >= limit:
             return
-        keep = min(self._terms.keep_tokens, self._terms.max_context_tokens - self._next_turn())
-        self._reporter.announce(due=True)
-        changed = self._history.drop_oldest(keep)
+        changed = self._history.drop_oldest(min(self._terms.keep_tokens, limit - need - 1))
         if changed is not None:
             kept, moved = changed
             yield moved
+            self._in_vain = False
+            self._reporter.announce(due_at=used)
             self._changed(HistoryCause.DROPPED_OLDEST, kept)
 
     def close(self) -> None:
@@ -91,11 +91,12 @@ class Compaction:
         self._drop_summary()
 
     def _next_turn(self) -> int:
-        """Tokens that the caller's next turn and the reply to it may need."""
+        """Tokens that the caller's next turn and the reply to it may well need."""
         heard = max(LONGEST_TURN_SEEN, self._history.longest_turn)
-        return heard + self._history.prompt_tokens + self._terms.generation.max_tokens
+        reply = min(self._terms.generation.max_tokens, self._terms.max_context_tokens // 8)
+        return heard + self._history.prompt_tokens + reply
 
-    def _begin_summary(self) -> None:
+    def _begin_summary(self, used: int) -> None:
         """Have one written aside; a call that has no room for it drops turns instead."""
         covered = self._history.settled_items
         if not covered:
@@ -103,6 +104,7 @@ class Compaction:
         question = self._terms.context.summary_instructions or SUMMARY_INSTRUCTIONS
         asked = Generate(0, question, generation=GenerationPatch(temperature=0.0, max_tokens=MAX_SUMMARY_TOKENS))
         summary = self._summary = _Summary(covered)
+        self._reporter.announce(due_at=used)
         try:
             generation = self._terms.for_question(asked.generation)
             self._history.ask_aside(self._fork, asked, generation, lambda record: self._hear(summary, record))
@@ -123,12 +125,12 @@ class Compaction:
             case records.Ended() | records.Failed():
                 self._drop_summary()
 
-    def _put_summary(self) -> Iterator[Moved]:
+    def put_summary(self) -> Iterator[Moved]:
         """Let it take the place of the turns that it covers, unless these have been edited since."""
         summary = self._summary
         if summary is None or not summary.done:
             return
-        self._summary = None
+        self._summary, self._in_vain = None, True
         text = "".join(summary.text).strip()
         still = self._history.items[: len(summary.covered)] == summary.covered
         if not text or not still:
@@ -139,6 +141,7 @@ class Compaction:
             log.warning("no place for a summary", extra={"cause": str(problem)})
             return
         if changed is not None:
+            self._in_vain = False
             kept, moved = changed
             yield moved
             self._changed(HistoryCause.SUMMARISED, kept, text)
@@ -146,7 +149,7 @@ class Compaction:
     def _drop_summary(self) -> None:
         if self._summary is not None and not self._summary.done:
             self._history.close_fork(self._fork)
-        self._summary = None
+        self._summary, self._in_vain = None, True
 
     def _changed(self, cause: HistoryCause, kept: int, summary: str = "") -> None:
         ids = tuple(item.id for item in self._history.items)

@@ -247,6 +247,13 @@ class Conversation:
         newest = next((at for at, _ in reversed(self._turns)), 0)
         return tuple(item for span in self.spans[:newest] for item in span.items)
 
+    @property
+    def least_tokens(self) -> int:
+        """How many stay when all turns but the newest are forgotten, at least."""
+        mine, newest = self._instructions, next((span for _, span in reversed(self._turns)), None)
+        bare = Instructions.of(self._chat, mine.system, (), mine.tools, "open", "items", mine.summary)
+        return len(bare.head.ids) + (self.length - newest.start if newest is not None else 0)
+
     def drop_oldest(
         self, keep_tokens: int, covered: int | None = None, summary: str = ""
     ) -> Callable[[int], int] | None:
@@ -266,7 +273,7 @@ class Conversation:
             ends = [at for at in range(1, first + 1) if sum(len(span.items) for span in self.spans[:at]) <= covered]
             first = max(ends, default=1)
         goes = first > 1 or folded
-        if not turns or (not goes and summary == mine.summary):
+        if not turns or not goes:
             restore()
             return None
         dropped = self.spans[first].start
@@ -447,7 +454,10 @@ class Conversation:
         form = self._chat.call_form
         if form is not None and (segment.calls or segment.malformed_calls):
             raw = self._chat.codec.decode(tokens)
-            calls_at = bisect_right(ends, raw.find(form.mark)) if form.mark else 0
+            if not form.mark:
+                calls_at = 0
+            elif (mark_at := raw.find(form.mark)) >= 0:  # another model's may be in its own ids alone
+                calls_at = bisect_right(ends, mark_at)
             if with_calls and chars >= len(segment.text):
                 end = form.end_of_calls(raw, len(calls)) if (calls := segment.calls) else 0
                 return tokens[: bisect_left(ends, end) + 1], segment.text

@@ -16,8 +16,8 @@ from service.reply import Phase, RecordSink, Reply
 from service.reporter import Reporter
 from service.server_events import AnswerSource
 
-PHRASE_LEAD_S = 0.005
-"""How long before the deadline a phrase is said: what a timer of a busy process may be late by."""
+LEAD_S = 0.005
+"""How long before the deadline a link begins that needs no time itself: what a busy process's timer may be late by."""
 
 
 class Fallbacks:
@@ -49,34 +49,36 @@ class Fallbacks:
         self._next = 0
         self._allowed_s = 0.0
         self._expected: float | None = None
+        self._warned = False
         self._call_off: Callable[[], None] = lambda: None
 
     def watch(self, reply: Reply) -> None:
         """Somebody waits for the first token of this reply."""
         self._call_off()
-        self._reply, self._next, self._expected = reply, 0, None
-        self._allowed_s = reply.deadline - reply.record.committed
+        self._reply, self._next, self._expected, self._warned = reply, 0, None, False
+        self._allowed_s = reply.deadline - reply.record.committed if reply.deadline else 0.0
         if not reply.deadline or not self._is_awaited(reply):
             return
         if self._serving():
             left = reply.deadline - time.monotonic()
-            self._wait(left - self._lead(left), self._due)
+            self._wait(left - min(left / 2, self._lead() or left / 2), self._due)
         else:
             self._late(reply)
 
     def expect(self, reply: Reply, at: float) -> None:
         """The engine expects the reply's first token ``at`` (monotonic seconds)."""
-        if self._is_awaited(reply) and self._next == 0:
-            self._expected = at
-            if at > reply.deadline:
-                self._late(reply)
+        if not self._is_awaited(reply) or self._next:
+            return
+        self._expected = at
+        if at > reply.deadline:
+            self._late(reply)
+        else:  # it is to be believed for as long as the first link leaves it time
+            latest = reply.deadline - (self._lead() or (reply.deadline - at) / 2)
+            self._wait(max(at, latest) - time.monotonic(), self._due)
 
     def rescue(self, reply: Reply) -> bool:
         """The engine has failed; whether another link of the chain answers."""
-        if self._next >= len(self._chain) or not self._is_awaited(reply):
-            return False
-        self._take_next(reply)
-        return True
+        return self._is_awaited(reply) and self._take_next(reply)
 
     def close(self) -> None:
         """The call is over."""
@@ -87,63 +89,69 @@ class Fallbacks:
         unsaid = len(reply.segments) == 1 and not reply.current.tokens
         return reply is self._reply and reply.phase is Phase.GENERATING and unsaid
 
-    def _lead(self, left_s: float) -> float:
-        """How long before a deadline that is so far away the first link has to begin."""
-        half = left_s / 2
-        if not self._chain:
-            return half
-        model = self._chain[0].model
-        needed = 2 * (self._history.shadows[model].resident.first_token_s or half) if model else 0.0
-        return min(half, needed + PHRASE_LEAD_S)
+    def _lead(self) -> float | None:
+        """How long before a deadline the first link has to begin; None where nobody knows."""
+        link = next(filter(self._can_answer, self._chain), None)
+        if link is None or not link.model:
+            return LEAD_S
+        needed = self._history.shadows[link.model].resident.first_token_s
+        return None if needed is None else 2 * needed + LEAD_S
+
+    def _can_answer(self, link: Fallback) -> bool:
+        return self._history.fits_said(link.phrase) if link.phrase else self._history.shadows[link.model].can_answer
 
     def _wait(self, seconds: float, then: Callable[[], None]) -> None:
         self._call_off()
         self._call_off = self._later(max(0.0, seconds), then)
 
     def _due(self) -> None:
-        """Time for the chain to begin, or without one for a word about it."""
+        """Nothing has come, and there is no more time to wait for it."""
         reply = self._reply
-        if reply is None or not self._is_awaited(reply):
-            return
-        if not self._chain and self._expected is not None and time.monotonic() < reply.deadline:
-            self._wait(reply.deadline - time.monotonic(), self._due)  # it was to come in time, and still may
-            return
-        self._late(reply)
+        if reply is not None and self._is_awaited(reply):
+            self._expected = None  # whatever was expected was wrong
+            self._late(reply)
 
     def _late(self, reply: Reply) -> None:
-        """The call's own model will miss the deadline."""
+        """The call's own model will miss the deadline. Where no link can answer it may still be there in time."""
         self._call_off()
-        self._reporter.deadline_at_risk(reply, self._expected)
-        if self._chain:
-            self._take_next(reply)
+        if not self._warned:
+            self._warned = True
+            self._reporter.deadline_at_risk(reply, self._expected)
+        if self._chain and not self._take_next(reply):
+            self._wait(reply.deadline - time.monotonic(), self._give_up)
 
     def _link_due(self) -> None:
         reply = self._reply
-        if reply is not None and self._is_awaited(reply):
-            self._take_next(reply)
+        if reply is not None and self._is_awaited(reply) and not self._take_next(reply):
+            self._give_up()
 
-    def _take_next(self, reply: Reply) -> None:
-        """The next link that can answer does; where none can, the turn has failed."""
-        self._call_off()
-        self._history.withdraw(reply)
+    def _give_up(self) -> None:
+        """The last link has not answered either."""
+        reply = self._reply
+        if reply is not None and self._is_awaited(reply):
+            self._history.withdraw(reply)
+            allowed_ms = round(self._allowed_s * 1000)
+            self._end(reply, Problem(Reason.FIRST_TOKEN_LATE, f"no first token within {allowed_ms} ms"))
+
+    def _take_next(self, reply: Reply) -> bool:
+        """The next link that can answer does; whether there is one. If not, whoever is asked goes on."""
         while self._next < len(self._chain):
             index, link = self._next, self._chain[self._next]
             self._next += 1
-            try:
+            if self._can_answer(link) and (link.phrase or self._history.follow(link.model)):
+                self._call_off()
+                self._history.withdraw(reply)
+                reply.record.begin_again(link.model)
                 if link.phrase:
                     self._say(reply, index, link.phrase)
                 else:
                     self._ask(reply, index, link)
-            except Problem:
-                continue
-            return
-        allowed_ms = round(self._allowed_s * 1000)
-        self._end(reply, Problem(Reason.FIRST_TOKEN_LATE, f"no first token within {allowed_ms} ms"))
+                return True
+        return False
 
     def _ask(self, reply: Reply, index: int, link: Fallback) -> None:
         self._allowed_s = self._allowed_s if link.deadline_ms is None else link.deadline_ms / 1000
         reply.answerer, reply.source = self._history.shadows[link.model], AnswerSource.FALLBACK_MODEL
-        reply.record.model = link.model
         self._history.submit(reply, self._sink(reply))
         self._reporter.fallback_taken(reply, index, link.model)
         if self._allowed_s:
@@ -152,7 +160,6 @@ class Fallbacks:
     def _say(self, reply: Reply, index: int, phrase: str) -> None:
         segment = self._history.put_said(phrase, "")
         reply.answerer, reply.source = None, AnswerSource.FALLBACK_PHRASE
-        reply.record.model = ""
         reply.segments.append(segment)
         self._reporter.fallback_taken(reply, index, "")
         self._reporter.said(reply, segment)

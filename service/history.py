@@ -167,7 +167,7 @@ class History:
     def require_room(self, more: int, path: str = "") -> None:
         """The policy for a full context: refuse. Raises Problem unless the tokens and one more fit."""
         used, limit = self._conversation.length, self._services.max_context_tokens
-        if used + more >= limit:
+        if not self.fits(more):
             message = f"the conversation has {used} tokens; {more} more do not fit {limit}"
             raise Problem(Reason.CONTEXT_FULL, message, field=path)
 
@@ -189,20 +189,37 @@ class History:
 
     # What is added
 
-    def put_user(self, text: str, item_id: str) -> None:
-        """Add a turn of the caller. Raises Problem, and changes nothing, where no reply to it would fit."""
-        tokens = self._conversation.user_tokens(text)
+    def put_user(self, text: str, item_id: str) -> int:
+        """Add a turn of the caller; returns where it begins. Raises Problem, and changes nothing, where no reply to it
+        would fit.
+        """
+        tokens, begin = self._conversation.user_tokens(text), self._conversation.length
         self.require_room(len(tokens) + len(self._conversation.prompt))
         self._conversation.put_user(text, tokens, item_id)
+        return begin
 
     def put_said(self, text: str, item_id: str) -> Segment:
         """Add given text as the assistant's. Raises Problem, and changes nothing, where it does not fit."""
         self.require_room(self._conversation.said_tokens(text))
         return self._conversation.put_said(text, self._next_submission(), item_id)
 
-    def require_prompt(self) -> None:
-        """Raises Problem where no reply fits any more."""
+    def require_prompt(self) -> int:
+        """Where the history ends. Raises Problem where no reply fits any more."""
         self.require_room(len(self._conversation.prompt))
+        return self._conversation.length
+
+    def said_tokens(self, text: str) -> int:
+        """How many tokens ``put_said`` will add, at most."""
+        return self._conversation.said_tokens(text)
+
+    def turn_tokens(self, text: str) -> int:
+        """How many tokens a turn of the caller needs, with what asks for the reply to it."""
+        return len(self._conversation.user_tokens(text)) + len(self._conversation.prompt)
+
+    @property
+    def least_tokens(self) -> int:
+        """How many stay when all turns go that may."""
+        return self._conversation.least_tokens
 
     def result(self, call: ToolCallItem, output: str, *, is_error: bool = False, item_id: str = "") -> ToolResultItem:
         """The result of a call, not yet put anywhere."""
@@ -274,6 +291,28 @@ class History:
         for shadow in self.shadows.values():
             shadow.follow(self._conversation.content)
 
+    def _silence(self) -> None:
+        """Shadows that still make a reply which was overtaken make it no more. The others are brought along later:
+        whoever waits for a first token has no use of it.
+        """
+        for shadow in self.shadows.values():
+            if shadow.busy:
+                shadow.follow(self._conversation.content)
+
+    def follow(self, model: str) -> bool:
+        """Bring one shadow to what the history is now; whether it can answer."""
+        shadow = self.shadows[model]
+        shadow.follow(self._conversation.content)
+        return shadow.can_answer
+
+    def fits_said(self, text: str) -> bool:
+        """Whether given text would fit."""
+        return self.fits(self._conversation.said_tokens(text))
+
+    def fits(self, more: int) -> bool:
+        """Whether so many tokens and one more fit."""
+        return self._conversation.length + more < self._services.max_context_tokens
+
     def prefill(self, text: str, on_prefilled: Callable[[records.Prefilled], None] | None = None) -> None:
         """Let the engine compute the caller's turn as far as it is known; it is no part of the history yet."""
         conversation = self._conversation
@@ -303,6 +342,7 @@ class History:
         reply.segments.append(segment)
         self._services.engine.submit(command, lambda record: sink(segment, record))
         self._persist(keep, tokens)
+        self._silence()
 
     def _submit_elsewhere(self, shadow: Shadow, reply: Reply, sink: RecordSink) -> None:
         conversation, generation = self._conversation, reply.generation
@@ -349,15 +389,18 @@ class History:
         self._services.engine.fork(self._session, name)
         self._services.engine.submit(replace(command, session=name, request=asked.request_id, aside=True), sink)
 
-    def put_answered(self, held: HeldReply, item_id: str) -> None:
-        """Add the turn that was answered ahead."""
+    def put_answered(self, held: HeldReply, item_id: str) -> int:
+        """Add the turn that was answered ahead; returns where it begins."""
+        begin = self._conversation.length
         self._conversation.put_user(held.asked.text, held.tokens, item_id)
+        return begin
 
     def release(self, held: HeldReply, deadline: float) -> None:
         """The reply that was made ahead, to the turn at the history's end, is wanted now."""
         self._conversation.put_prompt()
         self._services.engine.release(self._session, held.segment.number, deadline)
         self._persist(*self._conversation.take_change())  # which the engine has been told ahead
+        self._silence()
 
     def _next_submission(self) -> int:
         self._submissions += 1

@@ -75,12 +75,12 @@ class Reporter:
         if self._terms.progress_notices:
             self._emit(notice)
 
-    def announce(self, *, due: bool = False) -> None:
-        """Say once when the context is nearly full, so that the policy does not come as a surprise. due: it is applied
-        now, however full the context is.
+    def announce(self, due_at: int | None = None) -> None:
+        """Say once when the context is nearly full, so that the policy does not come as a surprise. due_at: tokens that
+        were in use when it had to be applied, or prepared, however full the context is.
         """
-        used = self._history.length
-        full = due or used >= self._terms.announce_at
+        used = self._history.length if due_at is None else due_at
+        full = due_at is not None or used >= self._terms.announce_at
         if full and not self._announced:
             self._emit(ContextNearlyFull(used, self._terms.max_context_tokens))
         self._announced = full

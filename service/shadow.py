@@ -52,6 +52,21 @@ class Shadow:
         constraint = self._conversation.constraint(generation, goes_on=False)
         resident.engine.open(session, tokens, seed, self._engine_failed, constraint)
 
+    @property
+    def can_answer(self) -> bool:
+        """Whether it has room for a reply, as far as it has been brought, and its engine is there."""
+        return self._usable and self.resident.engine.serving and self._has_room
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is generating."""
+        return self._busy
+
+    @property
+    def _has_room(self) -> bool:
+        conversation = self._conversation
+        return conversation.length + len(conversation.prompt) < self.resident.max_context_tokens
+
     def follow(self, content: Content) -> None:
         """The call's history is this now. Whatever this model was generating ends."""
         if not self._usable:
@@ -81,12 +96,13 @@ class Shadow:
         *,
         may_call: bool,
     ) -> IncrementalDecoder:
-        """Ask for a generation behind what it follows; returns what reads its tokens. Raises Problem where it cannot.
+        """Ask for a generation behind what it follows; returns what reads its tokens. Raises Problem where there is no
+        room.
 
         said: tokens of the reply that came before. Stop tokens by id are the call's own model's, and stop nothing here.
         """
-        conversation, room = self._conversation, self.resident.max_context_tokens
-        if not self._usable or conversation.length + len(conversation.prompt) >= room:
+        conversation = self._conversation
+        if not self._usable or not self._has_room:
             raise Problem(Reason.CONTEXT_FULL, f"{self.resident.name} cannot hold the conversation")
         conversation.may_call = may_call
         keep, tokens = conversation.take_change(conversation.prompt)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from engine import records
 from engine.session import Finish
@@ -34,6 +35,8 @@ from service.terms import Terms
 from service.tool_calls import ToolCalls
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Turns:
@@ -124,13 +127,14 @@ class Turns:
         now = time.monotonic()
         self._listening.abandon()
         self._overtake()
-        before = self._history.length
+        put = partial(self._history.put_said, event.text, event.item_id)
         try:
-            segment = self._history.put_said(event.text, event.item_id)
+            segment = self._with_room(put, lambda: self._history.said_tokens(event.text))
         except Problem:
             self._history.flush()  # what was being said is overtaken all the same
             raise
         record = TurnRecord(event.turn_id, now, event.traceparent, event.tracestate)
+        before = segment.start - self._history.prompt_tokens
         reply = Reply(event.turn_id, before, before, self._terms.generation, record, source=AnswerSource.GIVEN_TEXT)
         reply.segments.append(segment)
         self._begin(event, reply)
@@ -256,7 +260,7 @@ class Turns:
         """A summary is there: it comes into force now, or where somebody speaks when the turn is over."""
         quiet = self._reply is None or (self._reply.phase is Phase.OVER and not self._reply.outstanding)
         if quiet and not self._closed and not self._listening.hears:
-            self._move(self._compaction.apply())
+            self._move(self._compaction.put_summary())
             self._history.flush()
 
     # Listening
@@ -318,14 +322,15 @@ class Turns:
         else:
             self._listening.abandon()
         self._overtake()
-        begin = self._history.length
+        history = self._history
         try:
             if isinstance(event, Respond):
-                self._history.require_prompt()
+                begin = self._with_room(history.require_prompt, lambda: history.prompt_tokens)
             elif held is not None:
-                self._history.put_answered(held, event.item_id)
+                begin = history.put_answered(held, event.item_id)
             else:
-                self._put_user(event)
+                put, text = partial(history.put_user, event.text, event.item_id), event.text
+                begin = self._with_room(put, lambda: history.turn_tokens(text))
         except Problem:
             self._history.flush()  # what was being said is overtaken all the same
             raise
@@ -341,16 +346,18 @@ class Turns:
             self._release(reply, held)
         self._fallbacks.watch(reply)
 
-    def _put_user(self, event: Final) -> None:
-        """Add the caller's turn, if need be in place of the oldest. Raises Problem where it does not fit."""
+    def _with_room(self, put: Callable[[], T], more: Callable[[], int]) -> T:
+        """Put something into the history, if need be in place of its oldest turns. more: tokens that it needs. Raises
+        Problem, and changes nothing, where it does not fit.
+        """
         try:
-            self._history.put_user(event.text, event.item_id)
-        except Problem as problem:
-            before = self._history.version
-            self._move(self._compaction.make_room())
-            if self._history.version == before:
-                raise problem from None
-            self._history.put_user(event.text, event.item_id)
+            return put()
+        except Problem:
+            version = self._history.version
+            self._move(self._compaction.make_room(more()))
+            if self._history.version == version:
+                raise
+            return put()
 
     def _begin(self, event: Final | Respond | Say, reply: Reply) -> None:
         self._reply = reply
@@ -499,7 +506,7 @@ class Turns:
     def _end_turn(self, reply: Reply, problem: Problem | None = None) -> None:
         """The reply has said all it will. What the recogniser has sent meanwhile is prefilled behind it."""
         reply.phase = Phase.OVER
-        self._history.version += reply.generated
+        self._history.version += reply.source is not AnswerSource.GIVEN_TEXT
         end = TurnEnd.of(reply.record.finish)
         if problem is not None:
             end = TurnEnd.FAILED

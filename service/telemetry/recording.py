@@ -91,10 +91,16 @@ class TurnRecord:
 
     @property
     def missed_deadline(self) -> bool:
-        """Whether the first text was wanted earlier than it came, if it did; an interrupted turn owes none."""
-        if not self.deadline or (not self.first_text and self.end_reason != "completed"):
+        """Whether the first token was wanted earlier than it came, if it did; an interrupted turn owes none."""
+        first = next((self.first_token(stats) for stats in self.stats if stats.first_token), self.first_text)
+        if not self.deadline or (not first and self.end_reason != "completed"):
             return False
-        return not 0.0 < self.first_text <= self.deadline
+        return not 0.0 < first <= self.deadline
+
+    def begin_again(self, model: str) -> None:
+        """Another model answers, or none for a phrase: what was done before is no part of the answer."""
+        self.model, self.released = model, 0.0
+        self.stats.clear()
 
     def snapshot(self) -> TurnRecord:
         """The account as it stands, which the turn's going on does not change."""
@@ -116,7 +122,7 @@ class Telemetry:
         self._drafted = meter.create_counter(DRAFTED_TOKENS, "{token}", "Tokens proposed by the drafter")
         self._accepted = meter.create_counter(ACCEPTED_TOKENS, "{token}", "Drafted tokens that the target chose too")
         self._turns = meter.create_counter(TURNS, "{turn}", "Turns, by how they ended")
-        self._missed = meter.create_counter(DEADLINES_MISSED, "{turn}", "Turns whose first text came late, or never")
+        self._missed = meter.create_counter(DEADLINES_MISSED, "{turn}", "Turns whose first token came late, or never")
         self._active = meter.create_up_down_counter(ACTIVE_CALLS, "{call}", "Calls whose stream is open")
         self._meter = meter
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +28,7 @@ KEEP = 700
 
 
 def opened(action, **fields) -> CallUnderTest:
-    policy = ContextPolicy(action, fields.pop("announce_at", None), KEEP)
+    policy = ContextPolicy(action, fields.pop("announce_at", None), fields.pop("keep", KEEP))
     return CallUnderTest(client.Open(**{"system": SYSTEM, "seed": 7, "tools": TOOLS, "context": policy, **fields}))
 
 
@@ -39,6 +40,13 @@ def talk(call: CallUnderTest, turns: int, begin: int = 1) -> None:
 
 def fresh(call: CallUnderTest, system: str, items) -> CallUnderTest:
     return CallUnderTest(client.Open(system=system, seed=7, tools=TOOLS, items=items))
+
+
+@pytest.fixture(autouse=True)
+def nothing_lost() -> Iterator[None]:
+    """No call has ended but by its own will."""
+    yield
+    assert not any(problem for call in CallUnderTest._made for problem in call.ended_with)
 
 
 def changes(call: CallUnderTest) -> list[server.HistoryChanged]:
@@ -92,6 +100,44 @@ def test_a_turn_that_does_not_fit_makes_its_room():
     call.send(client.Final(9, " ".join([LONG] * 8), TURN))
     call.run()
     assert len(changes(call)) == 1 and not call.of(server.Failure) and call.text(9)
+    ended = call.of(server.TurnEnded)[-1]
+    assert ended.history.item_ids == tuple(item.id for item in call.conversation.items[-2:])
+    call.send(client.Update(system="Be short."))
+    talk(call, 1, 10)
+
+
+def test_what_cannot_fit_whatever_goes_changes_nothing():
+    call = opened("drop_oldest")
+    talk(call, 5)
+    before = call.conversation.tokens
+    call.send(client.Final(9, " ".join([LONG] * 30), TURN), client.Say(10, " ".join([LONG] * 30)))
+    assert call.conversation.tokens == before and not changes(call)
+    assert len(call.of(server.Failure)) == 2
+
+
+@pytest.mark.parametrize("event", [client.Respond(99, TURN), client.Say(99, " ".join([LONG] * 3))])
+def test_the_agent_speaks_first_in_place_of_the_oldest_turns(event):
+    talked = opened("drop_oldest")
+    talk(talked, 16)
+    items: tuple = ()
+    while Conversation.opened(chat(), client.Open(system=SYSTEM, tools=TOOLS, items=items)).length < 2046 - 130:
+        items = (*items, MessageItem("", "user", LONG), MessageItem("", "assistant", "Yes."))
+    if isinstance(event, client.Respond):
+        while Conversation.opened(chat(), client.Open(system=SYSTEM, tools=TOOLS, items=items)).length < 2044:
+            items = (*items[:-1], MessageItem("", "assistant", items[-1].text + " Yes."))
+    call = opened("drop_oldest", items=items)
+    call.send(event)
+    call.run()
+    assert not call.of(server.Failure) and len(changes(call)) == 1
+
+
+def test_a_long_reply_may_be_asked_for_and_nothing_goes_for_it():
+    call = opened("drop_oldest")
+    for turn in range(1, 5):
+        patch = GenerationPatch(max_tokens=2000, tool_choice=ToolChoice("none"))
+        call.send(client.Final(turn, LINES[0], TurnOptions(generation=patch)))
+        call.run()
+    assert not changes(call) and not call.of(server.ContextNearlyFull)
 
 
 @pytest.mark.parametrize("action", ["refuse", "drop_oldest"])
@@ -123,6 +169,23 @@ def test_a_summary_takes_the_place_of_the_oldest_turns():
     same.send(client.Final(turn + 1, f"{turn + 1}: {LONG}", TURN))
     same.run()
     assert call.text(turn + 1) == same.text(turn + 1)
+
+
+def test_a_summary_comes_before_the_context_is_full_though_nobody_says_when():
+    call = opened("summarise")
+    talk(call, 16)
+    assert changes(call)[0].cause is HistoryCause.SUMMARISED
+
+
+@pytest.mark.parametrize("keep", [1500, 100])
+def test_an_idle_call_has_no_second_summary(keep):
+    call = opened("summarise", announce_at=600, keep=keep)
+    talk(call, 6)
+    told, steps = len(call.events), 0
+    while call.engine.step():
+        steps += 1
+    assert steps == 0 and len(call.events) == told
+    assert len(changes(call)) == len({change.history.version for change in changes(call)}) <= 6
 
 
 def test_a_summary_waits_until_the_caller_has_spoken():
@@ -182,7 +245,7 @@ def test_what_is_left_is_written_as_its_template_writes_it(template, seed):
     left = conversation.items
     assert [dataclasses.replace(item, id="") for item in left] == [*items[len(items) - len(left) :]]
     if moved is None:
-        assert not summary
+        assert len(left) == len(items)
         return
     of = Instructions.of(model, SYSTEM, (), tools, "open", "items", summary)
     same = Conversation(model, of)

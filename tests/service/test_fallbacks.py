@@ -13,6 +13,7 @@ from engine import records
 from engine.config import EngineConfig
 from engine.load import load_target_for
 from engine.models.decoder import Decoder
+from engine.session import TurnStats
 from service import client_events as client
 from service import server_events as server
 from service.call_services import Resident
@@ -291,3 +292,130 @@ def test_the_engine_says_when_it_expects_a_first_token():
     (expected,) = heard
     stats = last(call).account.stats[0]
     assert stats.submitted <= expected.at <= stats.submitted + 5.0
+
+
+@pytest.mark.parametrize("chain", [(Fallback(model="small"),), (Fallback(model="small"), Fallback(phrase=PHRASE))])
+def test_a_link_that_cannot_answer_is_passed_over_and_takes_no_time(chain):
+    call, plain = opened(*chain), opened()
+    engine = call.residents["small"].engine
+    assert isinstance(engine, LocalEngine)
+    engine.serving = False
+    for each in (call, plain):
+        each.send(client.Final(1, LINES[0], LATE))
+    call.wait()  # for the chain
+    if len(chain) == 2:
+        assert call.text(1) == PHRASE and [taken.index for taken in call.of(server.FallbackTaken)] == [1]
+        return
+    assert not call.of(server.FallbackTaken) and not call.of(server.Failure)
+    for each in (call, plain):
+        each.run()  # it was in time after all
+    call.wait()
+    assert call.text(1) == plain.text(1) and source(call) == (AnswerSource.MODEL, "receptionist")
+
+
+def test_where_no_link_can_answer_the_turn_fails_at_its_deadline():
+    call = opened(Fallback(model="small"))
+    call.residents["small"].engine.serving = False
+    call.send(client.Final(1, LINES[0], LATE))
+    call.wait()
+    call.wait()
+    (failure,) = call.of(server.Failure)
+    assert failure.problem.reason is Reason.FIRST_TOKEN_LATE and last(call).reason is TurnEnd.FAILED
+
+
+def test_an_engine_that_says_it_will_be_in_time_is_believed_until_the_link_needs_the_rest():
+    call = opened(Fallback(phrase=PHRASE))
+    call.send(client.Final(1, LINES[0], dataclasses.replace(TURN, first_token_deadline_ms=10_000)))
+    call.engine.expects(call.call.session, 1, in_s=9.0)
+    (wait,) = [seconds for seconds, _ in call.timers]
+    assert 9.5 < wait <= 10.0
+    assert not call.of(server.DeadlineAtRisk)
+    call.wait()
+    (risk,) = call.of(server.DeadlineAtRisk)
+    assert risk.expected_s is None and call.text(1) == PHRASE
+
+
+def test_a_model_that_takes_over_without_a_deadline_has_all_the_time():
+    call = opened(Fallback(model="small"))
+    call.send(client.Final(1, LINES[0], TURN))
+    call.engine.refuse(call.call.session, 1, "OutOfPages")
+    assert not call.timers
+    run_small(call)
+    assert source(call) == (AnswerSource.FALLBACK_MODEL, "small") and call.text(1)
+
+
+def test_a_chain_that_has_run_out_leaves_the_engines_own_problem():
+    call = opened(Fallback(model="small"))
+    call.residents["small"].engine.serving = False
+    call.send(client.Final(1, LINES[0], TURN))
+    call.engine.refuse(call.call.session, 1, "OutOfPages")
+    (failure,) = call.of(server.Failure)
+    assert failure.problem.reason is Reason.OUT_OF_PAGES
+    assert source(call)[0] is AnswerSource.MODEL
+
+
+def test_a_new_turn_silences_the_model_that_was_answering():
+    call = opened(Fallback(model="small"))
+    long = dataclasses.replace(LATE, generation=dataclasses.replace(LATE.generation, max_tokens=200))
+    call.send(client.Final(1, LINES[0], long))
+    call.wait()
+    engine = call.residents["small"].engine
+    assert isinstance(engine, LocalEngine)
+    while not call.text(1):
+        engine.step()
+    call.send(client.Final(2, LINES[1], TURN))
+    steps = 0
+    while engine.step():
+        steps += 1
+    assert steps < 10
+    assert call.of(server.TurnEnded)[-1].reason is TurnEnd.INTERRUPTED
+    call.run()
+    assert source(call) == (AnswerSource.MODEL, "receptionist")
+
+
+def test_what_was_said_before_a_broken_call_stays_in_the_history():
+    call = opened(Fallback(model="small"))
+    call.send(client.Final(1, LINES[0], LATE))
+    call.wait()
+    segment = call.call._turns._reply.current
+    engine = call.residents["small"].engine
+    assert isinstance(engine, LocalEngine)
+    session = call.call.session
+    engine.says(records.Progress(session, segment.number, (1, 2), "Let me check.", (), 0, 0.0, malformed_calls=1))
+    engine._sessions[session].ended(
+        records.Ended(session, segment.number, "stop_token", len(engine.mirrored(session)) + 2, 2, TurnStats())
+    )
+    assert last(call).text == "Let me check." == call.conversation.items[-1].text
+
+
+def test_a_phrase_is_a_change_of_the_history():
+    call = opened(Fallback(phrase=PHRASE))
+    call.send(client.Final(1, LINES[0], LATE))
+    call.wait()
+    assert last(call).history.version == 2
+    call.send(client.Items((), 1))
+    (failure,) = call.of(server.Failure)
+    assert failure.problem.reason is Reason.STALE_HISTORY
+
+
+def test_a_held_reply_that_failed_is_asked_for_anew():
+    call = opened()
+    call.send(client.EagerEndOfTurn(1, 1, LINES[0], TURN))
+    session = call.call.session
+    mirror = call.engine._sessions[session]
+    number = mirror._reply.submit.turn
+    mirror.ended(records.Ended(session, number, "out_of_pages", len(mirror.tokens), 0, TurnStats()))
+    call.send(client.Final(1, LINES[0], TURN))
+    call.run()
+    assert not call.of(server.Failure) and call.text(1)
+
+
+def test_the_account_is_of_who_answered():
+    call = opened(Fallback(model="small"))
+    call.send(client.EagerEndOfTurn(1, 1, LINES[0], TURN), client.Final(1, LINES[0], LATE))
+    call.wait()
+    run_small(call)
+    call.run()
+    account = last(call).account
+    assert (account.released, len(account.stats), account.model) == (0.0, 1, "small")
+    assert account.stats[0].first_token > 0.0

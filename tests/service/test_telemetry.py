@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from engine.session import TurnStats
 from firstword.v1 import client_events_pb2 as client_pb
 from firstword.v1 import conversation_pb2 as conversation_pb
 from firstword.v1 import options_pb2 as options_pb
@@ -24,6 +25,7 @@ from service import client_events as client
 from service import server_events as server
 from service.items import MessageItem, ToolDefinition
 from service.options import GenerationPatch, TurnOptions
+from service.telemetry import TurnRecord
 from service.telemetry.recording import BUCKETS
 from service.telemetry.setup import views
 from tests.e2e.server import EXAMPLES, CallStream, ServiceProcess, connected
@@ -356,3 +358,19 @@ async def test_a_word_that_was_said_is_in_no_log_and_no_export_of_the_real_serve
     assert not [entry for entry in process.entries if entry["event"] == "unstructured"]
     assert word not in spans
     assert word not in json.dumps(process.entries)
+
+
+@pytest.mark.parametrize(
+    ("first_token", "first_text", "end_reason", "missed"),
+    [
+        (10.1, 12.0, "completed", False),  # a tool was called in time, and text came behind it
+        (10.5, 10.5, "completed", True),
+        (0.0, 10.3, "completed", False),  # a phrase
+        (0.0, 0.0, "completed", True),
+        (0.0, 0.0, "interrupted", False),
+    ],
+)
+def test_a_deadline_is_of_the_first_token(first_token: float, first_text: float, end_reason: str, missed: bool) -> None:
+    stats = [TurnStats(first_token=first_token)]
+    turn = TurnRecord(1, 10.0, deadline=10.4, first_text=first_text, end_reason=end_reason, stats=stats)
+    assert turn.missed_deadline is missed
