@@ -1,7 +1,7 @@
-"""The turns of one call: what is heard and said, and what the engine is asked.
+"""The turns of one call: which one it is, what is heard and what overtakes what.
 
-What a dead turn's generation still reports is dropped by the identity of its segment. Knows no transport and no
-numbering of events; what the history holds is ``service.history``'s, and what is told of turns ``service.reporter``'s.
+Knows no transport and no numbering of events; how a reply is made is ``service.speaking``'s, what the history holds
+``service.history``'s, and what is told of turns ``service.reporter``'s.
 """
 
 from __future__ import annotations
@@ -9,30 +9,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from engine import records
-from engine.session import Finish
 from service import client_events
-from service.ahead import HeldReply
-from service.call_services import Later, Record
+from service.call_services import Later
 from service.client_events import Final, Respond, Say
 from service.compaction import Compaction, Moved
 from service.editing import Editing
-from service.fallbacks import Fallbacks
-from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT, History
-from service.items import ToolCallItem, ToolResultItem
+from service.history import History
 from service.listening import Hypothesis, Listening
 from service.options import Fallback, TurnOptions
-from service.problems import Guardrail, Problem, Reason, engine_problem, generation_problem
-from service.reply import Phase, RecordSink, Reply, Segment
+from service.problems import Problem, Reason, engine_problem
+from service.reply import Phase, Reply
 from service.reporter import Reporter
 from service.server_events import AnswerSource, TurnEnd
+from service.speaking import Speaking
 from service.telemetry import TurnRecord
 from service.terms import Terms
-from service.tool_calls import ToolCalls
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +61,9 @@ class Turns:
         self._reply: Reply | None = None
         self._taken: dict[int, tuple[str, str]] = {}
         self._editing = Editing(terms, history, reporter.history_changed)
-        self._tools = ToolCalls(terms, later, self._tool_timed_out)
-        self._fallbacks = Fallbacks(fallbacks, history, reporter, serving, later, self._sink, self._end_turn)
+        self._speaking = Speaking(
+            session, terms, history, reporter, later, fallbacks, serving, self._over, self._settle, on_lost
+        )
         self._compaction = Compaction(session, terms, history, reporter, self._summarised)
         self._closed = False
         self._replies = 0
@@ -75,16 +71,13 @@ class Turns:
 
     def start(self, seed: int) -> None:
         """Open the call's session in the engine."""
-        if self._tools.exhausted:
-            self._history.forbid_calls()
         self._history.open(seed, self._terms.generation, self._engine_failed)
 
     def close(self, error: str) -> None:
         """The call is over; ``error``: why, or empty. Whatever is being generated stops."""
         self._closed = True
         self._listening.abandon()
-        self._tools.close()
-        self._fallbacks.close()
+        self._speaking.close()
         self._compaction.close()
         self._history.close()
         self._reporter.close(error)
@@ -139,7 +132,7 @@ class Turns:
         reply.segments.append(segment)
         self._begin(event, reply)
         self._history.flush()
-        self._end_turn(reply)
+        self._speaking.end(reply)
 
     def interrupt(self, event: client_events.Interrupt) -> None:
         """The caller spoke over a turn: the last one, for what came before it is history."""
@@ -164,7 +157,7 @@ class Turns:
 
     def tool_result(self, event: client_events.ToolResult) -> None:
         """What a tool gave. With the last result that is waited for, the reply goes on."""
-        if self._tools.is_answered(event.call_id):
+        if self._speaking.is_answered(event.call_id):
             return
         if event.turn_id < self.last_turn:
             raise self._stale("tool_result.turn_id")
@@ -181,29 +174,7 @@ class Turns:
         result = self._history.result(call, event.output, is_error=event.is_error, item_id=event.item_id)
         if reply.phase is Phase.OVER:
             self._history.require_results([*segment.results.values(), result], reply=False)
-        self._put_result(reply, segment, result, wants_reply=not event.no_reply)
-
-    def _put_result(self, reply: Reply, segment: Segment, result: ToolResultItem, *, wants_reply: bool) -> None:
-        self._tools.answered(result.call_id)
-        segment.results[result.call_id] = result
-        segment.wants_reply |= wants_reply
-        if segment.outstanding:
-            return
-        if reply.phase is Phase.WAITING:
-            self._go_on(reply)
-        elif reply.cut is not None:
-            reply.kept = self._history.rewrite(reply, reply.cut)
-            self._settle()
-
-    def _tool_timed_out(self, call: ToolCallItem, timeout_ms: int) -> None:
-        """The model is told that its tool did not answer, and goes on. What was overtaken since waits for nothing."""
-        reply = self._reply
-        segments = [] if reply is None else [segment for segment in reply.segments if call in segment.outstanding]
-        if reply is None or reply.settled or not segments:
-            return
-        self._reporter.tool_timed_out(reply, call, timeout_ms)
-        result = self._history.result(call, TIMED_OUT_RESULT, is_error=True)
-        self._put_result(reply, segments[0], result, wants_reply=True)
+        self._speaking.take_result(reply, segment, result, wants_reply=not event.no_reply)
 
     # Edits
 
@@ -300,10 +271,7 @@ class Turns:
         if reply is None or reply.settled:
             self._put_into_force()
             return
-        abandoned = reply.outstanding
-        for call in abandoned:
-            self._tools.forget(call.call_id)
-            reply.current.results[call.call_id] = self._history.result(call, INTERRUPTED_RESULT)
+        abandoned = self._speaking.abandon(reply)
         if reply.is_open:
             self._cut(reply, reply.heard_chars(None))
         elif abandoned and reply.cut is not None:
@@ -340,11 +308,7 @@ class Turns:
         reply = Reply(event.turn_id, begin, self._history.length, generation, record, deadline)
         self._begin(event, reply)
         self._replies += 1
-        if held is None:
-            self._submit(reply)
-        else:
-            self._release(reply, held)
-        self._fallbacks.watch(reply)
+        self._speaking.begin(reply, held)
 
     def _with_room(self, put: Callable[[], T], more: Callable[[], int]) -> T:
         """Put something into the history, if need be in place of its oldest turns. more: tokens that it needs. Raises
@@ -366,65 +330,6 @@ class Turns:
         self.last_turn = reply.turn_id
         reply.record.wasted_ahead = self._listening.end_turn()
 
-    def _release(self, reply: Reply, held: HeldReply) -> None:
-        """The reply was made ahead: all of it that is there goes out at once."""
-        reply.segments.append(held.segment)
-        self._history.release(held, reply.deadline)
-        reply.record.released = time.monotonic()
-        held.release(self._sink(reply))
-
-    def _submit(self, reply: Reply) -> None:
-        reply.phase = Phase.GENERATING
-        self._history.submit(reply, self._sink(reply))
-
-    def _sink(self, reply: Reply) -> RecordSink:
-        return partial(self._on_record, reply)
-
-    def _go_on(self, reply: Reply) -> None:
-        """Every result is there: put them into the history and generate what follows."""
-        reply.record.tool_wait_s += time.monotonic() - reply.record.stats[-1].ended
-        segment, problem = reply.current, None
-        try:
-            self._history.require_results(list(segment.results.values()), reply=segment.wants_reply)
-        except Problem as no_room:
-            problem = no_room
-            segment.results = {call.call_id: self._history.result(call, UNHELD_RESULT) for call in segment.calls}
-        self._history.put_results(segment)
-        if problem is not None:
-            self._end_turn(reply, problem)
-        elif not segment.wants_reply:
-            self._end_turn(reply)
-        elif reply.generation.max_tokens <= reply.output_tokens:
-            reply.record.finish = Finish.LENGTH.value
-            self._end_turn(reply)
-        else:
-            try:
-                self._submit(reply)
-            except Problem as unanswered:  # by another model, which has no room for what the tools gave
-                self._end_turn(reply, unanswered)
-
-    def _progress(self, reply: Reply, segment: Segment, record: records.Progress) -> None:
-        """One step of the newest generation. A tool call above a limit is not made, and ends the turn."""
-        made = sum(len(segment.calls) for segment in reply.segments)
-        allowed, broken = self._tools.admit(len(record.calls), made)
-        if broken is not None:
-            dropped = len(record.calls) - allowed
-            malformed = record.malformed_calls + dropped  # the history must not hold what it wrote of them either
-            record = replace(record, calls=record.calls[:allowed], malformed_calls=malformed)
-        before = len(segment.calls)
-        self._reporter.progress(reply, segment, record)
-        for call in segment.calls[before:]:
-            self._tools.sent(call)
-        exhausted = self._tools.exhausted if record.calls else None
-        if exhausted is not None and self._history.forbid_calls() and exhausted != broken:
-            self._reporter.limit_reached(reply, *exhausted)
-        if broken is not None:
-            self._reporter.limit_reached(reply, *broken)
-            reply.phase, reply.cut_by, reply.cut = Phase.OVER, TurnEnd.LIMIT_REACHED, len(reply.text)
-            reply.kept = self._history.rewrite(reply, reply.cut)
-            self._history.version += 1
-            self._settle()
-
     def _cut(self, reply: Reply, chars: int) -> None:
         """The caller spoke over the reply: the history holds what was heard of it. Repeatable, and revisable."""
         phase, reply.phase = reply.phase, Phase.OVER
@@ -435,94 +340,15 @@ class Turns:
         if phase is Phase.WAITING:
             self._reporter.ended(reply, TurnEnd.INTERRUPTED)
 
-    # From the engine
-
-    def _on_record(self, reply: Reply, segment: Segment, record: Record) -> None:
-        """Take one record of a generation."""
-        if self._closed or segment not in reply.segments:
-            return
-        alive = reply.phase is Phase.GENERATING and segment is reply.current
-        try:
-            match record:
-                case records.Expected():
-                    self._fallbacks.expect(reply, record.at)
-                case records.Progress():
-                    if alive:
-                        self._progress(reply, segment, record)
-                case records.Ended():
-                    reply.record.stats.append(record.stats)
-                    if alive:
-                        self._generated(reply, segment, record)
-                case records.Failed():
-                    if alive:
-                        self._failed(reply, segment, engine_problem(record.reason, record.message))
-            if not alive and isinstance(record, records.Ended | records.Failed):
-                self._reporter.ended(reply, reply.cut_by)
-        except Exception:
-            log.exception("engine record failed", extra={"session": self._session, "record": type(record).__name__})
-            self._on_lost(Problem(Reason.INTERNAL, "the service failed on the engine's answer"))
-
-    def _failed(self, reply: Reply, segment: Segment, problem: Problem) -> None:
-        """The engine could not do what was asked: another model may, unless what was asked is at fault."""
-        hopeless = problem.reason in (Reason.CONTEXT_FULL, Reason.INVALID_FIELD)
-        if hopeless or not self._fallbacks.rescue(reply):
-            self._history.drop(segment)
-            self._end_turn(reply, problem)
-
-    def _generated(self, reply: Reply, segment: Segment, record: records.Ended) -> None:
-        """A generation is over: the turn with it, unless tools are to be asked first."""
-        del segment.tokens[record.reply_tokens :]
-        problem = generation_problem(record.finish, record.error)
-        if problem is not None and self._fallbacks.rescue(reply):
-            return
-        reply.record.finish = record.finish
-        self._history.adopt(segment)
-        if problem is not None:
-            self._end_turn(reply, problem)
-        elif segment.malformed_calls and not segment.calls:
-            self._drop_malformed(reply)
-        elif not segment.calls:
-            self._end_turn(reply)
-        elif segment.outstanding:
-            reply.phase = Phase.WAITING
-            self._history.version += 1
-            self._reporter.waiting(reply)
-        else:
-            self._go_on(reply)
-
-    def _drop_malformed(self, reply: Reply) -> None:
-        """All the tools the reply wrote are no calls: nobody can run them, and the history holds what was said alone.
-
-        Where the reply was cut off inside of one, that is how the turn ended; otherwise the model failed, and the
-        client may ask again.
-        """
-        self._history.rewrite(reply, len(reply.text))
-        self._history.flush()
-        if TurnEnd.of(reply.record.finish) is TurnEnd.COMPLETED:
-            self._end_turn(reply, Problem(Reason.MALFORMED_TOOL_CALL, "the model's tool call is no JSON call"))
-        else:
-            self._end_turn(reply)
-
-    def _end_turn(self, reply: Reply, problem: Problem | None = None) -> None:
+    def _over(self, reply: Reply) -> None:
         """The reply has said all it will. What the recogniser has sent meanwhile is prefilled behind it."""
-        reply.phase = Phase.OVER
-        self._history.version += reply.source is not AnswerSource.GIVEN_TEXT
-        end = TurnEnd.of(reply.record.finish)
-        if problem is not None:
-            end = TurnEnd.FAILED
-            self._reporter.failed(reply, problem)
-        limit = self._terms.max_output_tokens
-        if end is TurnEnd.LENGTH and reply.generation.max_tokens == limit:
-            self._reporter.limit_reached(reply, Guardrail.OUTPUT_TOKENS_PER_TURN, limit)
-        self._reporter.ended(reply, end)
-        if not self._closed:
-            version = self._history.version
-            self._put_into_force()
-            if not reply.outstanding:
-                self._move(self._compaction.apply())
-            if self._history.version != version:
-                self._history.flush()
-            self._listening.work()
+        version = self._history.version
+        self._put_into_force()
+        if not reply.outstanding:
+            self._move(self._compaction.apply())
+        if self._history.version != version:
+            self._history.flush()
+        self._listening.work()
 
     def _engine_failed(self, record: records.Failed) -> None:
         """A command failed that belongs to no generation: the engine's log may not be the history any more."""

@@ -1,0 +1,258 @@
+"""A reply as it is made: its generations, the tools between them, and who makes it where the model is late.
+
+What a dead turn's generation still reports is dropped by the identity of its segment. Knows no client and no order of
+turns.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from engine import records
+from engine.session import Finish
+from service.ahead import HeldReply
+from service.call_services import Later, Record
+from service.fallbacks import Fallbacks
+from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT, History
+from service.items import ToolCallItem, ToolResultItem
+from service.options import Fallback
+from service.problems import Guardrail, Problem, Reason, engine_problem, generation_problem
+from service.reply import Phase, RecordSink, Reply, Segment
+from service.reporter import Reporter
+from service.server_events import AnswerSource, TurnEnd
+from service.terms import Terms
+from service.tool_calls import ToolCalls
+
+log = logging.getLogger(__name__)
+
+
+class Speaking:
+    """The replies of one call, of which one at a time is made.
+
+    fallbacks: the chain for late first tokens; serving: whether the call's own engine is there. on_over: called when a
+    reply has said all it will. on_cut: called when the history has lost something of one. on_lost: called with what
+    ended the call when the engine's log can no longer be known to be the history.
+    """
+
+    def __init__(
+        self,
+        session: str,
+        terms: Terms,
+        history: History,
+        reporter: Reporter,
+        later: Later,
+        fallbacks: Sequence[Fallback],
+        serving: Callable[[], bool],
+        on_over: Callable[[Reply], None],
+        on_cut: Callable[[], None],
+        on_lost: Callable[[Problem], None],
+    ) -> None:
+        self._session = session
+        self._terms = terms
+        self._history = history
+        self._reporter = reporter
+        self._on_over = on_over
+        self._on_cut = on_cut
+        self._on_lost = on_lost
+        self._tools = ToolCalls(terms, later, self._tool_timed_out)
+        self._fallbacks = Fallbacks(fallbacks, history, reporter, serving, later, self._sink, self.end)
+        self._reply: Reply | None = None
+        self._closed = False
+        if self._tools.exhausted:
+            history.forbid_calls()
+
+    def begin(self, reply: Reply, held: HeldReply | None) -> None:
+        """Make a reply to the history as it stands, or release the one that was made ahead."""
+        self._reply = reply
+        if held is None:
+            self._submit(reply)
+        else:
+            self._release(reply, held)
+        self._fallbacks.watch(reply)
+
+    def abandon(self, reply: Reply) -> list[ToolCallItem]:
+        """Nobody waits for the reply's tools any more; returns the calls that were open."""
+        abandoned = reply.outstanding
+        for call in abandoned:
+            self._tools.forget(call.call_id)
+            reply.current.results[call.call_id] = self._history.result(call, INTERRUPTED_RESULT)
+        return abandoned
+
+    def is_answered(self, call_id: str) -> bool:
+        """Whether a tool call has its result."""
+        return self._tools.is_answered(call_id)
+
+    def close(self) -> None:
+        """The call is over."""
+        self._closed = True
+        self._tools.close()
+        self._fallbacks.close()
+
+    def take_result(self, reply: Reply, segment: Segment, result: ToolResultItem, *, wants_reply: bool) -> None:
+        """A tool's result, or what stands for it. With the last that is waited for the reply goes on."""
+        self._tools.answered(result.call_id)
+        segment.results[result.call_id] = result
+        segment.wants_reply |= wants_reply
+        if segment.outstanding:
+            return
+        if reply.phase is Phase.WAITING:
+            self._go_on(reply)
+        elif reply.cut is not None:
+            reply.kept = self._history.rewrite(reply, reply.cut)
+            self._on_cut()
+
+    def _tool_timed_out(self, call: ToolCallItem, timeout_ms: int) -> None:
+        """The model is told that its tool did not answer, and goes on. What was overtaken since waits for nothing."""
+        reply = self._reply
+        segments = [] if reply is None else [segment for segment in reply.segments if call in segment.outstanding]
+        if reply is None or reply.settled or not segments:
+            return
+        self._reporter.tool_timed_out(reply, call, timeout_ms)
+        result = self._history.result(call, TIMED_OUT_RESULT, is_error=True)
+        self.take_result(reply, segments[0], result, wants_reply=True)
+
+    def _release(self, reply: Reply, held: HeldReply) -> None:
+        """The reply was made ahead: all of it that is there goes out at once."""
+        reply.segments.append(held.segment)
+        self._history.release(held, reply.deadline)
+        reply.record.released = time.monotonic()
+        held.release(self._sink(reply))
+
+    def _submit(self, reply: Reply) -> None:
+        reply.phase = Phase.GENERATING
+        self._history.submit(reply, self._sink(reply))
+
+    def _sink(self, reply: Reply) -> RecordSink:
+        return partial(self._on_record, reply)
+
+    def _go_on(self, reply: Reply) -> None:
+        """Every result is there: put them into the history and generate what follows."""
+        reply.record.tool_wait_s += time.monotonic() - reply.record.stats[-1].ended
+        segment, problem = reply.current, None
+        try:
+            self._history.require_results(list(segment.results.values()), reply=segment.wants_reply)
+        except Problem as no_room:
+            problem = no_room
+            segment.results = {call.call_id: self._history.result(call, UNHELD_RESULT) for call in segment.calls}
+        self._history.put_results(segment)
+        if problem is not None:
+            self.end(reply, problem)
+        elif not segment.wants_reply:
+            self.end(reply)
+        elif reply.generation.max_tokens <= reply.output_tokens:
+            reply.record.finish = Finish.LENGTH.value
+            self.end(reply)
+        else:
+            try:
+                self._submit(reply)
+            except Problem as unanswered:  # by another model, which has no room for what the tools gave
+                self.end(reply, unanswered)
+
+    def _progress(self, reply: Reply, segment: Segment, record: records.Progress) -> None:
+        """One step of the newest generation. A tool call above a limit is not made, and ends the turn."""
+        made = sum(len(segment.calls) for segment in reply.segments)
+        allowed, broken = self._tools.admit(len(record.calls), made)
+        if broken is not None:
+            dropped = len(record.calls) - allowed
+            malformed = record.malformed_calls + dropped  # the history must not hold what it wrote of them either
+            record = replace(record, calls=record.calls[:allowed], malformed_calls=malformed)
+        before = len(segment.calls)
+        self._reporter.progress(reply, segment, record)
+        for call in segment.calls[before:]:
+            self._tools.sent(call)
+        exhausted = self._tools.exhausted if record.calls else None
+        if exhausted is not None and self._history.forbid_calls() and exhausted != broken:
+            self._reporter.limit_reached(reply, *exhausted)
+        if broken is not None:
+            self._reporter.limit_reached(reply, *broken)
+            reply.phase, reply.cut_by, reply.cut = Phase.OVER, TurnEnd.LIMIT_REACHED, len(reply.text)
+            reply.kept = self._history.rewrite(reply, reply.cut)
+            self._history.version += 1
+            self._on_cut()
+
+    # From the engine
+
+    def _on_record(self, reply: Reply, segment: Segment, record: Record) -> None:
+        """Take one record of a generation."""
+        if self._closed or segment not in reply.segments:
+            return
+        alive = reply.phase is Phase.GENERATING and segment is reply.current
+        try:
+            match record:
+                case records.Expected():
+                    self._fallbacks.expect(reply, record.at)
+                case records.Progress():
+                    if alive:
+                        self._progress(reply, segment, record)
+                case records.Ended():
+                    reply.record.stats.append(record.stats)
+                    if alive:
+                        self._generated(reply, segment, record)
+                case records.Failed():
+                    if alive:
+                        self._failed(reply, segment, engine_problem(record.reason, record.message))
+            if not alive and isinstance(record, records.Ended | records.Failed):
+                self._reporter.ended(reply, reply.cut_by)
+        except Exception:
+            log.exception("engine record failed", extra={"session": self._session, "record": type(record).__name__})
+            self._on_lost(Problem(Reason.INTERNAL, "the service failed on the engine's answer"))
+
+    def _failed(self, reply: Reply, segment: Segment, problem: Problem) -> None:
+        """The engine could not do what was asked: another model may, unless what was asked is at fault."""
+        hopeless = problem.reason in (Reason.CONTEXT_FULL, Reason.INVALID_FIELD)
+        if hopeless or not self._fallbacks.rescue(reply):
+            self._history.drop(segment)
+            self.end(reply, problem)
+
+    def _generated(self, reply: Reply, segment: Segment, record: records.Ended) -> None:
+        """A generation is over: the turn with it, unless tools are to be asked first."""
+        del segment.tokens[record.reply_tokens :]
+        problem = generation_problem(record.finish, record.error)
+        if problem is not None and self._fallbacks.rescue(reply):
+            return
+        reply.record.finish = record.finish
+        self._history.adopt(segment)
+        if problem is not None:
+            self.end(reply, problem)
+        elif segment.malformed_calls and not segment.calls:
+            self._drop_malformed(reply)
+        elif not segment.calls:
+            self.end(reply)
+        elif segment.outstanding:
+            reply.phase = Phase.WAITING
+            self._history.version += 1
+            self._reporter.waiting(reply)
+        else:
+            self._go_on(reply)
+
+    def _drop_malformed(self, reply: Reply) -> None:
+        """All the tools the reply wrote are no calls: nobody can run them, and the history holds what was said alone.
+
+        Where the reply was cut off inside of one, that is how the turn ended; otherwise the model failed, and the
+        client may ask again.
+        """
+        self._history.rewrite(reply, len(reply.text))
+        self._history.flush()
+        if TurnEnd.of(reply.record.finish) is TurnEnd.COMPLETED:
+            self.end(reply, Problem(Reason.MALFORMED_TOOL_CALL, "the model's tool call is no JSON call"))
+        else:
+            self.end(reply)
+
+    def end(self, reply: Reply, problem: Problem | None = None) -> None:
+        """The reply has said all it will. problem: what it failed of."""
+        reply.phase = Phase.OVER
+        self._history.version += reply.source is not AnswerSource.GIVEN_TEXT
+        end = TurnEnd.of(reply.record.finish)
+        if problem is not None:
+            end = TurnEnd.FAILED
+            self._reporter.failed(reply, problem)
+        limit = self._terms.max_output_tokens
+        if end is TurnEnd.LENGTH and reply.generation.max_tokens == limit:
+            self._reporter.limit_reached(reply, Guardrail.OUTPUT_TOKENS_PER_TURN, limit)
+        self._reporter.ended(reply, end)
+        if not self._closed:
+            self._on_over(reply)
