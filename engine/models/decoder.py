@@ -1,7 +1,7 @@
 """A dense decoder-only transformer: Llama 3.x, Mistral, Qwen2/2.5 and Qwen3 differ in data (``config.FAMILIES``).
 
-Owns the weights and the pool of pages. A forward serves windows; how windows share a pass is this file's private affair
-(they take turns for now). Knows nothing of drafting, sampling or sessions.
+Owns the weights and the pool of pages. The windows of a forward share one pass over the weights, whatever they are:
+prefill, trees, single nodes. Knows nothing of drafting, sampling or sessions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.cache import Geometry, KVCache, PagePool
 from engine.errors import ModelError
 from engine.interfaces import Output, Tap, Window
 from engine.models.config import DecoderConfig, read_config
-from engine.models.layers import Place, Rotary, attend, rms_norm, rotate, swiglu
+from engine.models.layers import Place, Places, Rotary, rms_norm, rotate, swiglu
 from engine.weights import Weights, pack
 
 
@@ -94,29 +94,29 @@ class Decoder:
         for tap in taps:
             if tap != "norm" and not 0 <= tap <= self.num_layers:
                 raise ModelError(f"tap {tap} is not in the residual stream of {self.num_layers} layers")
-        return [self._forward_one(window, taps) for window in windows]
-
-    def _forward_one(self, window: Window, taps: Sequence[Tap]) -> Output:
-        tree, computed = window.tree, window.computed
-        place = Place.of(window.cache, tree, self._rotary, computed)
-        tokens = tree.tokens[computed:] if computed else tree.tokens
-        x = self.embedding[tokens.to(self.device)]
+        places = [Place.of(window.cache, window.tree, self._rotary, window.computed) for window in windows]
+        place = Places.of(places)
+        ids = [window.tree.tokens[window.computed :] for window in windows]
+        x = self.embedding[(ids[0] if len(ids) == 1 else torch.cat(ids)).to(self.device)]
         tapped: dict[Tap, Tensor] = {0: x} if 0 in taps else {}
         for index, layer in enumerate(self._layers):
             x = self.block(x, layer, self.pool.kv[index], place)
             if index + 1 in taps:
                 tapped[index + 1] = x
-        logits = None
-        if window.logits != "none" or "norm" in taps:
-            rows = x if window.logits == "all" or "norm" in taps else x[-1:]
-            normed = rms_norm(rows, self._norm, self.config.rms_norm_eps)
-            tapped["norm"] = normed
-            if window.logits != "none":
-                logits = F.linear(normed if window.logits == "all" else normed[-1:], self.lm_head_weight)
-        features = torch.stack([tapped[tap] for tap in taps], 1) if taps else None
-        return Output(logits, features)
+        rows = [len(some) for some in ids]
+        wanted = [{"all": count, "last": 1, "none": 0}[w.logits] for w, count in zip(windows, rows, strict=True)]
+        normed = x
+        if "norm" in taps:
+            normed = tapped["norm"] = rms_norm(x, self._norm, self.config.rms_norm_eps)
+        chosen = _last_rows(normed, rows, wanted)
+        if "norm" not in taps:
+            chosen = rms_norm(chosen, self._norm, self.config.rms_norm_eps)
+        logits = torch.split(F.linear(chosen, self.lm_head_weight), wanted) if any(wanted) else [None] * len(windows)
+        features = torch.split(torch.stack([tapped[tap] for tap in taps], 1), rows) if taps else [None] * len(windows)
+        pairs = zip(logits, features, strict=True)
+        return [Output(some if some is not None and len(some) else None, feature) for some, feature in pairs]
 
-    def block(self, x: Tensor, layer: Layer, kv: Tensor, place: Place) -> Tensor:
+    def block(self, x: Tensor, layer: Layer, kv: Tensor, place: Place | Places) -> Tensor:
         """One pre-norm block: [n, d] -> [n, d]. kv: this layer's [2, slots, kv_heads, head_dim]."""
         config = self.config
         heads, kv_heads, eps = config.num_heads, config.num_kv_heads, config.rms_norm_eps
@@ -128,10 +128,20 @@ class Decoder:
             qk = rotate(torch.cat([q, k], 1), place.cos, place.sin)
         else:
             qk = rotate(qkv[:, : heads + kv_heads], place.cos, place.sin)
-        kv[0, place.written] = qk[:, heads:]
-        kv[1, place.written] = qkv[:, heads + kv_heads :]
-        x = x + F.linear(attend(qk[:, :heads], kv, place), layer.output, layer.output_bias)
+        place.put(kv, qk[:, heads:], qkv[:, heads + kv_heads :])
+        x = x + F.linear(place.attend(qk[:, :heads], kv), layer.output, layer.output_bias)
         return x + swiglu(rms_norm(x, layer.mlp_norm, eps), layer.gate_up, layer.down)
+
+
+def _last_rows(x: Tensor, rows: Sequence[int], wanted: Sequence[int]) -> Tensor:
+    """The last ``wanted`` of each window's ``rows``, one after the other."""
+    if list(rows) == list(wanted):
+        return x
+    if len(rows) == 1:
+        return x[rows[0] - wanted[0] :]
+    return torch.cat(
+        [some[len(some) - count :] for some, count in zip(torch.split(x, list(rows)), wanted, strict=True)]
+    )
 
 
 def load_target(

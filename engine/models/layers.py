@@ -1,12 +1,13 @@
 """The parts that decoders and draft heads are made of: norm, rotary positions, attention over a paged cache, MLP.
 
-All of it works on one window of n tokens at a time, with weights given as plain tensors. Knows no checkpoint.
+All of it works on the n tokens of one window, or of several that share a pass, with weights given as plain tensors.
+Knows no checkpoint.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +115,48 @@ class Place:
             mask = mask.to(rotary.cos.device)
         cos, sin = rotary.at(length, tree, computed)
         return Place(written, read, mask, cos, sin)
+
+    def put(self, kv: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Write the window's keys and values, each [n, kv_heads, head_dim], into a layer's."""
+        kv[0, self.written] = keys
+        kv[1, self.written] = values
+
+    def attend(self, query: Tensor, kv: Tensor) -> Tensor:
+        """``attend`` of the window's queries, whose keys were ``put`` before."""
+        return attend(query, kv, self)
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """The places of several windows that share a pass: rows of the first, then of the second, and so on.
+
+    Everything but attention reads the weights once for all of them.
+    """
+
+    parts: Sequence[Place]
+    rows: list[int]
+    cos: Tensor
+    sin: Tensor
+
+    @staticmethod
+    def of(parts: Sequence[Place]) -> Places | Place:
+        """One place stays what it is."""
+        if len(parts) == 1:
+            return parts[0]
+        rows = [part.cos.shape[0] for part in parts]
+        return Places(parts, rows, torch.cat([part.cos for part in parts]), torch.cat([part.sin for part in parts]))
+
+    def put(self, kv: Tensor, keys: Tensor, values: Tensor) -> None:
+        """As ``Place.put``, of all rows."""
+        for part, some_keys, some_values in zip(
+            self.parts, torch.split(keys, self.rows), torch.split(values, self.rows), strict=True
+        ):
+            part.put(kv, some_keys, some_values)
+
+    def attend(self, query: Tensor, kv: Tensor) -> Tensor:
+        """As ``Place.attend``, of all rows: each window sees its own session alone."""
+        queries = zip(self.parts, torch.split(query, self.rows), strict=True)
+        return torch.cat([part.attend(some, kv) for part, some in queries])
 
 
 def attend(query: Tensor, kv: Tensor, place: Place) -> Tensor:
