@@ -76,8 +76,9 @@ def report(model: Path, replays: dict[Mode, Replay], socket: list[float], calls:
     page.plot(replays, lengths, harness.RESULTS / "turns.svg")
     body = "\n\n".join(
         [
-            f"{calls} recorded calls, {len(first.answers)} turns, speech at {speed:g} times its speed. First token: a "
-            "tool call counts, and of a turn that is one, as its first clause too.",
+            f"{calls} recorded calls, {len(first.answers)} turns, speech {speed:g} times as fast. First token: on "
+            "the service's clock, from the final's arrival. Text or tool call: the first that the client has, from "
+            "when it sent the final; a tool call is sent when it is whole, and counts as a first clause where it is first.",
             page.main_table(replays, lengths),
             "![](turns.svg)",
             page.ahead_table(replays[ANSWER], socket),
@@ -86,7 +87,14 @@ def report(model: Path, replays: dict[Mode, Replay], socket: list[float], calls:
     )
     data = {
         mode.name: [
-            [*key, answer.first_ms, answer.clause_ms, answer.reported.answered_ahead, asdict(answer.reported.usage)]
+            [
+                *key,
+                answer.token_ms,
+                answer.first_ms,
+                answer.clause_ms,
+                answer.reported.answered_ahead,
+                asdict(answer.reported.usage),
+            ]
             for key, answer in replay.answers.items()
         ]
         for mode, replay in replays.items()

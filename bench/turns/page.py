@@ -43,21 +43,21 @@ def percentiles(values: Sequence[float]) -> tuple[float, float]:
 
 def over(base: Replay, other: Replay, keys: Sequence[Key]) -> str:
     """Median of the first token's time over that of the same turn in another mode, with its interval."""
-    ratios = [other.answers[key].first_ms / base.answers[key].first_ms for key in keys]
+    ratios = [other.answers[key].token_ms / base.answers[key].token_ms for key in keys]
     return "{:.2f} [{:.2f}, {:.2f}]".format(*harness.interval(ratios))
 
 
 def main_table(replays: dict[Mode, Replay], lengths: dict[str, list[Key]]) -> str:
-    header = ["caller's turn", "turns", "mode", "first token p50 ms", "p95", "first clause p50 ms", "p95"]
+    header = ["caller's turn", "turns", "mode", "first token p50 ms", "p95", "text or tool call p50 ms", "p95"]
+    header += ["first clause p50 ms", "p95"]
     header += [f"first token over {FINAL_ONLY.name}", "same text"]
     base = replays[FINAL_ONLY]
     rows = []
     for name, keys in lengths.items():
         for mode, replay in replays.items():
-            firsts, clauses = zip(
-                *((replay.answers[key].first_ms, replay.answers[key].clause_ms) for key in keys), strict=True
-            )
-            times = [f"{ms:.1f}" for ms in (*percentiles(firsts), *percentiles(clauses))]
+            answers = [replay.answers[key] for key in keys]
+            kinds = ("token_ms", "first_ms", "clause_ms")
+            times = [f"{ms:.1f}" for kind in kinds for ms in percentiles([getattr(a, kind) for a in answers])]
             same = sum(replay.answers[key].said == base.answers[key].said for key in keys)
             rows.append([name, len(keys), mode.name, *times, over(base, replay, keys), f"{same}/{len(keys)}"])
     return harness.table(header, rows)
@@ -81,12 +81,11 @@ def ahead_table(replay: Replay, socket: Sequence[float]) -> str:
         ["tokens dropped for each token sent", f"{wasted / max(1, sent):.2f} ({wasted:,} of {sent:,})"],
     ]
     if released:
-        first = [answer.first_ms for answer in released]
-        inside = [answer.reported.timings.first_token_ms or 0.0 for answer in released]
-        rows += [
-            ["first token of a released reply, at the client, p50 and p95 ms", _two(first)],
-            ["the same on the service's clock", _two(inside)],
-        ]
+        rows.append(["first token of a released reply, on the service's clock", _two([a.token_ms for a in released])])
+        ready = [answer.first_ms for answer in released if answer.was_ready]
+        if ready:
+            what = f"first text of the {len(ready)} that had some when the final came, at the client, p50 and p95 ms"
+            rows.append([what, _two(ready)])
     rows.append(["a request to the service and back that asks nothing of it, p50 and p95 ms", _two(socket)])
     return harness.table(["", "answer ahead"], rows)
 
@@ -115,7 +114,7 @@ def plot(replays: dict[Mode, Replay], lengths: dict[str, list[Key]], path: Path)
     figure, axes = pyplot.subplots(1, len(shown), figsize=(6.5 * len(shown), 4), squeeze=False)
     for axis, name in zip(axes[0], shown, strict=True):
         for mode in (FINAL_ONLY, PREFILL, ANSWER):
-            firsts = sorted(replays[mode].answers[key].first_ms for key in lengths[name])
+            firsts = sorted(replays[mode].answers[key].token_ms for key in lengths[name])
             axis.plot(firsts, [(at + 1) / len(firsts) for at in range(len(firsts))], label=mode.name, drawstyle="steps")
         axis.set(title=f"caller's turns of {name}", xlabel="ms from the final to the first token", xscale="log")
         axis.set_ylabel("share of turns")

@@ -16,15 +16,15 @@ from firstword import Call, CallError, Client, Notice, TextDelta, Tool, ToolCall
 
 LISTENS_S = 0.05
 """Silence before the caller speaks again, not scaled: shorter than anybody's, so nothing is gained by waiting."""
+READY_MS = 2.0
 ROOM = 1500
 """Tokens of a call behind which it ends: what comes next must fit."""
 
 
 @dataclass
 class Answer:
-    """What came of one turn, milliseconds from the final on the client's clock. said: text and tool calls, in order.
-
-    reported: the service's account; its own first_token_ms is without the socket.
+    """What came of one turn, milliseconds from the final on the client's clock: first_ms until there was text or a
+    whole tool call, clause_ms until a clause was. said: text and tool calls, in order. reported: the service's account.
     """
 
     turn: SpokenTurn
@@ -32,6 +32,22 @@ class Answer:
     clause_ms: float
     said: tuple[str, ...]
     reported: TurnReport
+
+    @property
+    def token_ms(self) -> float:
+        """Until the first token was there, on the service's clock: a tool call is sent when it is whole, so that the
+        client cannot see its first token.
+        """
+        told = self.reported.timings.first_token_ms
+        return self.first_ms if told is None else told
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether there was text when the final came: a reply made ahead may be at its beginning then, or hold only
+        part of a tool call.
+        """
+        told = self.reported.timings.first_text_ms
+        return self.reported.answered_ahead and told is not None and told < READY_MS
 
 
 @dataclass
