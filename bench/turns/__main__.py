@@ -78,7 +78,7 @@ def report(model: Path, replays: dict[Mode, Replay], socket: list[float], calls:
         [
             f"{calls} recorded calls, {len(first.answers)} turns, speech {speed:g} times as fast. First token: on "
             "the service's clock, from the final's arrival. Text or tool call: the first that the client has, from "
-            "when it sent the final; a tool call is sent when it is whole, and counts as a first clause where it is first.",
+            "when it sent the final; a tool call is sent when it is whole, and is a first clause where it comes first.",
             page.main_table(replays, lengths),
             "![](turns.svg)",
             page.ahead_table(replays[ANSWER], socket),
