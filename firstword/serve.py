@@ -23,11 +23,11 @@ LOG_LINES_KEPT = 20
 LONGEST_LOG_LINE = 1024 * 1024
 
 NOT_HERE = """\
-The server is not here. It ships with the repository and as a container image, not in this wheel, and
+The server is not here. It ships with the repository, not in this wheel, and
 pip install 'firstword[server]' alone, which only brings what it runs on, is not enough. Either
 
     git clone the Firstword repository, and in it: make setup, then make serve
-    or run the image, and give its address to: firstword talk ADDRESS
+    or give the address of one that runs elsewhere to: firstword talk ADDRESS
 """
 NO_TORCH = """\
 The server is here, but torch, which it runs on, is not. In the repository: make setup
