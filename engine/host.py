@@ -71,10 +71,15 @@ class EngineHost:
     def handle(self, command: records.Command) -> list[records.Event]:
         """Carry out one command. Whatever a caller got wrong comes back as ``Failed``, and what went before stands."""
         events: list[records.Event] = []
-        if self._parking.takes(command):
+        if self._parking.queues(command):
             return events
         try:
-            self._dispatch(command, events)
+            if isinstance(command, records.Submit) and self._parking.must_wait(command):
+                # The log is at once what whoever sends the next command takes it for, and is prefilled meanwhile.
+                self._sync(self.engine.session(command.session), command, events)
+                self._parking.begin(command)
+            else:
+                self._dispatch(command, events)
         except (EngineError, ValueError) as error:
             session = getattr(command, "session", "")
             turn = command.turn if isinstance(command, records.Submit) else None
@@ -165,10 +170,10 @@ class EngineHost:
     def _submit(self, command: records.Submit, events: list[records.Event]) -> None:
         session = self.engine.session(command.session)
         reader = self.new_reader(command)
-        grammar = None if command.constraint is None else self.grammars.grammar(command.constraint)
         hypothesis = self._hypothesis(session)
         start = hypothesis.start if hypothesis.start < hypothesis.end else None
         self._sync(session, command, events)
+        grammar = None if command.constraint is None else self.grammars.grammar(command.constraint)
         turn = self.engine.submit(
             session,
             command.sampling,

@@ -21,17 +21,24 @@ class Parking:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def takes(self, command: records.Command) -> bool:
-        """Whether the command waits, for its own grammar or because one before it does."""
-        session = getattr(command, "session", "")
-        waiting = self._waiting.get(session)
+    def must_wait(self, command: records.Command) -> bool:
+        """Whether the command asks for a reply whose grammar is not there."""
+        if not isinstance(command, records.Submit) or command.constraint is None:
+            return False
+        return not self._ready(command.constraint)
+
+    def begin(self, command: records.Submit) -> None:
+        """The command, and all that is sent to its session from now on, waits."""
+        self._waiting[command.session] = [command]
+
+    def queues(self, command: records.Command) -> bool:
+        """Whether the command waits because one before it does; then it is kept."""
+        waiting = self._waiting.get(getattr(command, "session", ""))
         if waiting is None:
-            if not isinstance(command, records.Submit) or command.constraint is None or self._ready(command.constraint):
-                return False
-            waiting = self._waiting[session] = []
+            return False
         waiting.append(command)
         if isinstance(command, records.Fork):
-            self._waiting[command.child] = waiting  # what is sent to the fork comes behind it
+            self._waiting.setdefault(command.child, waiting)  # what is sent to the fork comes behind it
         return True
 
     def leave(self) -> list[records.Command]:

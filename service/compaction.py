@@ -6,12 +6,14 @@ Owns the summary that is being written. The tokens are ``service.conversation``'
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from engine import records
 from service.call_services import Record
 from service.client_events import Generate
+from service.editing import agreeing
 from service.history import History
 from service.items import Item
 from service.options import GenerationPatch
@@ -49,7 +51,7 @@ class Compaction:
     def __init__(
         self, session: str, terms: Terms, history: History, reporter: Reporter, on_summary: Callable[[], None]
     ) -> None:
-        self._fork = f"{session}\nsummary"  # which no call can be named
+        self._fork = f"{session}\nsummary {secrets.token_hex(4)}"  # which no call can be named, nor a later one's fork
         self._terms = terms
         self._history = history
         self._reporter = reporter
@@ -76,9 +78,15 @@ class Compaction:
     def make_room(self, need: int) -> Iterator[Moved]:
         """So many tokens do not fit, or may not: drop the oldest turns, if that is the policy and would do."""
         used, limit = self._history.length, self._terms.max_context_tokens
-        if self._terms.context.action == "refuse" or self._history.least_tokens + need >= limit:
+        if self._terms.context.action == "refuse":
             return
-        changed = self._history.drop_oldest(min(self._terms.keep_tokens, limit - need - 1))
+        try:
+            if self._history.least_tokens + need >= limit:
+                return
+            changed = self._history.drop_oldest(min(self._terms.keep_tokens, limit - need - 1), need=need)
+        except Problem as problem:  # the template takes the instructions with the first turns alone
+            log.warning("no turn can be dropped", extra={"cause": str(problem)})
+            return
         if changed is not None:
             kept, moved = changed
             yield moved
@@ -130,14 +138,15 @@ class Compaction:
         summary = self._summary
         if summary is None or not summary.done:
             return
-        self._summary, self._in_vain = None, True
         text = "".join(summary.text).strip()
-        still = self._history.items[: len(summary.covered)] == summary.covered
+        self._summary, self._in_vain = None, not text
+        still = agreeing(self._history.items, summary.covered) == len(summary.covered)
         if not text or not still:
             return
         try:
             changed = self._history.drop_oldest(self._terms.keep_tokens, len(summary.covered), text)
         except Problem as problem:  # the template takes no system prompt
+            self._in_vain = True
             log.warning("no place for a summary", extra={"cause": str(problem)})
             return
         if changed is not None:

@@ -252,7 +252,7 @@ class Conversation:
         """How many stay when all turns but the newest are forgotten, at least."""
         mine, newest = self._instructions, next((span for _, span in reversed(self._turns)), None)
         bare = Instructions.of(self._chat, mine.system, (), mine.tools, "open", "items", mine.summary)
-        return len(bare.head.ids) + (self.length - newest.start if newest is not None else 0)
+        return len(bare.head.ids) + (0 if newest is None else self._length_from(newest, bare.head.first_user))
 
     def drop_oldest(
         self, keep_tokens: int, covered: int | None = None, summary: str = ""
@@ -267,7 +267,7 @@ class Conversation:
         bare = Instructions.of(self._chat, mine.system, (), mine.tools, "open", "items", summary)
         shift, head = self._unfold(), len(bare.head.ids)
         turns, folded = self._turns, bool(self._instructions.items)
-        fitting = (at for at, span in turns if head + self.length - span.start <= keep_tokens)
+        fitting = (at for at, span in turns if head + self._length_from(span, bare.head.first_user) <= keep_tokens)
         first = next(fitting, turns[-1][0] if turns else len(self.spans))
         if covered is not None:
             ends = [at for at in range(1, first + 1) if sum(len(span.items) for span in self.spans[:at]) <= covered]
@@ -281,6 +281,13 @@ class Conversation:
         moved = self.instruct(bare, new_first=goes)
         self._known = min(self._known, common_length(before, self._tokens))
         return lambda end: head if end + shift == dropped else moved(end + shift)
+
+    def _length_from(self, turn: Span, first: str | None) -> int:
+        """Tokens from a turn of the caller on, were it the first: some templates write the tools into that."""
+        (item,) = turn.items
+        assert isinstance(item, MessageItem)
+        own = turn.end - turn.start if first is None else len(self._chat.user(item.text, first=first))
+        return own + self.length - turn.end
 
     def _unfold(self) -> int:
         """Give the items that the call was opened with spans of their own, as if they had been said since; by how much

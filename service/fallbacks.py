@@ -72,9 +72,11 @@ class Fallbacks:
         self._expected = at
         if at > reply.deadline:
             self._late(reply)
-        else:  # it is to be believed for as long as the first link leaves it time
-            latest = reply.deadline - (self._lead() or (reply.deadline - at) / 2)
-            self._wait(max(at, latest) - time.monotonic(), self._due)
+        else:  # an estimate may be out by as much as half of what is left behind it
+            half = (at + reply.deadline) / 2
+            lead = self._lead()
+            latest = half if lead is None else max(half, reply.deadline - lead)
+            self._wait(latest - time.monotonic(), self._due)
 
     def rescue(self, reply: Reply) -> bool:
         """The engine has failed; whether another link of the chain answers."""

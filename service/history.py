@@ -112,12 +112,15 @@ class History:
         return self._conversation.settled_items
 
     def drop_oldest(
-        self, keep_tokens: int, covered: int | None = None, summary: str = ""
+        self, keep_tokens: int, covered: int | None = None, summary: str = "", need: int = 0
     ) -> tuple[int, Callable[[int], int]] | None:
-        """As ``instruct``, of ``Conversation.drop_oldest``; None where nothing has changed."""
-        before = self._conversation.tokens
+        """As ``instruct``, of ``Conversation.drop_oldest``; None where nothing has changed, and nothing does where
+        ``need`` more tokens would not fit all the same.
+        """
+        before, restore = self._conversation.tokens, self._conversation.snapshot()
         moved = self._conversation.drop_oldest(keep_tokens, covered, summary)
-        if moved is None:
+        if moved is None or not self.fits(need):
+            restore()
             return None
         self.version += 1
         return common_length(before, self._conversation.tokens), moved

@@ -36,6 +36,7 @@ class Shadow:
         self.resident = resident
         self._session = session
         self._content = content
+        self._generation = generation
         try:
             self._conversation = self._begun(content)
         except Problem as problem:
@@ -49,8 +50,8 @@ class Shadow:
         self._usable = True
         known, tokens = self._conversation.take_change(limit=resident.max_context_tokens - 1)
         self._known = known + len(tokens)
-        constraint = self._conversation.constraint(generation, goes_on=False)
-        resident.engine.open(session, tokens, seed, self._engine_failed, constraint)
+        resident.engine.open(session, tokens, seed, self._engine_failed)
+        self._prepare()
 
     @property
     def can_answer(self) -> bool:
@@ -77,6 +78,7 @@ class Shadow:
                 self._become(content.items)
             else:
                 self._conversation = self._begun(content)
+                self._prepare()
             self._content = content
         except Problem as problem:
             self._give_up(str(problem))
@@ -124,6 +126,12 @@ class Shadow:
     def close(self) -> None:
         """The call is over."""
         self.resident.engine.close(self._session)
+
+    def _prepare(self) -> None:
+        """Replies will have the form that the tools ask for."""
+        constraint = self._conversation.constraint(self._generation, goes_on=False)
+        if constraint is not None:
+            self.resident.engine.prepare(self._session, constraint)
 
     def _begun(self, content: Content) -> Conversation:
         chat, items = self.resident.chat, content.items

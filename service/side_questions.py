@@ -5,6 +5,7 @@ Owns the questions that are open. The call's turns and its history know nothing 
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ class SideQuestions:
         else:
             self._terms.check_items(event.items, "generate.conversation")
         generation = self._terms.for_question(event.generation)
-        name = f"{self._session}\n{number}"  # which no call can be named
+        name = f"{self._session}\n{number} {secrets.token_hex(4)}"  # which no call can be named, nor a later one's fork
         account = TurnRecord(0, time.monotonic(), event.traceparent, event.tracestate, request_id=number)
         account.sampling, account.max_tokens = generation.sampling, generation.max_tokens
         question = _Question(event, name, account)

@@ -203,7 +203,7 @@ class Speaking:
 
     def _failed(self, reply: Reply, segment: Segment, problem: Problem) -> None:
         """The engine could not do what was asked: another model may, unless what was asked is at fault."""
-        hopeless = problem.reason in (Reason.CONTEXT_FULL, Reason.INVALID_FIELD)
+        hopeless = reply.answerer is None and problem.reason in (Reason.CONTEXT_FULL, Reason.INVALID_FIELD)
         if hopeless or not self._fallbacks.rescue(reply):
             self._history.drop(segment)
             self.end(reply, problem)

@@ -112,8 +112,8 @@ class GuidedGrammar:
                 if not matcher.validate_tokens([tokens[node]]):
                     continue
                 matcher = matcher.deep_copy()
-                matcher.consume_token(tokens[node])
-                self._require_sound(matcher)
+                if not matcher.consume_token(tokens[node]) or matcher.is_error():
+                    continue  # what is only guessed must not end a reply
             kept.append(node)
             if bits is not None:
                 llguidance.numpy.fill_next_token_bitmask(matcher, bits, node)

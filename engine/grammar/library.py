@@ -42,8 +42,11 @@ class GrammarLibrary:
         if constraint not in self._kept:
             self._kept[constraint] = self._thread.submit(self._compile, constraint)
         self._kept.move_to_end(constraint)
-        if len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
+        # Somebody may wait for one that is not done: it stays, however many there are.
+        old = [done for done, compiled in self._kept.items() if compiled.done()][: max(0, len(self._kept) - KEPT)]
+        for done in old:
+            if done != constraint:
+                del self._kept[done]
 
     def ready(self, constraint: Constraint) -> bool:
         """Whether it is compiled, or is known not to be possible. From now on it is being compiled."""

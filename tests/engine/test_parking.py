@@ -109,10 +109,27 @@ def test_a_session_that_is_closed_meanwhile_leaves_nothing() -> None:
     assert not made.busy and made.beat().pages_in_use == 0
 
 
-def test_a_form_that_cannot_be_enforced_fails_its_own_reply() -> None:
+def test_a_form_that_cannot_be_enforced_fails_its_own_reply_and_nothing_behind_it() -> None:
     made, slow = host()
     made.handle(records.Open("a", PROMPT))
-    made.handle(submit("a", 1, JsonConstraint('{"type": "object", "minProperties": "x"}')))
+    more = tuple(codec().encode(" Now?"))
+    impossible = JsonConstraint('{"type": "object", "minProperties": "x"}')
+    made.handle(records.Submit("a", 1, len(PROMPT), more, Sampling(), 12, constraint=impossible))
+    made.handle(records.Sync("a", len(PROMPT) + 1, ()))  # it counts on what the reply was asked behind
+    made.handle(records.Submit("a", 2, len(PROMPT) + 1, (), Sampling(), 5))
     slow.done = True
-    (failed,) = [event for event in run(made) if isinstance(event, records.Failed)]
+    events = run(made)
+    (failed,) = [event for event in events if isinstance(event, records.Failed)]
     assert (failed.session, failed.turn, failed.reason) == ("a", 1, "InvalidConstraint")
+    assert [event.turn for event in events if isinstance(event, records.Ended)] == [2]
+
+
+def test_the_log_is_prefilled_while_the_reply_waits() -> None:
+    made, slow = host()
+    made.handle(records.Open("a", PROMPT))
+    made.handle(records.Submit("a", 1, len(PROMPT), (5, 6, 7), Sampling(), 5, constraint=SCHEMA))
+    run(made, 20)
+    assert made.engine.session("a").cache.length == len(PROMPT) + 2
+    slow.done = True
+    (ended,) = [event for event in run(made) if isinstance(event, records.Ended)]
+    assert ended.stats.cached_tokens == len(PROMPT) + 2

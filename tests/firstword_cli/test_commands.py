@@ -45,7 +45,7 @@ def test_without_the_service_it_says_where_that_comes_from(
     assert main([command]) == 2
     said = capsys.readouterr().err
     assert "pip install 'firstword[server]' alone" in said
-    assert "image" in said
+    assert "firstword talk ADDRESS" in said
 
 
 @pytest.mark.parametrize(("missing", "arguments"), [("textual", ["talk"]), ("torch", ["serve"])])

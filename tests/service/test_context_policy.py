@@ -117,8 +117,6 @@ def test_what_cannot_fit_whatever_goes_changes_nothing():
 
 @pytest.mark.parametrize("event", [client.Respond(99, TURN), client.Say(99, " ".join([LONG] * 3))])
 def test_the_agent_speaks_first_in_place_of_the_oldest_turns(event):
-    talked = opened("drop_oldest")
-    talk(talked, 16)
     items: tuple = ()
     while Conversation.opened(chat(), client.Open(system=SYSTEM, tools=TOOLS, items=items)).length < 2046 - 130:
         items = (*items, MessageItem("", "user", LONG), MessageItem("", "assistant", "Yes."))
@@ -181,10 +179,6 @@ def test_a_summary_comes_before_the_context_is_full_though_nobody_says_when():
 def test_an_idle_call_has_no_second_summary(keep):
     call = opened("summarise", announce_at=600, keep=keep)
     talk(call, 6)
-    told, steps = len(call.events), 0
-    while call.engine.step():
-        steps += 1
-    assert steps == 0 and len(call.events) == told
     assert len(changes(call)) == len({change.history.version for change in changes(call)}) <= 6
 
 
@@ -252,3 +246,5 @@ def test_what_is_left_is_written_as_its_template_writes_it(template, seed):
     same.put_items(left)
     assert conversation.tokens == same.tokens
     assert moved(max(ends)) == conversation.length
+    users = [item for item in left if isinstance(item, MessageItem) and item.role == "user"]
+    assert summary or conversation.length <= keep or len(users) == 1

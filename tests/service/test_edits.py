@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.constraint import Constraint
 from service import client_events as client
 from service import server_events as server
 from service.conversation import Conversation
 from service.items import Item, MessageItem, ToolCallItem, ToolDefinition, ToolResultItem
-from service.options import GenerationPatch, ToolChoice, TurnOptions
+from service.options import Generation, GenerationPatch, ToolChoice, TurnOptions
 from service.problems import Reason
 from service.server_events import HistoryCause
 from tests.service.calls import LINES, SYSTEM, TOOLS, CallUnderTest, chat
@@ -77,6 +78,16 @@ def test_new_instructions_are_those_of_a_call_opened_with_them(turns):
     fresh.send(client.Final(9, "Hello?", TURN))
     fresh.run()
     assert call.text(9) == fresh.text(9) and call.conversation.tokens == fresh.conversation.tokens
+
+
+def test_the_form_of_new_tools_is_announced():
+    call = opened()
+    told: list[Constraint] = []
+    mirrors = call.engine._sessions[call.call.session]
+    mirrors.prepare = told.append  # type: ignore[method-assign]
+    call.send(client.Update(tools=(TOOL,)))
+    (constraint,) = told
+    assert constraint == call.conversation.constraint(Generation(), goes_on=False)
 
 
 def test_a_reply_in_progress_is_made_on_the_old_ones_and_can_be_cut_on_the_new():
