@@ -139,7 +139,7 @@ class Call:
             lambda: services.engine.serving,
             self._finish,
         )
-        self._questions = SideQuestions(self.session, services, terms, history, recorder, emit, over)
+        self._questions = SideQuestions(services, terms, history, recorder, emit, over)
         turns.start(seed)
         log.info("call opened", extra={"session": self.session, "tokens": conversation.length})
         self._emit(

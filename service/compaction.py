@@ -6,7 +6,6 @@ Owns the summary that is being written. The tokens are ``service.conversation``'
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -38,8 +37,9 @@ LONGEST_TURN_SEEN = 32
 
 @dataclass(eq=False)
 class _Summary:
-    """One that is being written, or is. covered: the items that it speaks of and that may go."""
+    """One that is being written, or is. fork: that writes it. covered: the items that it speaks of and that may go."""
 
+    fork: str
     covered: tuple[Item, ...]
     text: list[str] = field(default_factory=list)
     done: bool = False
@@ -48,10 +48,7 @@ class _Summary:
 class Compaction:
     """Of one call. on_summary: called when there is one to be put into force."""
 
-    def __init__(
-        self, session: str, terms: Terms, history: History, reporter: Reporter, on_summary: Callable[[], None]
-    ) -> None:
-        self._fork = f"{session}\nsummary {secrets.token_hex(4)}"  # which no call can be named, nor a later one's fork
+    def __init__(self, terms: Terms, history: History, reporter: Reporter, on_summary: Callable[[], None]) -> None:
         self._terms = terms
         self._history = history
         self._reporter = reporter
@@ -81,8 +78,6 @@ class Compaction:
         if self._terms.context.action == "refuse":
             return
         try:
-            if self._history.least_tokens + need >= limit:
-                return
             changed = self._history.drop_oldest(min(self._terms.keep_tokens, limit - need - 1), need=need)
         except Problem as problem:  # the template takes the instructions with the first turns alone
             log.warning("no turn can be dropped", extra={"cause": str(problem)})
@@ -111,11 +106,11 @@ class Compaction:
             return
         question = self._terms.context.summary_instructions or SUMMARY_INSTRUCTIONS
         asked = Generate(0, question, generation=GenerationPatch(temperature=0.0, max_tokens=MAX_SUMMARY_TOKENS))
-        summary = self._summary = _Summary(covered)
+        summary = self._summary = _Summary(self._history.new_fork("summary"), covered)
         self._reporter.announce(due_at=used)
         try:
             generation = self._terms.for_question(asked.generation)
-            self._history.ask_aside(self._fork, asked, generation, lambda record: self._hear(summary, record))
+            self._history.ask_aside(summary.fork, asked, generation, lambda record: self._hear(summary, record))
         except Problem as problem:
             log.warning("no summary", extra={"cause": str(problem)})
             self._drop_summary()
@@ -127,7 +122,7 @@ class Compaction:
             case records.Progress():
                 summary.text.append(record.text)
             case records.Ended() if generation_problem(record.finish, record.error) is None:
-                self._history.close_fork(self._fork)
+                self._history.close_fork(summary.fork)
                 summary.done = True
                 self._on_summary()
             case records.Ended() | records.Failed():
@@ -157,7 +152,7 @@ class Compaction:
 
     def _drop_summary(self) -> None:
         if self._summary is not None and not self._summary.done:
-            self._history.close_fork(self._fork)
+            self._history.close_fork(self._summary.fork)
         self._summary, self._in_vain = None, True
 
     def _changed(self, cause: HistoryCause, kept: int, summary: str = "") -> None:

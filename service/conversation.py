@@ -247,13 +247,6 @@ class Conversation:
         newest = next((at for at, _ in reversed(self._turns)), 0)
         return tuple(item for span in self.spans[:newest] for item in span.items)
 
-    @property
-    def least_tokens(self) -> int:
-        """How many stay when all turns but the newest are forgotten, at least."""
-        mine, newest = self._instructions, next((span for _, span in reversed(self._turns)), None)
-        bare = Instructions.of(self._chat, mine.system, (), mine.tools, "open", "items", mine.summary)
-        return len(bare.head.ids) + (0 if newest is None else self._length_from(newest, bare.head.first_user))
-
     def drop_oldest(
         self, keep_tokens: int, covered: int | None = None, summary: str = ""
     ) -> Callable[[int], int] | None:
@@ -264,7 +257,7 @@ class Conversation:
         """
         restore, before, mine = self.snapshot(), self._tokens, self._instructions
         summary = summary or mine.summary
-        bare = Instructions.of(self._chat, mine.system, (), mine.tools, "open", "items", summary)
+        bare = self._bare(summary)
         shift, head = self._unfold(), len(bare.head.ids)
         turns, folded = self._turns, bool(self._instructions.items)
         fitting = (at for at, span in turns if head + self._length_from(span, bare.head.first_user) <= keep_tokens)
@@ -282,6 +275,11 @@ class Conversation:
         self._known = min(self._known, common_length(before, self._tokens))
         return lambda end: head if end + shift == dropped else moved(end + shift)
 
+    def _bare(self, summary: str) -> Instructions:
+        """Those in force with this summary, and no items. Raises Problem where the template refuses them so."""
+        mine = self._instructions
+        return Instructions.of(self._chat, mine.system, (), mine.tools, "open", "items", summary)
+
     def _length_from(self, turn: Span, first: str | None) -> int:
         """Tokens from a turn of the caller on, were it the first: some templates write the tools into that."""
         (item,) = turn.items
@@ -296,7 +294,7 @@ class Conversation:
         mine, end = self._instructions, self.spans[0].end
         if not mine.items:
             return 0
-        of = Instructions.of(self._chat, mine.system, (), mine.tools, "open", "items", mine.summary)
+        of = self._bare(mine.summary)
         unfolded = Conversation(self._chat, of)
         try:
             unfolded.put_items(self.spans[0].items)

@@ -6,6 +6,7 @@ Knows replies as what history is written from; knows no client and no order of e
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -219,11 +220,6 @@ class History:
         """How many tokens a turn of the caller needs, with what asks for the reply to it."""
         return len(self._conversation.user_tokens(text)) + len(self._conversation.prompt)
 
-    @property
-    def least_tokens(self) -> int:
-        """How many stay when all turns go that may."""
-        return self._conversation.least_tokens
-
     def result(self, call: ToolCallItem, output: str, *, is_error: bool = False, item_id: str = "") -> ToolResultItem:
         """The result of a call, not yet put anywhere."""
         return ToolResultItem(item_id or self.new_id(), call.call_id, call.name, output, is_error)
@@ -376,6 +372,10 @@ class History:
         )
         self._services.engine.submit(command, held.take)
         return held
+
+    def new_fork(self, purpose: str) -> str:
+        """A name for a fork of the call's session, which neither a call nor a later one's fork can have."""
+        return f"{self._session}\n{purpose} {secrets.token_hex(4)}"
 
     def ask_aside(self, name: str, asked: Generate, generation: Generation, sink: Callable[[Record], None]) -> None:
         """Ask a side question of a fork called ``name``. Raises Problem where it, or an answer, would not fit."""

@@ -5,7 +5,6 @@ Owns the questions that are open. The call's turns and its history know nothing 
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,7 +40,6 @@ class SideQuestions:
 
     def __init__(
         self,
-        session: str,
         services: CallServices,
         terms: Terms,
         history: History,
@@ -49,7 +47,6 @@ class SideQuestions:
         emit: Callable[[ServerEvent], object],
         on_over: Callable[[], None],
     ) -> None:
-        self._session = session
         self._services = services
         self._terms = terms
         self._history = history
@@ -77,7 +74,7 @@ class SideQuestions:
         else:
             self._terms.check_items(event.items, "generate.conversation")
         generation = self._terms.for_question(event.generation)
-        name = f"{self._session}\n{number} {secrets.token_hex(4)}"  # which no call can be named, nor a later one's fork
+        name = self._history.new_fork(f"{number}")
         account = TurnRecord(0, time.monotonic(), event.traceparent, event.tracestate, request_id=number)
         account.sampling, account.max_tokens = generation.sampling, generation.max_tokens
         question = _Question(event, name, account)
@@ -142,6 +139,6 @@ class SideQuestions:
         """The fork's pages return."""
         del self._open[question.asked.request_id]
         question.call_off()
-        self._services.engine.close(question.session)
+        self._history.close_fork(question.session)
         question.account.ended = time.monotonic()
         self._recorder.question(question.account)

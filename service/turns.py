@@ -64,7 +64,7 @@ class Turns:
         self._speaking = Speaking(
             session, terms, history, reporter, later, fallbacks, serving, self._over, self._settle, on_lost
         )
-        self._compaction = Compaction(session, terms, history, reporter, self._summarised)
+        self._compaction = Compaction(terms, history, reporter, self._summarised)
         self._closed = False
         self._replies = 0
         self.last_turn = 0
@@ -211,11 +211,15 @@ class Turns:
         """No turn is in progress, and the history is another: what has waited for that comes into force, the engine is
         told, and what is being heard is computed behind it.
         """
+        self._change()
+        self._history.flush()
+        self._listening.work()
+
+    def _change(self) -> None:
+        """No turn is in progress: what has waited for that comes into force, and what a full context asks for."""
         self._put_into_force()
         if self._reply is None or not self._reply.outstanding:
             self._move(self._compaction.apply())
-        self._history.flush()
-        self._listening.work()
 
     def _put_into_force(self) -> None:
         """No turn is in progress: what has waited for that comes into force."""
@@ -343,9 +347,7 @@ class Turns:
     def _over(self, reply: Reply) -> None:
         """The reply has said all it will. What the recogniser has sent meanwhile is prefilled behind it."""
         version = self._history.version
-        self._put_into_force()
-        if not reply.outstanding:
-            self._move(self._compaction.apply())
+        self._change()
         if self._history.version != version:
             self._history.flush()
         self._listening.work()

@@ -29,6 +29,7 @@ from service.conversation import Conversation, load_chat
 from service.items import ToolDefinition
 from service.mirror import ReplySink, SessionMirror
 from service.problems import Problem
+from service.reply import Reply
 from service.store import MemoryStore
 from service.telemetry import Telemetry
 from tests.e2e.server import example_calls
@@ -165,6 +166,25 @@ class LocalEngine:
                     mirror.ended(event)
                 case records.Failed():
                     mirror.failed(event)
+
+
+def fresh_reply(call: CallUnderTest, reply: Reply) -> list[int]:
+    """The tokens of a reply's first generation in a fresh session, in an engine of its own, on the ids that the history
+    holds before it.
+    """
+    conversation, generation = call.conversation, reply.generation
+    assert conversation is not None
+    before = conversation.tokens[: reply.before] + conversation.prompt
+    fresh, said = LocalEngine(), []
+    fresh.open("fresh", before, call.of(server.Opened)[0].seed, lambda failed: None)
+    constraint = conversation.constraint(generation, goes_on=False)
+    stops, limit = conversation.stop_tokens, generation.max_tokens
+    asked = records.Submit("fresh", 1, len(before), (), generation.sampling, limit, stops, constraint=constraint)
+    fresh.submit(asked, said.append)
+    fresh.run()
+    fresh.close("fresh")
+    fresh.run()
+    return [token for record in said if isinstance(record, records.Progress) for token in record.tokens]
 
 
 class CallUnderTest:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 
-from engine import records
 from evals.calls import FILE, read
 from service import client_events as client
 from service import server_events as server
 from service.client_events import Heard, WordTiming
 from service.options import GenerationPatch, ToolChoice, TurnOptions
-from tests.service.calls import CallUnderTest, LocalEngine
+from tests.service.calls import CallUnderTest, fresh_reply
 
 TURN = TurnOptions(generation=GenerationPatch(max_tokens=48, temperature=0.0, tool_choice=ToolChoice("none")))
 NEXT = TurnOptions(generation=GenerationPatch(max_tokens=8, temperature=1.0, tool_choice=ToolChoice("none")))
@@ -65,21 +63,9 @@ def agrees(call: CallUnderTest) -> None:
     """The next reply is that of a fresh session, in an engine of its own, on the ids that the history holds."""
     call.send(client.Final(2, "Sorry?", NEXT))
     call.run()
-    turns, conversation = call.call._turns, call.conversation
-    assert turns is not None and turns._reply is not None and conversation is not None
-    reply = turns._reply
-    before = conversation.tokens[: reply.before] + conversation.prompt
-    fresh, said = LocalEngine(), []
-    fresh.open("fresh", before, call.of(server.Opened)[0].seed, lambda failed: None)
-    stops, generation = conversation.stop_tokens, reply.generation
-    asked = records.Submit("fresh", 1, len(before), (), generation.sampling, generation.max_tokens, stops)
-    asked = replace(asked, constraint=conversation.constraint(generation, goes_on=False))
-    fresh.submit(asked, said.append)
-    fresh.run()
-    tokens = [token for record in said if isinstance(record, records.Progress) for token in record.tokens]
-    assert tokens == reply.current.tokens
-    fresh.close("fresh")
-    fresh.run()
+    turns = call.call._turns
+    assert turns is not None and turns._reply is not None
+    assert fresh_reply(call, turns._reply) == turns._reply.current.tokens
 
 
 def openings(count: int) -> Iterator[tuple[client.Open, str]]:

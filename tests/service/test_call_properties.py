@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from engine import records
 from service import client_events as client
 from service import server_events as server
 from service.items import MessageItem
 from service.mirror import MAX_RESUMES
 from service.options import GenerationPatch, TurnOptions
 from service.problems import Reason
-from tests.service.calls import LINES, SYSTEM, CallUnderTest, LocalEngine
+from tests.service.calls import LINES, SYSTEM, CallUnderTest, fresh_reply
 from tests.service.test_telemetry import at_a_tool_call
 
 REFUSALS = {
@@ -68,20 +65,8 @@ class Calls(RuleBasedStateMachine):
         self.begun.add(self.newest + 1)
         self.newest += 1
         segment = turns._reply.segments[0]
-        before = call.conversation.tokens[: turns._reply.before] + call.conversation.prompt
-        generation = turns._reply.generation
-        fresh, said = LocalEngine(), []
-        fresh.open("fresh", before, call.of(server.Opened)[0].seed, lambda failed: None)
-        constraint = call.conversation.constraint(generation, goes_on=False)
-        stops = call.conversation.stop_tokens
-        asked = records.Submit("fresh", 1, len(before), (), generation.sampling, generation.max_tokens, stops)
-        asked = replace(asked, constraint=constraint)
-        fresh.submit(asked, said.append)
-        fresh.run()
-        tokens = [token for record in said if isinstance(record, records.Progress) for token in record.tokens]
+        tokens = fresh_reply(call, turns._reply)
         assert tokens[: len(segment.tokens)] == segment.tokens and len(tokens) - len(segment.tokens) in (0, 1)
-        fresh.close("fresh")
-        fresh.run()
 
     def check_end(self) -> None:
         """In the end every turn that began has ended once, and the engine holds the history."""
