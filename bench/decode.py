@@ -20,10 +20,10 @@ import torch
 from bench import grow, harness
 from bench.peers import LlamaCppPeer, TransformersPeer
 from engine.config import EngineConfig
-from engine.costs import measure_costs
 from engine.engine import Engine
-from engine.load import load_proposer, load_target_for
-from engine.policy import FixedPolicy, MeasuredPolicy, StepCosts
+from engine.load import load_proposer, load_target_for, measured_engine
+from engine.pace import StepCosts
+from engine.policy import FixedPolicy
 from engine.proposers.none import NoProposer
 from engine.sampling import Sampling
 
@@ -78,11 +78,13 @@ def build_modes(model: Path, dtype: str, max_tokens: int, trees: tuple[int, ...]
     config = EngineConfig(str(model), f"eagle3:{model / 'eagle3'}", dtype=dtype, pool_tokens=8192)
     target = load_target_for(config)
     head = load_proposer(config, target)
-    costs = measure_costs(target, head)
+    policy = measured_engine(target, head, config)
+    costs = policy.pace.costs
+    assert costs is not None
     peer = TransformersPeer(model, getattr(torch, dtype), stop)
     modes = {
         "plain": engine_mode(Engine(target, NoProposer(), FixedPolicy(1)), stop, max_tokens),
-        "policy": engine_mode(Engine(target, head, MeasuredPolicy(costs)), stop, max_tokens),
+        "policy": engine_mode(policy, stop, max_tokens),
     }
     for nodes in trees:
         modes[f"EAGLE-3, {nodes} nodes"] = engine_mode(Engine(target, head, FixedPolicy(nodes)), stop, max_tokens)
@@ -152,7 +154,7 @@ HEADER = [
 
 
 def cost_table(costs: StepCosts) -> str:
-    rows = [[n, 1e3 * v, 1e3 * d] for n, v, d in zip(costs.nodes, costs.verify, costs.draft, strict=True)]
+    rows = [[n, 1e3 * v, 1e3 * d] for n, v, d in zip(costs.nodes, costs.verify, costs.draft[0], strict=True)]
     return harness.table(["nodes", "verify ms", "draft ms"], rows)
 
 
@@ -177,7 +179,7 @@ def main() -> None:
         modes, costs = build_modes(model, dtype, 96, trees)
         rows = summarise(interleave(modes, prompts))
         parts += [f"## {name}, {dtype}", harness.table(HEADER, rows), cost_table(costs)]
-        data[name] = {"rows": rows, "nodes": costs.nodes, "verify": costs.verify, "draft": costs.draft}
+        data[name] = {"rows": rows, "nodes": costs.nodes, "verify": costs.verify, "draft": costs.draft[0]}
         print(parts[-2], flush=True)
     harness.save("decode", "Decoding at batch one", "\n\n".join(parts), data)
 

@@ -16,6 +16,10 @@ class EngineConfig:
     max_context_tokens: of one session; 0 takes the model's own limit.
     pool_tokens: positions in the page pool, over all sessions. prefill_chunk_tokens: most tokens of one prefill step.
     draft_nodes: "auto" lets measured costs and acceptance decide; a number fixes the tree, 1 is plain decoding.
+    draft_mode: "auto" lets measured costs and acceptance decide as the load changes; "plain", the drafter's whole name,
+    or what of it runs no model (``suffix`` of ``suffix+eagle3:DIR``), drafts in that way alone.
+    scheduling: "deadline", or "fcfs" (first come, first served) to compare with.
+    speaking_rate: tokens that a synthesiser speaks in a second, where nobody measured the call's own.
     draft_rope_theta: overrides the head's own value (some published heads state one they were not trained with).
     draft_layer_ids: overrides the head's taps, as residual-stream indices.
     couple_noise: drafters share the noise of sampled turns; None: where several are merged. Those, their scores being
@@ -32,6 +36,9 @@ class EngineConfig:
     page_tokens: int = 16
     prefill_chunk_tokens: int = 256
     draft_nodes: int | str = "auto"
+    draft_mode: str = "auto"
+    scheduling: str = "deadline"
+    speaking_rate: float = 3.5
     draft_rope_theta: float | None = None
     draft_layer_ids: tuple[int, ...] | None = None
     couple_noise: bool | None = None

@@ -9,30 +9,40 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from engine.drafting import Drafting, as_reply_failed
 from engine.errors import ContextFull, EngineError, OutOfPages, ReplyFailed, UnknownSession
 from engine.interfaces import Grammar, Output, Proposer, Target, TextWatcher, Window
+from engine.pace import Pace
 from engine.policy import DraftPolicy
 from engine.sampling import Sampler, Sampling
 from engine.session import Finish, Session, Turn
 from engine.tree import FORCED, DraftTree, accept
 
-FORCED_NODES = 16
-"""Nodes of a step that drafts nothing, where a grammar leaves no choice: they are all kept."""
-
 
 @dataclass(frozen=True)
 class Work:
-    """One session's share of a step. ``max_tokens`` bounds how much of a prefill is done at once."""
+    """One session's share of a step. ``max_tokens`` bounds how much of a prefill is done at once. urgent: whether
+    somebody waits for what it gains; for a reply with a lead nobody does.
+    """
 
     session: Session
-    deadline: float = 0.0
     max_tokens: int = 512
+    urgent: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """What one session forwards in a step: the first ``given`` nodes of the tree are no guesses."""
+
+    session: Session
+    tree: DraftTree
+    given: int
 
 
 @dataclass(frozen=True)
@@ -54,15 +64,26 @@ class Step:
 class Engine:
     """Sessions over one target and one proposer. Not thread-safe: one loop owns it.
 
-    coupled: above temperature 0 drafters are given the turn's noise.
+    coupled: above temperature 0 drafters are given the turn's noise. cheaper: other ways to draft from the same drafts,
+    for when many calls share a step. pace: learns what steps take.
     """
 
-    def __init__(self, target: Target, proposer: Proposer, policy: DraftPolicy, *, coupled: bool = False) -> None:
-        self.coupled = coupled
+    def __init__(
+        self,
+        target: Target,
+        proposer: Proposer,
+        policy: DraftPolicy,
+        *,
+        coupled: bool = False,
+        cheaper: Sequence[Proposer] = (),
+        pace: Pace | None = None,
+    ) -> None:
         self.target = target
         self.proposer = proposer
-        self.policy = policy
+        self.pace = pace or Pace()
         self.sampler = Sampler(target.vocab_size, target.device)
+        ways, longest = [proposer, *cheaper], target.max_context_tokens
+        self.drafting = Drafting(ways, policy, self.sampler, self.pace, longest, coupled=coupled)
         self.sessions: dict[str, Session] = {}
 
     def open(self, name: str, tokens: Sequence[int] = (), *, seed: int = 0) -> Session:
@@ -194,92 +215,82 @@ class Engine:
         runs out of pages only waits, and an item with nothing to do has no Step.
         """
         started = time.monotonic()
-        ready: list[tuple[Session, DraftTree, int]] = []
         steps: list[Step] = []
-        for work in plan:
-            turn = work.session.turn
-            if turn.waits if turn is not None else work.session.num_pending <= 1:
-                continue
-            try:
-                ready.append(self._window(work))
-            except EngineError as error:
-                steps.append(self._failed(work.session, error))
-        if not ready:
+        shares = self._reserved(self._shares(plan, steps), steps)
+        if not shares:
             return steps
-        windows = [Window(s.cache, tree, self._wanted_logits(s, tree, given)) for s, tree, given in ready]
+        drafted = time.monotonic() - started
+        windows = [Window(share.session.cache, share.tree, self._wanted_logits(share)) for share in shares]
         forward_started = time.monotonic()
         outputs = self.target.forward(windows, self.proposer.taps)
         forward_seconds = time.monotonic() - forward_started
-        for (session, tree, given), output in zip(ready, outputs, strict=True):
-            if session.turn is not None:
-                session.turn.stats.forward_seconds += forward_seconds / len(ready)
-            steps.append(self._settle(session, tree, given, output, started))
+        for share, output in zip(shares, outputs, strict=True):
+            if share.session.turn is not None:
+                share.session.turn.stats.forward_seconds += forward_seconds / len(shares)
+            steps.append(self._settle(share, output, started))
+        self.pace.observe(len(shares), sum(len(s.tree) for s in shares), time.monotonic() - started - drafted)
         return steps
 
-    def _window(self, work: Work) -> tuple[Session, DraftTree, int]:
-        """The tree that a session forwards next, and how many of its nodes are given rather than guessed."""
-        session, turn = work.session, work.session.turn
-        pending = session.num_pending
-        if turn is None or pending > 1 or turn.num_tokens == 0 or not turn.drafting:
+    def _shares(self, plan: Sequence[Work], failed: list[Step]) -> list[_Share]:
+        """The tree that each item forwards: given tokens, or a draft. Those that fail are put into ``failed``."""
+        shares: list[_Share] = []
+        drafting: list[tuple[Work, Turn]] = []
+        for work in plan:
+            session, turn = work.session, work.session.turn
+            pending = session.num_pending
+            if turn.waits if turn is not None else pending <= 1:
+                continue
+            if turn is not None and pending <= 1 and turn.num_tokens and turn.drafting:
+                drafting.append((work, turn))
+                continue
             # Without a reply to make, the last token stays pending: it will head the window that the reply needs.
             given = min(pending if turn is not None else pending - 1, work.max_tokens)
             start = session.cache.length
-            tree = DraftTree.chain(torch.tensor(session.tokens[start : start + given]))
-        else:
-            given, tree = 1, self._draft(session, turn)
-        if turn is not None and turn.stats.started == 0.0:
-            turn.stats.started = time.monotonic()
-        try:
-            session.cache.reserve(len(tree))
-        except OutOfPages:
-            if len(tree) == given:
-                raise
-            tree = DraftTree.chain(tree.tokens[:1])  # a draft that finds no room must not end a reply that does
-            session.cache.reserve(1)
-        return session, tree, given
+            if turn is not None:
+                turn.choice = None
+            shares.append(_Share(session, DraftTree.chain(torch.tensor(session.tokens[start : start + given])), given))
+        if drafting:
+            turns, urgent = [turn for _, turn in drafting], [work.urgent for work, _ in drafting]
+            trees = self.drafting.trees(turns, urgent, len(shares), sum(share.given for share in shares))
+            for turn, tree in zip(turns, trees, strict=True):
+                if isinstance(tree, EngineError):
+                    failed.append(self._failed(turn.session, tree))
+                else:
+                    shares.append(_Share(turn.session, tree, 1))
+        return shares
 
-    def _draft(self, session: Session, turn: Turn) -> DraftTree:
-        """A tree behind the session's last token, no deeper than the context has room for."""
-        root = session.tokens[-1]
-        context_room = self.target.max_context_tokens - len(session.tokens)
-        most = turn.max_tokens if turn.hold is None else min(turn.hold, turn.max_tokens)
-        room = min(context_room, most - turn.num_tokens - 1)
-        budget = min(self.policy.budget(session.cache.length, room), context_room + 1)  # n nodes are at most n - 1 deep
-        turn.stats.mode = self.proposer.name if budget > 1 else "plain"
-        turn.stats.reason = self.policy.reason
-        tree = DraftTree.chain(torch.tensor([root]))
-        if budget <= 1 and turn.grammar is None:
-            return tree
-        started = time.monotonic()
-        turn.asked_drafter = budget > 1
-        if budget > 1:
-            with contextlib.suppress(OutOfPages):  # drafting is a luxury: the reply goes on without it
-                noise = self._drafting_noise(turn, budget)
-                tree = self.policy.prune(self.proposer.propose([session.draft], [root], [noise], budget)[0])
-        if turn.grammar is not None and room > 0:
-            with _as_reply_failed():
-                tree = turn.grammar.narrow(tree, max(budget, FORCED_NODES), room)
-        turn.stats.draft_seconds += time.monotonic() - started
-        return tree
-
-    def _drafting_noise(self, turn: Turn, budget: int) -> torch.Tensor | None:
-        """What the target's choices will be perturbed by, for a drafter that perturbs its own alike (coupling, Daliri
-        et al. 2024, arXiv 2408.07978).
-        """
-        levels = min(self.proposer.noise_levels, budget)
-        if not self.coupled or turn.sampling.greedy or levels == 0:
-            return None
-        return turn.noise(self.sampler, levels)[:levels] * turn.sampling.temperature
+    def _reserved(self, shares: Sequence[_Share], failed: list[Step]) -> list[_Share]:
+        """Those whose trees have room. A draft that finds none must not end a reply that does."""
+        ready: list[_Share] = []
+        for share in shares:
+            session, turn = share.session, share.session.turn
+            if turn is not None and turn.stats.started == 0.0:
+                turn.stats.started = time.monotonic()
+            try:
+                try:
+                    session.cache.reserve(len(share.tree))
+                except OutOfPages:
+                    if len(share.tree) == share.given:
+                        raise
+                    share = _Share(session, DraftTree.chain(share.tree.tokens[:1]), 1)
+                    session.cache.reserve(1)
+            except EngineError as error:
+                failed.append(self._failed(session, error))
+            else:
+                ready.append(share)
+        return ready
 
     @staticmethod
-    def _wanted_logits(session: Session, tree: DraftTree, given: int) -> Literal["all", "last", "none"]:
-        if len(tree) > given:
+    def _wanted_logits(share: _Share) -> Literal["all", "last", "none"]:
+        session = share.session
+        if len(share.tree) > share.given:
             return "all"
-        reaches_end = session.cache.length + given == len(session.tokens)
+        reaches_end = session.cache.length + share.given == len(session.tokens)
         return "last" if session.turn is not None and reaches_end else "none"
 
-    def _settle(self, session: Session, tree: DraftTree, given: int, output: Output, started: float) -> Step:
+    def _settle(self, share: _Share, output: Output, started: float) -> Step:
         """Choose, accept, commit and observe for one session, and say what it gained."""
+        session, tree, given = share.session, share.tree, share.given
         turn = session.turn
         if output.logits is None or turn is None:
             path = list(range(given))
@@ -299,12 +310,12 @@ class Engine:
         now = time.monotonic()
         if turn.stats.first_token == 0.0:
             turn.stats.first_token = now
-        turn.stats.steps += 1
+        turn.stats.step()
         if FORCED not in tree.source:  # a token that had to come says nothing about drafting
             if drafted:
                 turn.stats.count(int(tree.depth.max()), len(tree), accepted)
-            if drafted or (turn.asked_drafter and given == 1):  # nothing of the draft may have been left to verify
-                self.policy.observe(tree, path)
+            if turn.choice is not None and (drafted or turn.choice.drafts):  # nothing may have been left to verify
+                self.drafting.observe(turn, tree, path)
         if finish is not None:
             self._end(turn, finish)
         return Step(
@@ -327,7 +338,7 @@ class Engine:
         allowed = None
         if turn.grammar is not None:
             root = DraftTree.chain(torch.tensor(turn.session.tokens[-1:]))
-            with _as_reply_failed():
+            with as_reply_failed():
                 allowed = turn.grammar.mask(tree or root)
         seen = turn.seen(self.target.vocab_size, self.target.device)
         return self.sampler.choose(output.logits, sampling, tree=tree, noise=noise, seen=seen, allowed=allowed)
@@ -343,7 +354,7 @@ class Engine:
             log.append(token)
             kept.append(token)
             try:
-                with _as_reply_failed():
+                with as_reply_failed():
                     finish = turn.push(token)
             except ReplyFailed as error:
                 return kept, Finish.FAILED, error
@@ -386,12 +397,3 @@ class Engine:
         turn.stats.ended = time.monotonic()
         if turn.session.turn is turn:
             turn.session.turn = None
-
-
-@contextlib.contextmanager
-def _as_reply_failed() -> Iterator[None]:
-    """What is injected into a reply may raise anything: it ends that reply and no other."""
-    try:
-        yield
-    except Exception as error:
-        raise ReplyFailed(f"{type(error).__name__}: {error}") from error

@@ -15,9 +15,8 @@ from engine.engine import Engine, Step
 from engine.errors import EngineError
 from engine.hypotheses import Hypothesis
 from engine.interfaces import Grammars
-from engine.pace import Pace
 from engine.parking import Parking
-from engine.schedule import Scheduler
+from engine.schedule import Scheduler, has_work
 from engine.session import Finish, Session, Turn
 from engine.text.reply import ReplyReader
 
@@ -32,7 +31,18 @@ class _Reply:
     number: int
     turn: Turn
     reader: ReplyReader
-    clause_ends_sent: int = 0
+    clauses: int = 0
+    """That have ended."""
+    phases: int = 0
+    """Of its drafting that were told."""
+
+    def news_of_drafting(self) -> tuple[str, str] | None:
+        """How it is drafted, and why, where that was not told yet."""
+        phases = self.turn.stats.phases
+        if len(phases) <= self.phases:
+            return None
+        self.phases = len(phases)
+        return phases[-1].mode, phases[-1].reason
 
 
 @dataclass
@@ -40,14 +50,13 @@ class EngineHost:
     """One engine behind records.
 
     new_reader: makes what reads a reply's ids as text, for the command that asked for it. grammars: makes what holds a
-    reply to a constraint. pace: how long prefill takes here.
+    reply to a constraint.
     """
 
     engine: Engine
     scheduler: Scheduler
     new_reader: Callable[[records.Submit], ReplyReader]
     grammars: Grammars
-    pace: Pace = field(default_factory=Pace)
     _replies: dict[str, _Reply] = field(default_factory=dict)
     _behind: set[str] = field(default_factory=set)
     """Sessions whose drafter has something to catch up on when there is nothing else to do."""
@@ -62,11 +71,7 @@ class EngineHost:
     @property
     def busy(self) -> bool:
         """Whether a step would do anything, or somebody waits for a grammar."""
-        return (
-            bool(self._behind)
-            or bool(self._parking)
-            or any(self.scheduler.has_work(s) for s in self.engine.sessions.values())
-        )
+        return bool(self._behind) or bool(self._parking) or any(has_work(s) for s in self.engine.sessions.values())
 
     def handle(self, command: records.Command) -> list[records.Event]:
         """Carry out one command. Whatever a caller got wrong comes back as ``Failed``, and what went before stands."""
@@ -87,13 +92,11 @@ class EngineHost:
         return events
 
     def advance(self) -> list[records.Event]:
-        """Do the most urgent step and report it; with none to do, let one session's drafter catch up."""
+        """Do the next step and report it; with none to do, let one session's drafter catch up."""
         events = [event for command in self._parking.leave() for event in self.handle(command)] if self._parking else []
         if plan := self.scheduler.plan(self.engine):
             self._steps += 1
             for step in self.engine.step(plan):
-                if step.prefilled:
-                    self.pace.observe(step.prefilled, step.seconds)
                 if step.turn is None and step.prefilled:
                     self._behind.add(step.session)
                     events += self._news(self.engine.session(step.session))
@@ -192,7 +195,7 @@ class EngineHost:
             hypothesis.become_history(session)
         reply = _Reply(command.turn, turn, reader)
         self._replies[session.name] = reply
-        self.scheduler.expect(session.name, command.deadline, aside=command.aside)
+        self.scheduler.expect(session.name, command.deadline, aside=command.aside, rate=command.speaking_rate)
         if command.deadline and command.hold is None:
             events.append(self._expected(session, command.turn))
         if turn.finish is not None:
@@ -201,7 +204,7 @@ class EngineHost:
     def _expected(self, session: Session, number: int) -> records.Expected:
         """When the first token of a reply that was just asked for will probably be there."""
         pending = [waiting.num_pending for waiting in (*self.scheduler.before(self.engine, session), session)]
-        seconds = sum(self.pace.seconds(tokens, self.scheduler.chunk_tokens) for tokens in pending)
+        seconds = sum(self.engine.pace.prefill(tokens, self.scheduler.chunk_tokens) for tokens in pending)
         return records.Expected(session.name, number, time.monotonic() + seconds)
 
     def _release(self, command: records.Release, events: list[records.Event]) -> None:
@@ -211,7 +214,8 @@ class EngineHost:
         if reply is not None and reply.number == command.turn:
             hypothesis.account(session, reply.turn.stats, hypothesis.start)
             reply.turn.hold = None
-            self.scheduler.expect(command.session, command.deadline)
+            self.scheduler.expect(command.session, command.deadline, rate=command.speaking_rate)
+            self.scheduler.spoke(command.session, reply.turn.num_tokens, reply.clauses > 0)
             if command.deadline and not reply.turn.num_tokens:
                 events.append(self._expected(session, command.turn))
         hypothesis.become_history(session)
@@ -247,6 +251,8 @@ class EngineHost:
     def _progress(self, step: Step, reply: _Reply) -> records.Progress:
         cut = step.finish in (Finish.LENGTH, Finish.CONTEXT)
         read = reply.reader.take(final=step.finish is not None, cut=cut)
+        reply.clauses += len(read.clause_ends)
+        self.scheduler.spoke(step.session, reply.turn.num_tokens, bool(read.clause_ends))
         return records.Progress(
             session=step.session,
             turn=reply.number,
@@ -257,6 +263,7 @@ class EngineHost:
             at=time.monotonic(),
             calls=tuple(records.ToolCall(call.name, call.arguments) for call in read.calls),
             malformed_calls=len(read.malformed),
+            drafting=reply.news_of_drafting(),
         )
 
     def _ended(self, name: str, reply: _Reply, error: str = "") -> records.Ended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,13 +15,13 @@ from engine.engine import Engine
 from engine.errors import ModelError
 from engine.grammar.library import GrammarLibrary
 from engine.host import EngineHost
-from engine.interfaces import Proposer
+from engine.interfaces import Proposer, Target
 from engine.models.decoder import Decoder, load_target
 from engine.pace import Pace
-from engine.policy import DraftPolicy, FixedPolicy, MeasuredPolicy, StepCosts
+from engine.policy import DraftPolicy, FixedPolicy, MeasuredPolicy
 from engine.proposers.setup import Setup
-from engine.proposers.table import load_drafters
-from engine.schedule import Scheduler
+from engine.proposers.table import cheaper_ways, load_drafters
+from engine.schedule import ArrivalScheduler, DeadlineScheduler, Scheduler
 from engine.text.codec import Codec
 from engine.text.reply import ReplyReader
 
@@ -52,21 +53,20 @@ def load_host(config: EngineConfig) -> tuple[EngineHost, records.Ready]:
     target = load_target_for(config)
     codec = Codec.load(config.model, target.vocab_size)
     proposer = load_proposer(config, target)
-    costs = measure_costs(target, proposer)
-    engine = Engine(target, proposer, _policy(config, costs), coupled=config.couples)
+    engine = measured_engine(target, proposer, config)
 
     def new_reader(command: records.Submit) -> ReplyReader:
         return reader_of(codec, command)
 
-    scheduler = Scheduler(config.prefill_chunk_tokens)
+    scheduler = scheduler_for(config, engine.pace)
     grammars = GrammarLibrary(codec, target.vocab_size, target.device)
-    host = EngineHost(engine, scheduler, new_reader, grammars, Pace(costs))
+    host = EngineHost(engine, scheduler, new_reader, grammars)
     ready = records.Ready(
         model=Path(config.model).name,
         max_context_tokens=target.max_context_tokens,
         pages=target.pool.num_pages,
         page_tokens=target.pool.page_tokens,
-        costs=describe(costs, proposer),
+        costs=describe(engine),
     )
     return host, ready
 
@@ -94,18 +94,52 @@ def load_proposer(config: EngineConfig, target: Decoder, *, chain: bool = False)
     return load_drafters(config.drafter or "none", setup)
 
 
-def describe(costs: StepCosts, proposer: Proposer) -> str:
+def measured_engine(target: Target, proposer: Proposer, config: EngineConfig) -> Engine:
+    """An engine that knows what its steps cost here, with the configured policy. Raises ModelError for none of that
+    name.
+    """
+    cheaper = cheaper_ways(proposer)
+    ways = [proposer, *cheaper]
+    pace = Pace(measure_costs(target, ways))
+    policy = choose_policy(config, pace, [way.name for way in ways])
+    return Engine(target, proposer, policy, coupled=config.couples, cheaper=cheaper, pace=pace)
+
+
+def describe(engine: Engine) -> str:
     """One line for people: what steps cost here."""
-    sizes = zip(costs.nodes, costs.verify, costs.draft, strict=True)
-    steps = ", ".join(f"{n}: {1e3 * v:.2f}+{1e3 * d:.2f}" for n, v, d in sizes)
-    return f"drafter {proposer.name}; ms to verify + to draft, by nodes: {steps}"
+    costs, ways = engine.pace.costs, engine.drafting.ways
+    assert costs is not None
+    drafting = zip(*costs.draft, strict=True)
+    sizes = zip(costs.nodes, costs.verify, drafting, strict=True)
+    steps = ", ".join(f"{n}: {1e3 * v:.2f}+" + "/".join(f"{1e3 * d:.2f}" for d in ds) for n, v, ds in sizes)
+    names = " or ".join(way.name for way in ways)
+    return f"drafter {names}; ms to verify + to draft, by nodes: {steps}; {1e3 * costs.window:.2f} for each call more"
 
 
-def _policy(config: EngineConfig, costs: StepCosts) -> DraftPolicy:
+def scheduler_for(config: EngineConfig, pace: Pace) -> Scheduler:
+    """The configured order of work. Raises ModelError for one that is not known."""
+    if config.scheduling == "deadline":
+        return DeadlineScheduler(config.prefill_chunk_tokens, pace, config.speaking_rate)
+    if config.scheduling == "fcfs":
+        return ArrivalScheduler(config.prefill_chunk_tokens)
+    raise ModelError(f"scheduling {config.scheduling!r} is neither 'deadline' nor 'fcfs'")
+
+
+def choose_policy(config: EngineConfig, pace: Pace, ways: Sequence[str]) -> DraftPolicy:
+    """The configured policy: measured, of one way alone, or a fixed size. Raises ModelError for what is not known."""
+    way = 0
+    if config.draft_mode not in ("auto", "plain"):
+        if config.draft_mode not in ways:
+            known = ", ".join(["auto", "plain", *ways])
+            raise ModelError(f"draft_mode {config.draft_mode!r} is not one of these: {known}")
+        way = ways.index(config.draft_mode)
+    if config.draft_mode == "plain":
+        return FixedPolicy(1)
     if config.draft_nodes == "auto":
-        return MeasuredPolicy(costs)
+        only = None if config.draft_mode == "auto" else way
+        return MeasuredPolicy(pace, ways, only=only)
     try:
         nodes = int(config.draft_nodes)
     except ValueError as error:
         raise ModelError(f"draft_nodes is {config.draft_nodes!r}; a number or 'auto' was expected") from error
-    return FixedPolicy(nodes)
+    return FixedPolicy(nodes, way)

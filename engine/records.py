@@ -51,7 +51,8 @@ class Submit:
     forced: tokens that the reply begins with, already decided. first_index: tokens of the reply before this part of it,
     where it goes on behind tool results. constraint: what form it must have, and so which tool calls it may hold.
     aside: nobody in a conversation waits for it. hold: tokens after which the reply waits for its ``Release``; made
-    ahead, it yields to everybody who waits for theirs. ahead: as in ``Sync``.
+    ahead, it yields to everybody who waits for theirs. ahead: as in ``Sync``. speaking_rate: tokens of the reply that
+    are spoken in a second; 0 where nobody has measured it.
     """
 
     session: str
@@ -71,6 +72,7 @@ class Submit:
     aside: bool = False
     hold: int | None = None
     ahead: int = 0
+    speaking_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Release:
     session: str
     turn: int
     deadline: float = 0.0
+    speaking_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,8 @@ class Progress:
     tokens: the ids it gained. text: what became safe to emit. clause_ends: code point offsets into the whole reply's
     text where a clause ends, known since the last record. accepted: how many of ``tokens``, from the front, the drafter
     had guessed. at: ``time.monotonic()`` when the step was done. calls: tool calls that became complete.
-    malformed_calls: how many more were written that are no JSON call.
+    malformed_calls: how many more were written that are no JSON call. drafting: (how it is drafted from this step on,
+    why), where that has changed.
     """
 
     session: str
@@ -188,6 +192,7 @@ class Progress:
     at: float
     calls: tuple[ToolCall, ...] = ()
     malformed_calls: int = 0
+    drafting: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

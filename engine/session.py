@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.cache import KVCache
 from engine.interfaces import Draft, Grammar, TextWatcher
+from engine.policy import Choice
 from engine.sampling import Sampler, Sampling, derive_seed
 
 
@@ -29,6 +30,21 @@ class Finish(Enum):
     CANCELLED = "cancelled"
     OUT_OF_PAGES = "out_of_pages"
     FAILED = "failed"
+
+
+@dataclass
+class Phase:
+    """A run of steps that were drafted in one way, and why in that one."""
+
+    mode: str
+    reason: str
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+MOST_PHASES = 32
+"""What comes behind is counted to the last one."""
 
 
 @dataclass
@@ -52,15 +68,33 @@ class TurnStats:
     forward_seconds: float = 0.0
     mode: str = "plain"
     reason: str = ""
+    """Of the last step."""
+    phases: list[Phase] = field(default_factory=list)
     prefilled_ahead: int = 0
     """Of the prompt's tokens in the cache, those that were computed of hypotheses of it."""
     rewound: int = 0
     """Tokens that were computed of hypotheses, and of none that held."""
 
+    def drafting(self, mode: str, reason: str, *, passing: bool = False) -> None:
+        """The next step drafts in this way. passing: once, to learn what it yields, so that no phase begins."""
+        self.mode, self.reason = mode, reason
+        known = self.phases and (passing or self.phases[-1].mode == mode or len(self.phases) == MOST_PHASES)
+        if not known:
+            self.phases.append(Phase(mode, reason))
+
+    def step(self) -> None:
+        """Account for one step."""
+        self.steps += 1
+        if not self.phases:
+            self.phases.append(Phase(self.mode, self.reason))
+        self.phases[-1].steps += 1
+
     def count(self, tree_depth: int, tree_nodes: int, num_accepted: int) -> None:
-        """Account for one drafted step."""
+        """Account for what one step drafted."""
         self.drafted += tree_nodes - 1
         self.accepted += num_accepted
+        self.phases[-1].drafted += tree_nodes - 1
+        self.phases[-1].accepted += num_accepted
         while len(self.drafted_at) < tree_depth:
             self.drafted_at.append(0)
             self.accepted_at.append(0)
@@ -105,8 +139,8 @@ class Turn:
         self.num_tokens = 0
         self.finish: Finish | None = None
         self.stats = TurnStats()
-        self.asked_drafter = False
-        """Whether the tree that is verified now was asked of the drafter."""
+        self.choice: Choice | None = None
+        """What the tree that is verified now was asked of; None where it is given."""
         self._seen: Tensor | None = None
         self._noise: tuple[int, Tensor] | None = None
 

@@ -25,12 +25,10 @@ from torch import Tensor
 from bench import harness
 from engine.config import EngineConfig
 from engine.constraint import ToolConstraint
-from engine.costs import measure_costs
 from engine.engine import Engine, Work
 from engine.grammar.library import GrammarLibrary
 from engine.interfaces import Grammar
-from engine.load import load_proposer, load_target_for
-from engine.policy import DraftPolicy, FixedPolicy, MeasuredPolicy
+from engine.load import load_proposer, load_target_for, measured_engine
 from engine.sampling import Sampling
 from engine.session import Finish
 from engine.text.chat import Chat
@@ -234,11 +232,11 @@ def main() -> int:
     rows = []
     for place, drafter in enumerate(drafters):
         proposer = load_proposer(EngineConfig(str(given.model), drafter), target)
-        policy: DraftPolicy = FixedPolicy(1) if not place else MeasuredPolicy(measure_costs(target, proposer))
+        engine = measured_engine(target, proposer, config)
         rows.append(row := Row(proposer.name))
         run(
             row,
-            Engine(target, proposer, policy),
+            engine,
             library,
             chat,
             given.calls if place < 2 else given.others,

@@ -122,9 +122,9 @@ class EngineClient:
         """Ask for a reply. One in progress is overtaken: it ends, and only its Ended still comes."""
         self._sessions[command.session].submit(command, sink)
 
-    def release(self, session: str, turn: int, deadline: float) -> None:
+    def release(self, session: str, turn: int, deadline: float, speaking_rate: float = 0.0) -> None:
         """The reply ``turn``, which was submitted with a ``hold``, is wanted now."""
-        self._sessions[session].release(turn, deadline)
+        self._sessions[session].release(turn, deadline, speaking_rate)
 
     def close(self, session: str) -> None:
         """End a session; nothing is heard of it any more. Idempotent."""

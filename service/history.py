@@ -334,9 +334,16 @@ class History:
         conversation.put_prompt()
         keep, tokens = conversation.take_change()
         segment = conversation.begin_segment(self._next_submission())
-        said, deadline = reply.output_tokens, reply.deadline
         command = submission(
-            conversation, self._session, segment.number, keep, tokens, reply.generation, said=said, deadline=deadline
+            conversation,
+            self._session,
+            segment.number,
+            keep,
+            tokens,
+            reply.generation,
+            said=reply.output_tokens,
+            deadline=reply.deadline,
+            speaking_rate=reply.speaking_rate,
         )
         reply.segments.append(segment)
         self._services.engine.submit(command, lambda record: sink(segment, record))
@@ -398,10 +405,10 @@ class History:
         self._conversation.put_user(held.asked.text, held.tokens, item_id)
         return begin
 
-    def release(self, held: HeldReply, deadline: float) -> None:
+    def release(self, held: HeldReply, reply: Reply) -> None:
         """The reply that was made ahead, to the turn at the history's end, is wanted now."""
         self._conversation.put_prompt()
-        self._services.engine.release(self._session, held.segment.number, deadline)
+        self._services.engine.release(self._session, held.segment.number, reply.deadline, reply.speaking_rate)
         self._persist(*self._conversation.take_change())  # which the engine has been told ahead
         self._silence()
 

@@ -130,11 +130,13 @@ class SessionMirror:
         self._reply = ReplyMirror(command, sink, list(command.forced))
         self._send(command)
 
-    def release(self, turn: int, deadline: float) -> None:
+    def release(self, turn: int, deadline: float, speaking_rate: float = 0.0) -> None:
         """A reply made ahead is wanted now. One that is over needs no release."""
         if self._reply is not None and self._reply.submit.turn == turn:
-            self._reply.submit = dataclasses.replace(self._reply.submit, hold=None, deadline=deadline)
-        self._send(records.Release(self._name, turn, deadline))
+            asked = self._reply.submit
+            asked = dataclasses.replace(asked, hold=None, deadline=deadline, speaking_rate=speaking_rate)
+            self._reply.submit = asked
+        self._send(records.Release(self._name, turn, deadline, speaking_rate))
 
     def reopen(self) -> None:
         """Bring a fresh process to where the last one would be by now."""

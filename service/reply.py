@@ -99,11 +99,12 @@ class Reply:
     """turn_id: the client's name for it. begin: length of the log before the turn, the caller's message included;
     before: length before the prompt that asks for the reply.
 
-    played: code points that playback progress has reported; None while it has not. cut: where the caller spoke over it,
-    in code points, and kept: the text that the history holds since; None when it was not interrupted. cut_by: why it
-    was cut. source: who answers. answerer: the other model that does, if one does. item_ids: what the turn has left in
-    the history, once a newer one has begun. settled: the history has been edited since, and what it holds of the turn
-    is not touched any more.
+    speaking_rate: as in ``records.Submit``. played: code points that playback progress has reported; None while it has
+    not. cut: where the caller spoke over it, in code points, and kept: the text that the history holds since; None when
+    it was not interrupted. cut_by: why it was cut. source: who answers. answerer: the other model that does, if one
+    does. mode: how it was drafted last, empty while it was not. item_ids: what the turn has left in the history, once a
+    newer one has begun. settled: the history has been edited since, and what it holds of the turn is not touched any
+    more.
     """
 
     turn_id: int
@@ -112,9 +113,11 @@ class Reply:
     generation: Generation
     record: TurnRecord
     deadline: float = 0.0
+    speaking_rate: float = 0.0
     source: AnswerSource = AnswerSource.MODEL
     answerer: Shadow | None = None
     phase: Phase = Phase.GENERATING
+    mode: str = ""
     segments: list[Segment] = field(default_factory=list)
     played: int | None = None
     words: list[WordTiming] = field(default_factory=list)

@@ -20,6 +20,7 @@ from service.server_events import (
     HistoryChanged,
     Interrupted,
     LimitReached,
+    ModeChange,
     Notice,
     ServerEvent,
     TextDelta,
@@ -103,6 +104,10 @@ class Reporter:
             self._emit(TextDelta(reply.turn_id, record.text, before, ends, *counts, spans, since_s))
             account.first_text = account.first_text or now
             account.first_clause = account.first_clause or (now if ends else 0.0)
+        if record.drafting is not None and record.drafting[0] != reply.mode:
+            if reply.mode:
+                self.notice(ModeChange(reply.turn_id, *record.drafting))
+            reply.mode = record.drafting[0]
         segment.malformed_calls += record.malformed_calls
         for made in record.calls:
             call_id = f"{self._session}-{secrets.token_hex(6)}"

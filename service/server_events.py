@@ -176,6 +176,15 @@ class DeadlineAtRisk:
 
 
 @dataclass(frozen=True)
+class ModeChange:
+    """The reply is drafted in another way from here on."""
+
+    turn_id: int
+    mode: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class FallbackTaken:
     """Link ``index`` of the chain answers. model: that does; empty with a phrase."""
 
@@ -239,6 +248,7 @@ Notice = (
     PrefilledAhead
     | AnsweringAhead
     | Draining
+    | ModeChange
     | DeadlineAtRisk
     | FallbackTaken
     | ContextNearlyFull

@@ -118,7 +118,7 @@ class Speaking:
     def _release(self, reply: Reply, held: HeldReply) -> None:
         """The reply was made ahead: all of it that is there goes out at once."""
         reply.segments.append(held.segment)
-        self._history.release(held, reply.deadline)
+        self._history.release(held, reply)
         reply.record.released = time.monotonic()
         held.release(self._sink(reply))
 

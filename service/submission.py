@@ -19,9 +19,10 @@ def submission(
     deadline: float = 0.0,
     hold: int | None = None,
     ahead: int = 0,
+    speaking_rate: float = 0.0,
 ) -> records.Submit:
     """number: the generation's name at the engine. keep, tokens: what the engine's log is to be. said: tokens of the
-    reply that came before this generation. deadline, hold and ahead: as in ``records.Submit``.
+    reply that came before this generation. deadline, hold, ahead and speaking_rate: as in ``records.Submit``.
     """
     return records.Submit(
         session=session,
@@ -38,4 +39,5 @@ def submission(
         constraint=conversation.constraint(generation, goes_on=said > 0),
         hold=hold,
         ahead=ahead,
+        speaking_rate=speaking_rate,
     )

@@ -26,6 +26,7 @@ from service.reply import Phase, Reply
 from service.reporter import Reporter
 from service.server_events import AnswerSource, TurnEnd
 from service.speaking import Speaking
+from service.speaking_rate import SpeakingRate
 from service.telemetry import TurnRecord
 from service.terms import Terms
 
@@ -65,6 +66,7 @@ class Turns:
             session, terms, history, reporter, later, fallbacks, serving, self._over, self._settle, on_lost
         )
         self._compaction = Compaction(terms, history, reporter, self._summarised)
+        self._rate = SpeakingRate()
         self._closed = False
         self._replies = 0
         self.last_turn = 0
@@ -154,6 +156,7 @@ class Turns:
         reply = self._reply
         if reply is not None and reply.turn_id == event.turn_id:
             reply.played = max(reply.played or 0, reply.heard_chars(event.heard, "playback_progress.heard"))
+            self._rate.played(reply.turn_id, reply.played, len(reply.text), reply.output_tokens, time.monotonic())
 
     def tool_result(self, event: client_events.ToolResult) -> None:
         """What a tool gave. With the last result that is waited for, the reply goes on."""
@@ -309,7 +312,8 @@ class Turns:
         record = TurnRecord(event.turn_id, committed, options.traceparent, options.tracestate)
         record.sampling, record.max_tokens = generation.sampling, generation.max_tokens
         deadline = self._terms.deadline(options, committed)
-        reply = Reply(event.turn_id, begin, self._history.length, generation, record, deadline)
+        rate = self._rate.tokens_per_s
+        reply = Reply(event.turn_id, begin, self._history.length, generation, record, deadline, rate)
         self._begin(event, reply)
         self._replies += 1
         self._speaking.begin(reply, held)

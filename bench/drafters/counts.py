@@ -124,7 +124,7 @@ def measure(
     for number, prompt in enumerate(prompts):
         base = harness.warm(engine, prompt.ids)
         for setting in settings:
-            engine.coupled = setting.coupled
+            engine.drafting.coupled = setting.coupled
             session = engine.fork(base, "reply", seed=number)
             sampling = Sampling(setting.temperature)
             turn = engine.submit(session, sampling, max_tokens=MAX_TOKENS, stop_tokens=stop)

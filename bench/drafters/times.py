@@ -20,8 +20,9 @@ from bench.peers.hugging_face import ASSISTED
 from engine.config import EngineConfig
 from engine.costs import measure_costs
 from engine.engine import Engine
-from engine.load import load_target_for
-from engine.policy import FixedPolicy, MeasuredPolicy, StepCosts
+from engine.load import load_target_for, measured_engine
+from engine.pace import StepCosts
+from engine.policy import FixedPolicy
 from engine.proposers.none import NoProposer
 
 PLAIN = "plain"
@@ -83,11 +84,12 @@ def measure(model: Path, methods: Sequence[Method], dtype: torch.dtype, count: i
     costs = {}
     for method in methods:
         proposer = load(method, target, config)
-        measured = measure_costs(target, proposer, context_tokens=SHORT)
-        longer = measure_costs(target, proposer, context_tokens=LONG, ladder=(TREE,))
+        engine = measured_engine(target, proposer, config)
+        measured = measure_costs(target, [proposer], context_tokens=SHORT)
+        longer = measure_costs(target, [proposer], context_tokens=LONG, ladder=(TREE,))
         if TREE in measured.nodes and TREE in longer.nodes:
             costs[method.name] = Costs(*_of_a_tree(measured), *_of_a_tree(longer))
-        modes[method.name] = engine_mode(Engine(target, proposer, MeasuredPolicy(measured)), stop, MAX_TOKENS)
+        modes[method.name] = engine_mode(engine, stop, MAX_TOKENS)
         for prompt in learned:
             modes[method.name](prompt)
     modes |= peers(model, methods, dtype, stop)
@@ -97,7 +99,7 @@ def measure(model: Path, methods: Sequence[Method], dtype: torch.dtype, count: i
 def _of_a_tree(costs: StepCosts) -> tuple[float, float]:
     """Milliseconds of drafting and of verifying TREE nodes."""
     at = costs.nodes.index(TREE)
-    return 1e3 * costs.draft[at], 1e3 * costs.verify[at]
+    return 1e3 * costs.draft[0][at], 1e3 * costs.verify[at]
 
 
 def peers(model: Path, methods: Sequence[Method], dtype: torch.dtype, stop: frozenset[int]) -> dict[str, Mode]:

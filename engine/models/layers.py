@@ -52,6 +52,11 @@ class Rotary:
         self.cos = torch.cat([cos, cos], -1).to(device, dtype)
         self.sin = torch.cat([-sin, sin], -1).to(device, dtype)
 
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """(cos, sin)"""
+        return self.cos, self.sin
+
     def at(self, start: int, tree: DraftTree, first: int = 0) -> tuple[Tensor, Tensor]:
         """(cos, sin), each [n, 1, head_dim], for the nodes from ``first`` on of a tree behind ``start`` positions."""
         if tree.causal:

@@ -7,7 +7,7 @@ was already drafted should yield as many tokens as it usually does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from torch import Tensor
@@ -102,16 +102,27 @@ class CascadeDraft:
 
 
 class Cascade:
-    """A ``Proposer`` of proposers. ``parts[i]`` must draft with source i."""
+    """A ``Proposer`` of proposers. ``parts[i]`` must draft with source i. frugal: which of them run no model."""
 
-    def __init__(self, parts: Sequence[Proposer]) -> None:
+    def __init__(self, parts: Sequence[Proposer], frugal: Collection[int] = ()) -> None:
         self.parts = parts
+        self._frugal = frozenset(frugal)
         self.name = "+".join(part.name for part in parts)
         self.taps: Sequence[Tap] = tuple(dict.fromkeys(tap for part in parts for tap in part.taps))
         self.top_k = max(part.top_k for part in parts)
         self.noise_levels = max(part.noise_levels for part in parts)
         self.calibration = Calibration(len(parts))
         self._columns = [[list(self.taps).index(tap) for tap in part.taps] for part in parts]
+
+    @property
+    def cheaper(self) -> Proposer | None:
+        """Drafts from the same drafts with the frugal parts alone; None where there is no difference, or nothing left.
+
+        The other parts observe what they always do, and catch up when they are asked again.
+        """
+        if not self._frugal or len(self._frugal) == len(self.parts):
+            return None
+        return _Some(self, self._frugal)
 
     def start(self) -> CascadeDraft:
         return CascadeDraft([part.start() for part in self.parts])
@@ -139,22 +150,38 @@ class Cascade:
     def propose(
         self, drafts: Sequence[Draft], roots: Sequence[int], noise: Sequence[Tensor | None], budget: int
     ) -> list[DraftTree]:
-        return [
-            self._propose(draft, root, gumbel, budget) for draft, root, gumbel in zip(drafts, roots, noise, strict=True)
-        ]
+        return self.propose_of(range(len(self.parts)), drafts, roots, noise, budget)
 
-    def _propose(self, draft: Draft, root: int, noise: Tensor | None, budget: int) -> DraftTree:
-        assert isinstance(draft, CascadeDraft)
-        merged = MergedTree(root)
-        for source, (part, own) in enumerate(zip(self.parts, draft.parts, strict=True)):
-            if source and self.calibration.spares(source, merged.gain(budget)):
+    def propose_of(
+        self,
+        sources: Collection[int],
+        drafts: Sequence[Draft],
+        roots: Sequence[int],
+        noise: Sequence[Tensor | None],
+        budget: int,
+    ) -> list[DraftTree]:
+        """``propose`` by some of the parts. Each is asked once, for all the sessions that it is not spared for."""
+        merged = [MergedTree(root) for root in roots]
+        for source, part in enumerate(self.parts):
+            if source not in sources:
                 continue
+            asked = [
+                at
+                for at, tree in enumerate(merged)
+                if source == min(sources) or not self.calibration.spares(source, tree.gain(budget))
+            ]
+            if not asked:
+                continue
+            own = [_parts(drafts[at])[source] for at in asked]
             with suppress(OutOfPages):  # the others have drafted, or will
-                tree = part.propose([own], [root], [noise], budget)[0]
-                if len(tree) > 1:
-                    draft.open.append((draft.length, source, tree))
-                    merged.add(tree, source, self.calibration)
-        return merged.tree(budget)
+                found = part.propose(own, [roots[at] for at in asked], [noise[at] for at in asked], budget)
+                for at, tree in zip(asked, found, strict=True):
+                    if len(tree) > 1:
+                        draft = drafts[at]
+                        assert isinstance(draft, CascadeDraft)
+                        draft.open.append((draft.length, source, tree))
+                        merged[at].add(tree, source, self.calibration)
+        return [tree.tree(budget) for tree in merged]
 
     def _learn(self, draft: CascadeDraft) -> None:
         """Compare the open trees with the text. A tree stays open while it may yet be right further down."""
@@ -172,6 +199,27 @@ class Cascade:
                 self.calibration.count(source, depth, score, is_right)
             self.calibration.count_tree(source, sum(right) - 1)
         draft.open = still_open
+
+
+def _parts(draft: Draft) -> list[Draft]:
+    assert isinstance(draft, CascadeDraft)
+    return draft.parts
+
+
+class _Some:
+    """A ``Proposer``: some of a cascade's parts, over the whole cascade's drafts."""
+
+    def __init__(self, whole: Cascade, sources: Collection[int]) -> None:
+        self._whole = whole
+        self._sources = sources
+        self.name = "+".join(part.name for source, part in enumerate(whole.parts) if source in sources)
+        self.taps, self.top_k, self.noise_levels = whole.taps, whole.top_k, whole.noise_levels
+        self.start, self.observe, self.catch_up = whole.start, whole.observe, whole.catch_up
+
+    def propose(
+        self, drafts: Sequence[Draft], roots: Sequence[int], noise: Sequence[Tensor | None], budget: int
+    ) -> list[DraftTree]:
+        return self._whole.propose_of(self._sources, drafts, roots, noise, budget)
 
 
 def right_nodes(tree: DraftTree, following: Sequence[int]) -> list[bool] | None:

@@ -7,8 +7,9 @@ noise is added to the logits the scores are no probabilities, but that still hol
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -93,11 +94,50 @@ class Candidates:
         )
 
 
+class Level(NamedTuple):
+    """Nodes that a search wants read: ``level`` is their depth, from 1 on.
+
+    ids: int64 [beams], the nodes' tokens. rows: int64 [beams], which node of the level before is the parent of each;
+    all 0 at level 1, under the root.
+    """
+
+    level: int
+    ids: Tensor
+    rows: Tensor
+
+
 def grow(first: Tensor, expand: Expand, shape: Shape) -> Candidates:
     """Search ``shape.depth`` levels. first: log-probabilities [W] of what follows the root.
 
     Reads nothing back from the device. The last level's nodes are candidates, but are never expanded.
     """
+    return grow_together([first], lambda levels: [expand(*levels[0])], shape)[0]
+
+
+def grow_together(
+    first: Sequence[Tensor], expand: Callable[[Sequence[Level]], Sequence[Tensor]], shape: Shape
+) -> list[Candidates]:
+    """``grow`` of several roots, whose levels are read together. expand: log-probabilities [beams, W] for each."""
+    searches = [_growing(log_probs, shape) for log_probs in first]
+    found: list[Candidates] = []
+    levels: list[Level] = []
+    for search in searches:
+        try:
+            levels.append(next(search))
+        except StopIteration as done:
+            found.append(done.value)
+    while levels:
+        for search, log_probs in zip(searches, expand(levels), strict=True):
+            try:
+                levels.append(search.send(log_probs))
+            except StopIteration as done:
+                found.append(done.value)
+        del levels[: len(searches)]
+    return found
+
+
+def _growing(first: Tensor, shape: Shape) -> Generator[Level, Tensor, Candidates]:
+    """Yields each level to be read, and is sent the log-probabilities behind its nodes."""
     beams = shape.beams
     score, ids = first.topk(beams)
     rows = torch.zeros(beams, dtype=torch.long, device=first.device)
@@ -105,7 +145,7 @@ def grow(first: Tensor, expand: Expand, shape: Shape) -> Candidates:
     scores, found, parents = [score], [ids], [torch.full_like(numbers, -1)]
     count = beams
     for level in range(1, shape.depth):
-        child_score, child_ids = expand(level, ids, rows).topk(beams)
+        child_score, child_ids = (yield Level(level, ids, rows)).topk(beams)
         child_score = child_score + score[:, None]
         scores.append(child_score.flatten())
         found.append(child_ids.flatten())

@@ -21,16 +21,17 @@ Load = Callable[[Path | None, Setup], Proposer]
 
 
 class Kind(NamedTuple):
-    """How a drafter is loaded, and whether a checkpoint may be named for it."""
+    """How a drafter is loaded, whether a checkpoint may be named for it, and whether it runs no model."""
 
     load: Load
     takes_checkpoint: bool = True
+    frugal: bool = False
 
 
 PROPOSERS: dict[str, Kind] = {
     "none": Kind(lambda path, setup: NoProposer(), takes_checkpoint=False),
-    "suffix": Kind(suffix.load, takes_checkpoint=False),
-    "recycling": Kind(recycling.load, takes_checkpoint=False),
+    "suffix": Kind(suffix.load, takes_checkpoint=False, frugal=True),
+    "recycling": Kind(recycling.load, takes_checkpoint=False, frugal=True),
     "draft": Kind(draft_model.load),
     "medusa": Kind(medusa.load),
     "mtp": Kind(mtp.load),
@@ -56,5 +57,13 @@ def load_drafters(spec: str, setup: Setup) -> Proposer:
 
     Raises ModelError by name for what is not known or does not fit the target.
     """
-    parts = [PROPOSERS[name].load(path, replace(setup, source=i)) for i, (name, path) in enumerate(parse(spec))]
-    return parts[0] if len(parts) == 1 else Cascade(parts)
+    named = parse(spec)
+    parts = [PROPOSERS[name].load(path, replace(setup, source=i)) for i, (name, path) in enumerate(named)]
+    frugal = [i for i, (name, _) in enumerate(named) if PROPOSERS[name].frugal]
+    return parts[0] if len(parts) == 1 else Cascade(parts, frugal)
+
+
+def cheaper_ways(proposer: Proposer) -> list[Proposer]:
+    """Other ways to draft from a proposer's drafts, for when its own costs more than it saves."""
+    cheaper = proposer.cheaper if isinstance(proposer, Cascade) else None
+    return [] if cheaper is None else [cheaper]

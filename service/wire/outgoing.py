@@ -207,6 +207,9 @@ def _notice(event: events.Notice) -> notices_pb.Notice:
         case events.Draining():
             draining = notices_pb.Draining(grace_ms=event.grace_ms)
             return notices_pb.Notice(message="the service is about to stop", draining=draining)
+        case events.ModeChange():
+            change = notices_pb.ModeChange(mode=event.mode, reason=event.reason)
+            return notices_pb.Notice(message=f"drafted by {event.mode}", turn_id=event.turn_id, mode_change=change)
         case events.DeadlineAtRisk():
             deadline_ms, expected = round(event.deadline_s * 1000), event.expected_s
             expected_us = None if expected is None else round(expected * 1e6)

@@ -45,7 +45,7 @@ def _us(start: float, end: float) -> int | None:
 
 
 def drafting(generations: Sequence[TurnStats]) -> report_pb.DraftingStatistics:
-    """Over all generations of a turn, each of which is a phase unless it was drafted as the one before."""
+    """Over all generations of a turn. A phase goes on where the next generation drafts as the last one did."""
     depth = max((len(stats.drafted_at) for stats in generations), default=0)
     message = report_pb.DraftingStatistics(
         steps=sum(stats.steps for stats in generations),
@@ -60,11 +60,11 @@ def drafting(generations: Sequence[TurnStats]) -> report_pb.DraftingStatistics:
         draft_us=round(sum(stats.draft_seconds for stats in generations) * 1e6),
         forward_us=round(sum(stats.forward_seconds for stats in generations) * 1e6),
     )
-    for stats in generations:
-        if not message.phases or message.phases[-1].mode != stats.mode:
-            message.phases.add(mode=stats.mode, reason=stats.reason)
-        phase = message.phases[-1]
-        phase.steps += stats.steps
-        phase.drafted_tokens += stats.drafted
-        phase.accepted_tokens += stats.accepted
+    for phase in (phase for stats in generations for phase in stats.phases):
+        if not message.phases or message.phases[-1].mode != phase.mode:
+            message.phases.add(mode=phase.mode, reason=phase.reason)
+        told = message.phases[-1]
+        told.steps += phase.steps
+        told.drafted_tokens += phase.drafted
+        told.accepted_tokens += phase.accepted
     return message

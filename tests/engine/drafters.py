@@ -8,7 +8,7 @@ from __future__ import annotations
 import pickle
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
@@ -63,11 +63,18 @@ class Switching(Cascade):
         self._random = random.Random(seed)
         self.asked: Counter[str] = Counter()
 
-    def _propose(self, draft: Draft, root: int, noise: Tensor | None, budget: int) -> DraftTree:
-        assert isinstance(draft, CascadeDraft)
-        at = self._random.randrange(len(self.parts))
+    def propose_of(
+        self,
+        sources: Collection[int],
+        drafts: Sequence[Draft],
+        roots: Sequence[int],
+        noise: Sequence[Tensor | None],
+        budget: int,
+    ) -> list[DraftTree]:
+        at = self._random.choice(list(sources))
         self.asked[self.parts[at].name] += 1
-        return self.parts[at].propose([draft.parts[at]], [root], [noise], budget)[0]
+        own = [draft.parts[at] for draft in drafts if isinstance(draft, CascadeDraft)]
+        return self.parts[at].propose(own, roots, noise, budget)
 
 
 @cache

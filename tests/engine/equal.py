@@ -151,7 +151,7 @@ def greedy_rows(
         base = warm(engine, prompt, rng.choice([7, 64, 4096]))
         for oracle, count, (nodes, _) in zip(oracles, counts, TREES, strict=True):
             oracle.reference = [*prompt, *wanted]
-            engine.proposer, engine.policy = oracle, FixedPolicy(nodes)
+            engine.proposer, engine.drafting.ways, engine.drafting.policy = oracle, [oracle], FixedPolicy(nodes)
             got = reply(engine, base, Sampling(), stop=stop, count=count)
             if got.tokens != wanted:
                 count.differences.append(f"prompt {number}: {wanted} became {got.tokens}")
@@ -219,7 +219,7 @@ def answer(
 def drafted(
     engine: Engine, base: Session, ask: Ask, stop: frozenset[int], wanted: Reply, count: Count | None = None
 ) -> Reply:
-    engine.policy, engine.coupled = FixedPolicy(ask.nodes), ask.coupled
+    engine.drafting.policy, engine.drafting.coupled = FixedPolicy(ask.nodes), ask.coupled
     if isinstance(engine.proposer, OracleProposer):
         engine.proposer.reference = [*base.tokens, *wanted.tokens]
     return answer(engine, base, ask, stop, drafting=True, count=count)

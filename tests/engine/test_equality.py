@@ -68,7 +68,7 @@ def test_sampled_text_does_not_depend_on_the_tree(pair: tuple[Decoder, PreTraine
         base = equal.warm(engine, prompt)
         for ask in equal.asks(number, seeds=5):
             wanted = equal.reply(engine, base, ask.sampling, max_tokens=40, drafting=False)
-            oracle.reference, engine.policy = [*prompt, *wanted.tokens], FixedPolicy(ask.nodes)
+            oracle.reference, engine.drafting.policy = [*prompt, *wanted.tokens], FixedPolicy(ask.nodes)
             assert equal.reply(engine, base, ask.sampling, max_tokens=40, count=count) == wanted, ask
         engine.close(base)
     assert set(range(5)) <= set(count.lengths)

@@ -18,8 +18,8 @@ from engine.models.decoder import Decoder, load_target
 from engine.policy import FixedPolicy
 from engine.proposers.none import NoProposer
 from engine.sampling import Sampling
-from engine.schedule import REPLY_PATIENCE_S, Scheduler
-from engine.session import Finish, Session
+from engine.schedule import DeadlineScheduler
+from engine.session import Finish
 from engine.text.codec import Codec
 from engine.text.reply import ReplyReader
 from tests.e2e.server import MODEL
@@ -85,7 +85,9 @@ class Host:
 @pytest.fixture
 def host(target: Decoder) -> Iterator[Host]:
     engine = Engine(target, NoProposer(), FixedPolicy(1))
-    yield Host(EngineHost(engine, Scheduler(8), lambda command: Reader(faulty=command.request == 9), grammars()))
+    yield Host(
+        EngineHost(engine, DeadlineScheduler(8), lambda command: Reader(faulty=command.request == 9), grammars())
+    )
     for session in list(engine.sessions.values()):
         engine.close(session)
 
@@ -199,22 +201,3 @@ def test_a_parent_stays_in_its_run_of_pages_when_a_fork_goes_on(pool: PagePool) 
     assert parent.view(9) is not None
     for cache in (parent, child):
         assert torch.equal(pool.kv[:, :, cache.slots(0, 6)], before)
-
-
-def test_a_reply_that_stood_still_is_not_kept_waiting_by_a_long_prompt(target: Decoder) -> None:
-    engine, scheduler = Engine(target, NoProposer(), FixedPolicy(1)), Scheduler(1)
-    talking, waiting = engine.open("talking", PROMPT), engine.open("waiting", tuple(range(1, 20)))
-    reply = engine.submit(talking, Sampling(), max_tokens=20)
-    engine.step([Work(talking)])
-    assert reply.stats.first_token
-    engine.submit(waiting, Sampling(), max_tokens=4)
-    order: list[Session] = []
-    for _ in range(4):
-        (work,) = scheduler.plan(engine)
-        order.append(work.session)
-        scheduler._served = {name: at - REPLY_PATIENCE_S for name, at in scheduler._served.items()}
-        engine.step([work])
-    assert order[0] is waiting
-    assert talking in order
-    for session in (talking, waiting):
-        engine.close(session)

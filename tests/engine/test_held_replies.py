@@ -9,7 +9,7 @@ from engine.host import EngineHost
 from engine.load import load_proposer, load_target_for
 from engine.policy import FixedPolicy
 from engine.sampling import Sampling
-from engine.schedule import Scheduler
+from engine.schedule import DeadlineScheduler
 from engine.text.reply import ReplyReader
 from tests.engine.embedded import HEAD, MODEL, codec, grammars
 
@@ -33,7 +33,9 @@ def engine(loaded):
 
 @pytest.fixture
 def host(engine):
-    return EngineHost(engine, Scheduler(8), lambda command: ReplyReader(codec(), command.stop_strings), grammars())
+    return EngineHost(
+        engine, DeadlineScheduler(8), lambda command: ReplyReader(codec(), command.stop_strings), grammars()
+    )
 
 
 def run(host, steps=10_000):
@@ -72,13 +74,15 @@ def test_a_hold_of_nothing_is_refused(engine):
 
 
 def test_nobody_waits_for_a_reply_that_nobody_asked_for(host):
-    """Its prompt is read and its tokens are made while others have nothing to do."""
+    """Nothing of it is done before the caller who waits has a clause."""
     for name in ("ahead", "asked"):
         host.handle(records.Open(name, seed=1))
     host.handle(submit("ahead", hold=10, ahead=len(PROMPT)))
     host.handle(submit("asked"))
-    order = [event.session for event in run(host) if isinstance(event, records.Progress)]
-    assert order.index("ahead") > max(at for at, name in enumerate(order) if name == "asked")
+    progress = [event for event in run(host) if isinstance(event, records.Progress)]
+    clause = next(at for at, event in enumerate(progress) if event.session == "asked" and event.clause_ends)
+    assert {event.session for event in progress[:clause]} == {"asked"}
+    assert "ahead" in {event.session for event in progress}
     assert not host.busy
     host.handle(records.Release("ahead", 1))
     assert host.busy

@@ -1,31 +1,53 @@
-"""How long prefill is expected to take: as measured at start, then as it was seen to."""
+"""How long steps are expected to take: as measured at start, then as they were seen to."""
 
 from __future__ import annotations
 
 import pytest
 
-from engine.pace import Pace
-from engine.policy import StepCosts
+from engine.pace import Pace, StepCosts
 
-COSTS = StepCosts((1, 10), (0.001, 0.004), (0.0, 0.0))
+COSTS = StepCosts((1, 10), (0.001, 0.004), ((0.0, 0.002), (0.0, 0.0005)), window=0.0002)
 
 
 def test_before_the_first_step_it_is_what_was_measured() -> None:
     pace = Pace(COSTS)
-    assert pace.seconds(10, chunk=64) == pytest.approx(0.004)
-    assert pace.seconds(25, chunk=10) == pytest.approx(2 * 0.004 + COSTS.verify_seconds(5))
-    assert Pace().seconds(10, chunk=64) == 0.0
+    assert pace.prefill(10, chunk=64) == pytest.approx(0.004)
+    assert pace.prefill(25, chunk=10) == pytest.approx(2 * 0.004 + COSTS.verify_seconds(5))
+    assert pace.forward(3, 10) == pytest.approx(0.004 + 2 * 0.0002)
+    assert [pace.draft(way, 10) for way in (0, 1)] == [0.002, 0.0005]
+    assert Pace().prefill(10, chunk=64) == Pace().forward(2, 8) == Pace().draft(0, 4) == 0.0
+
+
+def test_costs_between_measured_sizes_are_interpolated() -> None:
+    measured = StepCosts((1, 4, 8), (1.0, 2.0, 4.0), ((0.0, 1.0, 3.0),))
+    assert [measured.verify_seconds(n) for n in (1, 4, 6, 8, 16)] == [1.0, 2.0, 3.0, 4.0, 8.0]
+    assert [measured.draft_seconds(0, n) for n in (1, 4, 6, 16)] == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_steps_correct_it_for_sizes_like_theirs() -> None:
     pace = Pace(COSTS)
     for _ in range(50):
-        pace.observe(10, 0.012)
-    assert pace.seconds(10, chunk=64) == pytest.approx(0.012)
-    assert pace.seconds(9, chunk=64) == pytest.approx(3 * COSTS.verify_seconds(9))
+        pace.observe(1, 10, 0.012)
+        pace.observe(1, 100, COSTS.verify_seconds(100))
+    assert pace.forward(1, 10) == pytest.approx(0.012)
+    assert pace.forward(1, 100) == pytest.approx(COSTS.verify_seconds(100))
+    ratios = [pace.forward(1, n) / COSTS.verify_seconds(n) for n in (9, 10, 40, 70, 100, 300)]
+    assert ratios == sorted(ratios, reverse=True)
+    assert (ratios[0], ratios[-1]) == (pytest.approx(3.0), pytest.approx(1.0))
+    assert pace.forward(4, 10) == pytest.approx(3 * (0.004 + 3 * 0.0002)), "until steps of four are seen"
+
+
+def test_ways_of_drafting_are_corrected_apart() -> None:
+    pace = Pace(COSTS)
+    for _ in range(50):
+        pace.observe_draft(0, 10, 1, 0.004)
+        pace.observe_draft(0, 10, 5, 0.008)
+    assert (pace.draft(0, 10), pace.draft(1, 10)) == (pytest.approx(0.004), 0.0005)
+    assert (pace.draft(0, 10, 5), pace.draft(1, 10, 5)) == (pytest.approx(0.008), 0.0025)
+    assert pace.draft(0, 10, 3) == pytest.approx(12 * 0.001), "as of the nearest number of sessions"
 
 
 def test_without_costs_it_is_learned() -> None:
     pace = Pace()
-    pace.observe(64, 0.5)
-    assert pace.seconds(128, chunk=64) == pytest.approx(1.0)
+    pace.observe(1, 64, 0.5)
+    assert pace.prefill(128, chunk=64) == pytest.approx(1.0)

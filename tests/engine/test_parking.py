@@ -16,7 +16,7 @@ from engine.load import load_target_for, reader_of
 from engine.policy import FixedPolicy
 from engine.proposers.none import NoProposer
 from engine.sampling import Sampling
-from engine.schedule import Scheduler
+from engine.schedule import DeadlineScheduler
 from tests.engine.embedded import MODEL, codec, grammars
 
 PROMPT = tuple(codec().encode("Hello, how can I help you today?"))
@@ -45,7 +45,7 @@ class SlowGrammars:
 def host() -> tuple[EngineHost, SlowGrammars]:
     slow = SlowGrammars()
     engine = Engine(load_target_for(EngineConfig(str(MODEL), pool_tokens=4096)), NoProposer(), FixedPolicy(1))
-    return EngineHost(engine, Scheduler(256), partial(reader_of, codec()), slow), slow
+    return EngineHost(engine, DeadlineScheduler(256), partial(reader_of, codec()), slow), slow
 
 
 def submit(session: str, turn: int, constraint: Constraint | None, max_tokens: int = 12) -> records.Submit:

@@ -18,7 +18,7 @@ from engine.load import load_target_for, reader_of
 from engine.models.decoder import Decoder
 from engine.policy import FixedPolicy
 from engine.proposers.none import NoProposer
-from engine.schedule import Scheduler
+from engine.schedule import DeadlineScheduler
 from engine.text.chat import Chat
 from service import client_events as client
 from service import server_events as server
@@ -94,8 +94,8 @@ class LocalEngine:
     def submit(self, command: records.Submit, sink: ReplySink) -> None:
         self._sessions[command.session].submit(command, sink)
 
-    def release(self, session: str, turn: int, deadline: float) -> None:
-        self._sessions[session].release(turn, deadline)
+    def release(self, session: str, turn: int, deadline: float, speaking_rate: float = 0.0) -> None:
+        self._sessions[session].release(turn, deadline, speaking_rate)
 
     def close(self, session: str) -> None:
         self._sessions.pop(session, None)
@@ -147,7 +147,7 @@ class LocalEngine:
 
     def _new_host(self) -> EngineHost:
         engine = Engine(self._target, NoProposer(), FixedPolicy(1))
-        return EngineHost(engine, Scheduler(256), partial(reader_of, chat().codec), grammars())
+        return EngineHost(engine, DeadlineScheduler(256), partial(reader_of, chat().codec), grammars())
 
     def _hand_on(self, events: list[records.Event]) -> None:
         for event in events:

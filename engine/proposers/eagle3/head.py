@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.models.decoder import Decoder
-from engine.models.layers import Place, Rotary, attend, rms_norm, rotate, swiglu
+from engine.models.layers import Place, Places, Rotary, rms_norm, rotate, swiglu
 from engine.proposers.eagle3.checkpoint import HeadConfig
 from engine.weights import pack
 
@@ -85,7 +85,7 @@ class Head:
             flat = rms_norm(flat, self._input_norm, self.config.rms_norm_eps)
         return F.linear(flat, self._fc)
 
-    def forward(self, tokens: Tensor, hidden: Tensor, kv: Tensor, place: Place) -> Tensor:
+    def forward(self, tokens: Tensor, hidden: Tensor, kv: Tensor, place: Place | Places) -> Tensor:
         """Hidden states [m, H] behind pairs of a state [m, H] and the token [m] (target ids) that followed it.
 
         Writes the pairs' keys and values to ``place``. kv: [2, slots, kv_heads, head_dim].
@@ -102,15 +102,14 @@ class Head:
             q_norm, k_norm = self._qk_norm
             qk = torch.cat([rms_norm(qk[:, :heads], q_norm, eps), rms_norm(qk[:, heads:], k_norm, eps)], 1)
         qk = rotate(qk, place.cos, place.sin)
-        kv[0, place.written] = qk[:, heads:]
-        kv[1, place.written] = qkv[:, heads + kv_heads :]
-        x = residual + F.linear(attend(qk[:, :heads], kv, place), self._output)
+        place.put(kv, qk[:, heads:], qkv[:, heads + kv_heads :])
+        x = residual + F.linear(place.attend(qk[:, :heads], kv), self._output)
         return x + swiglu(rms_norm(x, self._mlp_norm, eps), self._gate_up, self._down)
 
     def predict(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(log-probabilities [m, draft vocabulary], hidden states [m, H] to feed to the next level).
 
-        noise: float [draft vocabulary], added to every row's logits.
+        noise: float [draft vocabulary] or [m, draft vocabulary], added to the logits.
         """
         normed = rms_norm(x, self._norm, self.config.rms_norm_eps)
         logits = F.linear(normed, self._lm_head).float()

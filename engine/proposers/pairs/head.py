@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from engine.interfaces import Tap
-from engine.models.layers import Place, Rotary
+from engine.models.layers import Place, Places, Rotary
 
 
 class PairHead(Protocol):
@@ -31,7 +31,7 @@ class PairHead(Protocol):
         """Target states [m, taps, d] to the head's hidden states [m, H]."""
         ...
 
-    def forward(self, tokens: Tensor, hidden: Tensor, kv: Tensor, place: Place) -> Tensor:
+    def forward(self, tokens: Tensor, hidden: Tensor, kv: Tensor, place: Place | Places) -> Tensor:
         """Outputs [m, H] behind pairs of a state [m, H] and the token [m] (target ids) that followed it.
 
         Writes the pairs' keys and values to ``place``. kv: [2, slots, kv_heads, head_dim].
@@ -41,6 +41,7 @@ class PairHead(Protocol):
     def predict(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Of outputs [m, H]: (log-probabilities [m, draft vocabulary], hidden states [m, H] fed to the next level).
 
-        noise: float [draft vocabulary], added to every row's logits before they are made log-probabilities.
+        noise: float [draft vocabulary], or a row of it for each output, added to the logits before they are made
+        log-probabilities.
         """
         ...

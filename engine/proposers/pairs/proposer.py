@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from engine.cache import Geometry, KVCache, PagePool
+from engine.errors import OutOfPages
 from engine.interfaces import Draft, Tap
-from engine.models.layers import Place
+from engine.models.layers import Place, Places
 from engine.proposers.pairs.draft import PairDraft
 from engine.proposers.pairs.head import PairHead
-from engine.proposers.pairs.search import Search
+from engine.proposers.pairs.search import Branch, joined, search
 from engine.proposers.search import NOISE_LEVELS, shape_for
 from engine.tree import DraftTree
 
@@ -55,41 +57,73 @@ class PairProposer:
     def catch_up(self, draft: Draft) -> bool:
         """Make the pairs whose tokens are known. For times when nobody waits; ``propose`` does it otherwise."""
         assert isinstance(draft, PairDraft)
-        self._make_pairs(draft, None)  # no more than MAX_WAITING of them
+        self._make_pairs([draft], [None])  # no more than MAX_WAITING of them
         return False
 
     def propose(
         self, drafts: Sequence[Draft], roots: Sequence[int], noise: Sequence[Tensor | None], budget: int
     ) -> list[DraftTree]:
-        sessions = zip(drafts, roots, noise, strict=True)
-        return [self._propose(draft, root, its_noise, budget) for draft, root, its_noise in sessions]
+        """As ``Proposer.propose``. One of several sessions that finds no pages drafts nothing."""
+        trees = [DraftTree.chain(torch.tensor([root])) for root in roots]
+        asked = [at for at, draft in enumerate(drafts) if budget > 1 and draft.length]
+        known = [_pair_draft(drafts[at], roots[at]) for at in asked]
+        self._make_pairs(known, [roots[at] for at in asked])
+        shape = shape_for(budget, chain=self._chain)
+        branches: dict[int, Branch] = {}
+        for at, draft in zip(asked, known, strict=True):
+            if draft.root_pair is not None:  # else rewound and not observed since: the last pair's output is gone
+                with self._alone_or_spared(known):
+                    branches[at] = Branch(self.head, draft.cache, shape, draft.root_pair[1], noise[at])
+        if branches:
+            found = search(self.head, self.pool.kv[0], list(branches.values()), shape)
+            for at, candidates in zip(branches, found, strict=True):
+                trees[at] = candidates.tree(roots[at], budget, self._source, self.head.to_target)
+        return trees
 
-    def _propose(self, draft: Draft, root: int, noise: Tensor | None, budget: int) -> DraftTree:
-        assert isinstance(draft, PairDraft)
-        if budget <= 1 or draft.length == 0:
-            return DraftTree.chain(torch.tensor([root]))
-        if draft.root_pair is not None and draft.root_pair[0] != root:
-            draft.redo_root()
-        last = self._make_pairs(draft, root)
-        if last is not None:
-            draft.root_pair = (root, last)
-        if draft.root_pair is None:  # rewound and not observed since: the last pair's output is gone
-            return DraftTree.chain(torch.tensor([root]))
-        search = Search(self.head, draft.cache, shape_for(budget, chain=self._chain), self._source)
-        return search.run(root, draft.root_pair[1], budget, noise)
+    def _make_pairs(self, drafts: Sequence[PairDraft], roots: Sequence[int | None]) -> None:
+        """Run the head over all pairs that can be made, those of all sessions together."""
+        waiting: dict[PairDraft, tuple[Tensor, Tensor]] = {}
+        for draft, root in zip(drafts, roots, strict=True):
+            if num_ready := draft.num_ready(root):
+                with self._alone_or_spared(drafts):
+                    draft.cache.reserve(num_ready)  # before anything is taken: running out of pages loses nothing
+                    waiting[draft] = draft.take(root)
+        known = dict(zip(drafts, roots, strict=True))
+        while waiting:
+            last = self._read({draft: (f[:CATCH_UP_CHUNK], t[:CATCH_UP_CHUNK]) for draft, (f, t) in waiting.items()})
+            rest = {draft: (f[CATCH_UP_CHUNK:], t[CATCH_UP_CHUNK:]) for draft, (f, t) in waiting.items()}
+            waiting = {draft: (features, tokens) for draft, (features, tokens) in rest.items() if tokens.numel()}
+            for draft, output in last.items():
+                root = known[draft]
+                if root is not None and draft not in waiting:
+                    draft.root_pair = (root, output)
 
-    def _make_pairs(self, draft: PairDraft, root: int | None) -> Tensor | None:
-        """Run the head over all pairs that can be made; returns the last output [1, H], if there was one."""
-        num_ready = draft.num_ready(root)
-        if num_ready == 0:
-            return None
-        draft.cache.reserve(num_ready)  # before anything is taken, so that running out of pages loses nothing
-        features, tokens = draft.take(root)
-        cache, out = draft.cache, None
-        for start in range(0, tokens.numel(), CATCH_UP_CHUNK):
-            chain = DraftTree.chain(tokens[start : start + CATCH_UP_CHUNK])
-            place = Place.of(cache, chain, self.head.rotary)
-            hidden = self.head.fuse(features[start : start + CATCH_UP_CHUNK])
-            out = self.head.forward(chain.tokens.to(hidden.device), hidden, self.pool.kv[0], place)
-            cache.commit(list(range(len(chain))))
-        return None if out is None else out[-1:]
+    def _read(self, pairs: dict[PairDraft, tuple[Tensor, Tensor]]) -> dict[PairDraft, Tensor]:
+        """Make some pairs of every session; returns the outputs [1, H] at each one's last."""
+        chains = [DraftTree.chain(tokens) for _, tokens in pairs.values()]
+        place = Places.of([Place.of(d.cache, chain, self.head.rotary) for d, chain in zip(pairs, chains, strict=True)])
+        features, tokens = zip(*pairs.values(), strict=True)
+        hidden = self.head.fuse(joined(features))
+        out = self.head.forward(joined(tokens).to(hidden.device), hidden, self.pool.kv[0], place)
+        found: dict[PairDraft, Tensor] = {}
+        for draft, own in zip(pairs, torch.split(out, [len(chain) for chain in chains]), strict=True):
+            draft.cache.commit(list(range(own.shape[0])))
+            found[draft] = own[-1:]
+        return found
+
+    @contextmanager
+    def _alone_or_spared(self, drafts: Sequence[PairDraft]) -> Iterator[None]:
+        """Running out of pages is told to whoever asks for one session; of several it harms no other."""
+        try:
+            yield
+        except OutOfPages:
+            if len(drafts) == 1:
+                raise
+
+
+def _pair_draft(draft: Draft, root: int) -> PairDraft:
+    """The draft, without a last pair that was made with another root."""
+    assert isinstance(draft, PairDraft)
+    if draft.root_pair is not None and draft.root_pair[0] != root:
+        draft.redo_root()
+    return draft

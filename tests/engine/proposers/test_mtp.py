@@ -256,7 +256,7 @@ def test_text_is_the_same_with_and_without_it(case: Case, chain: bool, tmp_path:
     for prompt in equal.random_prompts(3, seed=8):
         base = equal.warm(engine, prompt)
         for nodes, sampling in zip((5, 16, 60, 8), SAMPLINGS, strict=True):
-            engine.policy = FixedPolicy(nodes)
+            engine.drafting.policy = FixedPolicy(nodes)
             wanted = equal.reply(engine, base, sampling, max_tokens=24, drafting=False)
             assert equal.reply(engine, base, sampling, max_tokens=24, count=count) == wanted
         engine.close(base)

@@ -1,0 +1,132 @@
+"""The trees of one step: who drafts how much, what was drafted, what of it is left to verify.
+
+Knows proposers, the policy and each turn's own limits; knows no forward and no cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from engine.errors import EngineError, OutOfPages, ReplyFailed
+from engine.interfaces import Proposer
+from engine.pace import Pace
+from engine.policy import Ask, Choice, DraftPolicy
+from engine.sampling import Sampler
+from engine.session import Turn
+from engine.tree import DraftTree
+
+FORCED_NODES = 16
+"""Nodes of a step that drafts nothing, where a grammar leaves no choice: they are all kept."""
+
+
+class Drafting:
+    """ways: proposers over the drafts of the first of them, the dearest first. coupled: above temperature 0 they are
+    given the turn's noise. pace: learns what drafting takes. max_context_tokens: of the target.
+    """
+
+    def __init__(
+        self,
+        ways: Sequence[Proposer],
+        policy: DraftPolicy,
+        sampler: Sampler,
+        pace: Pace,
+        max_context_tokens: int,
+        *,
+        coupled: bool,
+    ) -> None:
+        self.ways = list(ways)
+        self.policy = policy
+        self.coupled = coupled
+        self._sampler = sampler
+        self._pace = pace
+        self._max_context_tokens = max_context_tokens
+
+    def trees(
+        self, turns: Sequence[Turn], urgent: Sequence[bool], given_windows: int, given_nodes: int
+    ) -> list[DraftTree | EngineError]:
+        """A tree behind the last token of each turn's session, no deeper than there is room for; or why there is none.
+
+        given_windows, given_nodes: prefill that shares the forward.
+        """
+        asks = [Ask(self._room(turn), hurry) for turn, hurry in zip(turns, urgent, strict=True)]
+        choices = self.policy.choose(asks, given_windows, given_nodes)
+        trees = self._propose(turns, choices)
+        if any(choice.drafts for choice in choices):
+            trees = self.policy.prune(choices, trees)
+        found: list[DraftTree | EngineError] = []
+        for turn, tree, choice in zip(turns, trees, choices, strict=True):
+            turn.choice = choice
+            mode = self.ways[choice.way].name if choice.drafts else "plain"
+            turn.stats.drafting(mode, choice.reason, passing=choice.probing)
+            found.append(self._narrowed(turn, tree, choice))
+        return found
+
+    def observe(self, turn: Turn, tree: DraftTree, path: Sequence[int]) -> None:
+        """What came of a turn's tree."""
+        assert turn.choice is not None
+        self.policy.observe(turn.choice, tree, path)
+
+    def _room(self, turn: Turn) -> int:
+        """Tokens that the reply may gain beyond the next one."""
+        most = turn.max_tokens if turn.hold is None else min(turn.hold, turn.max_tokens)
+        return min(self._context_room(turn), most - turn.num_tokens - 1)
+
+    def _context_room(self, turn: Turn) -> int:
+        return self._max_context_tokens - len(turn.session.tokens)
+
+    def _propose(self, turns: Sequence[Turn], choices: Sequence[Choice]) -> list[DraftTree]:
+        """What the turns' drafters guess: those who draft alike are asked together."""
+        trees = [DraftTree.chain(torch.tensor(turn.session.tokens[-1:])) for turn in turns]
+        together: dict[tuple[int, int, int], list[int]] = {}
+        for at, (turn, choice) in enumerate(zip(turns, choices, strict=True)):
+            budget = min(choice.nodes, self._context_room(turn) + 1)  # n nodes are at most n - 1 deep
+            if budget > 1:
+                together.setdefault((choice.way, choice.nodes, budget), []).append(at)
+        for (way, nodes, budget), group in together.items():
+            started = time.monotonic()
+            drafts = [turns[at].session.draft for at in group]
+            roots = [turns[at].session.tokens[-1] for at in group]
+            with contextlib.suppress(OutOfPages):  # drafting is a luxury: the reply goes on without it
+                noise = [self._noise(turns[at], budget) for at in group]
+                for at, tree in zip(group, self.ways[way].propose(drafts, roots, noise, budget), strict=True):
+                    trees[at] = tree
+            seconds = time.monotonic() - started
+            self._pace.observe_draft(way, nodes, len(group), seconds)
+            for at in group:
+                turns[at].stats.draft_seconds += seconds / len(group)
+        return trees
+
+    def _noise(self, turn: Turn, budget: int) -> torch.Tensor | None:
+        """What the target's choices will be perturbed by, for a drafter that perturbs its own alike (coupling, Daliri
+        et al. 2024, arXiv 2408.07978).
+        """
+        levels = min(self.ways[0].noise_levels, budget)
+        if not self.coupled or turn.sampling.greedy or levels == 0:
+            return None
+        return turn.noise(self._sampler, levels)[:levels] * turn.sampling.temperature
+
+    def _narrowed(self, turn: Turn, tree: DraftTree, choice: Choice) -> DraftTree | EngineError:
+        room = self._room(turn)
+        if turn.grammar is None or room <= 0:
+            return tree
+        started = time.monotonic()
+        try:
+            with as_reply_failed():
+                return turn.grammar.narrow(tree, max(choice.nodes, FORCED_NODES), room)
+        except ReplyFailed as failed:
+            return failed
+        finally:
+            turn.stats.draft_seconds += time.monotonic() - started
+
+
+@contextlib.contextmanager
+def as_reply_failed() -> Iterator[None]:
+    """What is injected into a reply may raise anything: it ends that reply and no other."""
+    try:
+        yield
+    except Exception as error:
+        raise ReplyFailed(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,168 @@
+"""Who shares a step: the earliest deadline first, nobody for ever, and no step that those who wait must mind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from engine import schedule
+from engine.engine import Engine
+from engine.models.decoder import Decoder
+from engine.pace import Pace, StepCosts
+from engine.policy import FixedPolicy
+from engine.proposers.none import NoProposer
+from engine.sampling import Sampling
+from engine.schedule import ArrivalScheduler, DeadlineScheduler
+from engine.session import Session
+from tests.engine import small
+
+PROMPT = tuple(range(1, 8))
+CHEAP_NODES = StepCosts((1, 64), (0.010, 0.011), ((0.0, 0.0),))
+DEAR_NODES = StepCosts((1, 64), (0.010, 0.640), ((0.0, 0.0),))
+
+
+class Clock:
+    """``time.monotonic`` as the scheduler reads it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(schedule, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    target: Decoder = small.models()[0]
+    engine = Engine(target, NoProposer(), FixedPolicy(1))
+    yield engine
+    for session in list(engine.sessions.values()):
+        engine.close(session)
+
+
+class Calls:
+    """Calls of an engine, and the scheduler that plans for them."""
+
+    def __init__(self, engine: Engine, scheduler: DeadlineScheduler | ArrivalScheduler) -> None:
+        self.engine, self.scheduler = engine, scheduler
+
+    def heard(self, name: str, tokens: int = 7) -> Session:
+        return self.engine.open(name, [1 + i % 9 for i in range(tokens)])
+
+    def asked(self, name: str, tokens: int = 7, *, deadline: float = 0.0, aside: bool = False) -> Session:
+        session = self.heard(name, tokens)
+        self.scheduler.expect(name, deadline, aside=aside)
+        self.engine.submit(session, Sampling(), max_tokens=60)
+        return session
+
+    def speaking(self, name: str, tokens: int, **how: bool) -> Session:
+        """A reply whose first ``tokens`` were a clause."""
+        session = self.asked(name, **how)
+        while session.num_pending > 1:
+            self.engine.step(self.scheduler.plan(self.engine))
+        self.scheduler.spoke(name, tokens, True)
+        return session
+
+    def planned(self) -> list[str]:
+        return [work.session.name for work in self.scheduler.plan(self.engine)]
+
+
+def calls(engine: Engine, costs: StepCosts) -> Calls:
+    return Calls(engine, DeadlineScheduler(64, Pace(costs), speaking_rate=3.5))
+
+
+def test_whoever_waits_for_a_first_clause_shares_a_step_with_those_who_wait_as_well(
+    engine: Engine, clock: Clock
+) -> None:
+    line = calls(engine, CHEAP_NODES)
+    line.asked("one"), line.asked("two"), line.heard("heard")
+    assert line.planned() == ["one", "two"]
+
+
+def test_those_with_a_lead_join_where_that_costs_nothing(engine: Engine, clock: Clock) -> None:
+    for costs, joins in ((CHEAP_NODES, True), (DEAR_NODES, False)):
+        line = calls(engine, costs)
+        ahead, waits = line.speaking("ahead", tokens=35), line.asked("waits", 1)
+        assert ("ahead" in line.planned()) == joins
+        for session in (ahead, waits):
+            engine.close(session)
+
+
+def test_a_reply_whose_words_run_out_is_as_urgent_as_one_that_waits(engine: Engine, clock: Clock) -> None:
+    line = calls(engine, DEAR_NODES)
+    line.speaking("short", tokens=7)  # two seconds of speech
+    line.asked("waits", 1)
+    assert "short" not in line.planned()
+    clock.now += 1.8
+    line.asked("later", 1)
+    assert line.planned() == ["waits", "short", "later"]
+
+
+def test_a_short_turn_goes_before_a_long_prompt_that_came_first(engine: Engine, clock: Clock) -> None:
+    line = calls(engine, DEAR_NODES)
+    long = line.asked("long", 300)
+    clock.now += 0.01
+    line.asked("short", 7)
+    assert [session.name for session in line.scheduler.before(engine, long)] == ["short"]
+    plan = line.scheduler.plan(engine)
+    assert plan[0].session.name == "short" and plan[0].max_tokens == 7
+
+
+def test_a_long_prompt_lengthens_the_steps_of_those_who_speak_by_little(engine: Engine, clock: Clock) -> None:
+    line = calls(engine, DEAR_NODES)
+    pace = Pace(DEAR_NODES)
+    for number in range(8):
+        line.speaking(f"speaks {number}", tokens=2)
+    line.asked("long", 300)
+    while engine.session("long").num_pending > 1:
+        plan = line.scheduler.plan(engine)
+        speaking = [work for work in plan if work.session.name != "long"]
+        assert len(speaking) == 8
+        given = sum(work.max_tokens for work in plan if work.session.name == "long")
+        limit = max(schedule.NOTICED * pace.forward(8, 8), pace.forward(9, 8 + schedule.SHORT_PROMPT))
+        assert given > 0 and pace.forward(9, 8 + given) <= limit + 1e-9
+        engine.step(plan)
+        for number in range(8):  # their words have just run out
+            line.scheduler.spoke(f"speaks {number}", 0, True)
+
+
+def test_nothing_that_is_heard_or_asked_aside_waits_for_ever(engine: Engine, clock: Clock) -> None:
+    line = calls(engine, DEAR_NODES)
+    aside, heard = line.speaking("aside", tokens=0, aside=True), line.heard("heard", 200)
+    served = {"heard": 0, "aside": 0}
+    for turn in range(40):
+        waits = line.asked(f"waits {turn}", 1)
+        for name in line.planned():
+            served[name] = served.get(name, 0) + 1
+        engine.close(waits)
+        line.scheduler.forget(waits.name)
+        clock.now += 0.1
+    assert served["heard"] >= 10 and served["aside"] >= 3
+    for session in (heard, aside):
+        engine.close(session)
+
+
+def test_a_deadline_of_its_own_makes_a_turn_more_urgent(engine: Engine, clock: Clock) -> None:
+    line = calls(engine, DEAR_NODES)
+    line.asked("first", 40)
+    line.asked("hurries", 40, deadline=clock.now + 0.01)
+    assert line.planned()[0] == "hurries"
+
+
+def test_first_come_first_served_takes_all_replies_and_prefill_in_its_order(engine: Engine, clock: Clock) -> None:
+    line = Calls(engine, ArrivalScheduler(64))
+    line.speaking("speaks", tokens=500)
+    clock.now += 1
+    line.asked("long", 300)
+    clock.now += 1
+    line.asked("short", 7)
+    assert line.planned() == ["speaks", "long"]
+    assert [session.name for session in line.scheduler.before(engine, engine.session("short"))] == ["long"]

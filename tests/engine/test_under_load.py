@@ -1,0 +1,138 @@
+"""Calls that share an engine under load: each one's text is what it would be alone, however it was drafted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+import torch
+
+from engine import records
+from engine.config import EngineConfig
+from engine.engine import Engine, Work
+from engine.host import EngineHost
+from engine.load import load_proposer, load_target_for, measured_engine
+from engine.models.decoder import Decoder
+from engine.policy import Ask, Choice, FixedPolicy
+from engine.proposers.none import NoProposer
+from engine.sampling import Sampling
+from engine.schedule import ArrivalScheduler, DeadlineScheduler, Scheduler
+from engine.text.reply import ReplyReader
+from engine.tree import DraftTree
+from tests.engine.drafters import held_out
+from tests.engine.embedded import HEAD, MODEL, codec, grammars
+
+CONFIG = EngineConfig(str(MODEL), f"suffix+eagle3:{HEAD}", dtype="float64", pool_tokens=16_384)
+CALLS = 10
+
+
+@cache
+def target() -> Decoder:
+    return load_target_for(CONFIG)
+
+
+class Fickle:
+    """A policy that drafts every reply in every step in another way."""
+
+    def __init__(self, ways: int, rng: random.Random) -> None:
+        self._ways, self._rng = ways, rng
+
+    def choose(self, asks: Sequence[Ask], given_windows: int = 0, given_nodes: int = 0) -> list[Choice]:
+        return [
+            Choice(self._rng.choice([1, 3, 8, 16]) if ask.room > 0 else 1, self._rng.randrange(self._ways))
+            for ask in asks
+        ]
+
+    def prune(self, choices: Sequence[Choice], trees: Sequence[DraftTree]) -> list[DraftTree]:
+        return [tree.best(self._rng.randrange(1, len(tree) + 1)) for tree in trees]
+
+    def observe(self, choice: Choice, tree: DraftTree, path: Sequence[int]) -> None:
+        assert len(tree) <= choice.nodes
+
+
+def asked(number: int, prompt: tuple[int, ...]) -> records.Submit:
+    sampling = Sampling(0.0 if number % 2 else 0.9, seed=number)
+    stop = codec().stop_tokens
+    return records.Submit(f"call {number}", 1, len(prompt), (), sampling, 24 + number, stop_tokens=stop)
+
+
+def run(engine: Engine, scheduler: Scheduler, rng: random.Random) -> tuple[dict[str, str], set[str]]:
+    """(every reply's text, the ways in which they were drafted). Calls come in while others speak."""
+    host = EngineHost(engine, scheduler, lambda command: ReplyReader(codec(), command.stop_strings), grammars())
+    said: dict[str, str] = {}
+    modes: set[str] = set()
+    prompts = [tuple(prompt.ids) for prompt in held_out(CALLS)]
+    waiting = [asked(number, prompt) for number, prompt in enumerate(prompts)]
+    ended = 0
+    while ended < len(prompts):
+        if waiting and (not host.busy or rng.random() < 0.2):
+            command = waiting.pop()
+            host.handle(records.Open(command.session, prompts[int(command.session.split()[1])], seed=1))
+            assert host.handle(command) == []
+        for event in host.advance():
+            assert not isinstance(event, records.Failed), event
+            if isinstance(event, records.Progress):
+                said[event.session] = said.get(event.session, "") + event.text
+                modes |= {event.drafting[0]} if event.drafting else set()
+            elif isinstance(event, records.Ended):
+                ended += 1
+                modes |= {phase.mode for phase in event.stats.phases}
+                assert sum(phase.steps for phase in event.stats.phases) == event.stats.steps
+                host.handle(records.Close(event.session))
+    assert engine.target.new_cache().pool.pages_in_use == 0
+    return said, modes
+
+
+@cache
+def alone() -> dict[str, str]:
+    """What the target says to each of them, where nobody drafts and nobody shares."""
+    engine = Engine(target(), NoProposer(), FixedPolicy(1))
+    found = {}
+    for number, prompt in enumerate(held_out(CALLS)):
+        host = EngineHost(engine, ArrivalScheduler(512), lambda c: ReplyReader(codec(), c.stop_strings), grammars())
+        command = asked(number, tuple(prompt.ids))
+        host.handle(records.Open(command.session, tuple(prompt.ids), seed=1))
+        host.handle(command)
+        events = []
+        while host.busy:
+            events += host.advance()
+        found[command.session] = "".join(event.text for event in events if isinstance(event, records.Progress))
+        host.handle(records.Close(command.session))
+    return found
+
+
+@pytest.mark.parametrize("order", ["deadline", "fcfs"])
+def test_text_is_the_same_however_each_step_is_drafted_and_shared(order: str) -> None:
+    engine = measured_engine(target(), load_proposer(CONFIG, target()), CONFIG)
+    rng = random.Random(3)
+    engine.drafting.policy = Fickle(len(engine.drafting.ways), rng)
+    scheduler = DeadlineScheduler(64, engine.pace) if order == "deadline" else ArrivalScheduler(64)
+    said, modes = run(engine, scheduler, rng)
+    assert said == alone()
+    assert modes == {"suffix+eagle3", "suffix", "plain"}
+
+
+def test_text_is_the_same_under_the_measured_policy() -> None:
+    engine = measured_engine(target(), load_proposer(CONFIG, target()), CONFIG)
+    said, _ = run(engine, DeadlineScheduler(64, engine.pace), random.Random(4))
+    assert said == alone()
+
+
+def test_a_drafter_that_was_off_catches_up_and_drafts_as_if_it_had_never_been() -> None:
+    """Its features are kept while the other way drafts; the next tree is the one that it would have drafted anyway."""
+    proposer = load_proposer(EngineConfig(str(MODEL), f"eagle3:{HEAD}", dtype="float64"), target())
+    prompt = held_out(1)[0].ids
+    trees = []
+    for off in (False, True):
+        engine = Engine(target(), proposer, FixedPolicy(8))
+        session = engine.open("call", prompt, seed=1)
+        turn = engine.submit(session, Sampling(), max_tokens=12, drafting=not off)
+        while turn.finish is None:
+            engine.step([Work(session)])
+        with torch.inference_mode():
+            trees.append(proposer.propose([session.draft], [session.tokens[-1]], [None], 16)[0])
+        engine.close(session)
+    one, other = trees
+    assert one.tokens.tolist() == other.tokens.tolist() and one.parents.tolist() == other.parents.tolist()
