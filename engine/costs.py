@@ -17,6 +17,8 @@ from engine.tree import DraftTree
 LADDER = (1, 4, 8, 16, 24, 32, 60)
 REPEATED = 16
 WINDOWS = 4
+CHUNKS = (128, 256)
+"""Tokens of a prompt read at once."""
 
 
 @torch.inference_mode()
@@ -61,7 +63,15 @@ def measure_costs(
             for proposer in proposers
         )
         verify = tuple(_verify_seconds(target, main, [cache], budget, repeats) for budget in nodes)
-        return StepCosts(nodes, verify, drafting, _window_seconds(target, main, cache, verify[0], repeats))
+        window = _window_seconds(target, main, cache, verify[0], repeats)
+        together = tuple(
+            _together(proposer, draft, alone[-1], nodes[-1], roots, repeats) if alone[-1] else 1.0
+            for proposer, alone in zip(proposers, drafting, strict=True)
+        )
+        chunks = _chunk_seconds(
+            target, main, cache, [n for n in CHUNKS if nodes[-1] < n < room - context_tokens], repeats
+        )
+        return StepCosts(nodes, verify, drafting, window, together, chunks)
     finally:
         cache.close()
         draft.close()
@@ -78,6 +88,44 @@ def _window_seconds(target: Target, proposer: Proposer, cache: KVCache, alone: f
     finally:
         for fork in forks:
             fork.close()
+
+
+def _together(proposer: Proposer, draft: Draft, alone: float, budget: int, roots: Iterator[int], repeats: int) -> float:
+    """What one more session adds to drafting, as a part of what the first costs."""
+    forks = [draft.fork() for _ in range(WINDOWS - 1)]
+    try:
+        drafts = [draft, *forks]
+
+        def propose() -> object:
+            return proposer.propose(drafts, [next(roots)] * WINDOWS, [None] * WINDOWS, budget)
+
+        return min(1.0, max(0.0, _median_seconds(propose, repeats) / alone - 1.0) / (WINDOWS - 1))
+    except OutOfPages:
+        return 1.0
+    finally:
+        for fork in forks:
+            fork.close()
+
+
+def _chunk_seconds(
+    target: Target, proposer: Proposer, cache: KVCache, sizes: Sequence[int], repeats: int
+) -> tuple[tuple[int, float], ...]:
+    """(tokens, seconds) of chunks of a prompt. Those that the pool has no room for are left out."""
+    found: list[tuple[int, float]] = []
+    for size in sizes:
+        try:
+            cache.reserve(size)
+        except OutOfPages:
+            break
+        window = Window(cache, DraftTree.chain(torch.arange(size) % target.vocab_size), "last")
+
+        def read(window: Window = window) -> None:
+            output = target.forward([window], proposer.taps)[0]
+            assert output.logits is not None
+            output.logits.argmax(-1).cpu()
+
+        found.append((size, _median_seconds(read, max(1, repeats // 2))))
+    return tuple(found)
 
 
 def _verify_seconds(target: Target, proposer: Proposer, caches: Sequence[KVCache], nodes: int, repeats: int) -> float:

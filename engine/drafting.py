@@ -6,6 +6,7 @@ Knows proposers, the policy and each turn's own limits; knows no forward and no 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Sequence
 
@@ -14,10 +15,12 @@ import torch
 from engine.errors import EngineError, OutOfPages, ReplyFailed
 from engine.interfaces import Proposer
 from engine.pace import Pace
-from engine.policy import Ask, Choice, DraftPolicy
+from engine.policy import Ask, Choice, DraftPolicy, Given
 from engine.sampling import Sampler
 from engine.session import Turn
 from engine.tree import DraftTree
+
+log = logging.getLogger(__name__)
 
 FORCED_NODES = 16
 """Nodes of a step that drafts nothing, where a grammar leaves no choice: they are all kept."""
@@ -45,24 +48,23 @@ class Drafting:
         self._pace = pace
         self._max_context_tokens = max_context_tokens
 
-    def trees(
-        self, turns: Sequence[Turn], urgent: Sequence[bool], given_windows: int, given_nodes: int
-    ) -> list[DraftTree | EngineError]:
+    def trees(self, turns: Sequence[Turn], urgent: Sequence[bool], given: Given) -> list[DraftTree | EngineError]:
         """A tree behind the last token of each turn's session, no deeper than there is room for; or why there is none.
 
-        given_windows, given_nodes: prefill that shares the forward.
+        given: what shares the forward.
         """
-        asks = [Ask(self._room(turn), hurry) for turn, hurry in zip(turns, urgent, strict=True)]
-        choices = self.policy.choose(asks, given_windows, given_nodes)
+        rooms = [self._room(turn) for turn in turns]
+        asks = [Ask(room, hurry) for room, hurry in zip(rooms, urgent, strict=True)]
+        choices = self.policy.choose(asks, given)
         trees = self._propose(turns, choices)
         if any(choice.drafts for choice in choices):
-            trees = self.policy.prune(choices, trees)
+            trees = self.policy.prune(choices, trees, given)
         found: list[DraftTree | EngineError] = []
-        for turn, tree, choice in zip(turns, trees, choices, strict=True):
+        for turn, tree, choice, room in zip(turns, trees, choices, rooms, strict=True):
             turn.choice = choice
             mode = self.ways[choice.way].name if choice.drafts else "plain"
-            turn.stats.drafting(mode, choice.reason, passing=choice.probing)
-            found.append(self._narrowed(turn, tree, choice))
+            turn.stats.drafting(mode, choice.reason, passing=choice.probing or room <= 0)
+            found.append(self._narrowed(turn, tree, choice, room))
         return found
 
     def observe(self, turn: Turn, tree: DraftTree, path: Sequence[int]) -> None:
@@ -78,39 +80,46 @@ class Drafting:
     def _context_room(self, turn: Turn) -> int:
         return self._max_context_tokens - len(turn.session.tokens)
 
-    def _propose(self, turns: Sequence[Turn], choices: Sequence[Choice]) -> list[DraftTree]:
-        """What the turns' drafters guess: those who draft alike are asked together."""
+    def _propose(self, turns: Sequence[Turn], choices: list[Choice]) -> list[DraftTree]:
+        """What the turns' drafters guess: those who draft alike are asked together.
+
+        Drafting is a luxury: where it fails the replies go on without it, and their choices are made plain.
+        """
         trees = [DraftTree.chain(torch.tensor(turn.session.tokens[-1:])) for turn in turns]
-        together: dict[tuple[int, int, int], list[int]] = {}
+        together: dict[tuple[int, int], list[int]] = {}
         for at, (turn, choice) in enumerate(zip(turns, choices, strict=True)):
             budget = min(choice.nodes, self._context_room(turn) + 1)  # n nodes are at most n - 1 deep
             if budget > 1:
-                together.setdefault((choice.way, choice.nodes, budget), []).append(at)
-        for (way, nodes, budget), group in together.items():
+                together.setdefault((choice.way, budget), []).append(at)
+        for (way, budget), group in together.items():
             started = time.monotonic()
             drafts = [turns[at].session.draft for at in group]
             roots = [turns[at].session.tokens[-1] for at in group]
-            with contextlib.suppress(OutOfPages):  # drafting is a luxury: the reply goes on without it
-                noise = [self._noise(turns[at], budget) for at in group]
+            try:
+                noise = [self._noise(turns[at], way, budget) for at in group]
                 for at, tree in zip(group, self.ways[way].propose(drafts, roots, noise, budget), strict=True):
                     trees[at] = tree
+            except Exception as error:
+                if not isinstance(error, OutOfPages):
+                    log.exception("drafting failed")
+                for at in group:
+                    choices[at] = Choice(1, reason=f"{self.ways[way].name} failed: {type(error).__name__}")
             seconds = time.monotonic() - started
-            self._pace.observe_draft(way, nodes, len(group), seconds)
+            self._pace.observe_draft(way, budget, len(group), seconds)
             for at in group:
                 turns[at].stats.draft_seconds += seconds / len(group)
         return trees
 
-    def _noise(self, turn: Turn, budget: int) -> torch.Tensor | None:
+    def _noise(self, turn: Turn, way: int, budget: int) -> torch.Tensor | None:
         """What the target's choices will be perturbed by, for a drafter that perturbs its own alike (coupling, Daliri
         et al. 2024, arXiv 2408.07978).
         """
-        levels = min(self.ways[0].noise_levels, budget)
+        levels = min(self.ways[way].noise_levels, budget)
         if not self.coupled or turn.sampling.greedy or levels == 0:
             return None
         return turn.noise(self._sampler, levels)[:levels] * turn.sampling.temperature
 
-    def _narrowed(self, turn: Turn, tree: DraftTree, choice: Choice) -> DraftTree | EngineError:
-        room = self._room(turn)
+    def _narrowed(self, turn: Turn, tree: DraftTree, choice: Choice, room: int) -> DraftTree | EngineError:
         if turn.grammar is None or room <= 0:
             return tree
         started = time.monotonic()

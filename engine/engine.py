@@ -8,6 +8,7 @@ things. It knows tokens; it knows no text, no socket and no clock but the one it
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from engine.drafting import Drafting, as_reply_failed
 from engine.errors import ContextFull, EngineError, OutOfPages, ReplyFailed, UnknownSession
 from engine.interfaces import Grammar, Output, Proposer, Target, TextWatcher, Window
 from engine.pace import Pace
-from engine.policy import DraftPolicy
+from engine.policy import DraftPolicy, Given
 from engine.sampling import Sampler, Sampling
 from engine.session import Finish, Session, Turn
 from engine.tree import FORCED, DraftTree, accept
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,7 @@ class Engine:
         for share, output in zip(shares, outputs, strict=True):
             if share.session.turn is not None:
                 share.session.turn.stats.forward_seconds += forward_seconds / len(shares)
-            steps.append(self._settle(share, output, started))
+            steps.append(self._settled(share, output, started))
         self.pace.observe(len(shares), sum(len(s.tree) for s in shares), time.monotonic() - started - drafted)
         return steps
 
@@ -251,7 +254,7 @@ class Engine:
             shares.append(_Share(session, DraftTree.chain(torch.tensor(session.tokens[start : start + given])), given))
         if drafting:
             turns, urgent = [turn for _, turn in drafting], [work.urgent for work, _ in drafting]
-            trees = self.drafting.trees(turns, urgent, len(shares), sum(share.given for share in shares))
+            trees = self.drafting.trees(turns, urgent, _given(shares))
             for turn, tree in zip(turns, trees, strict=True):
                 if isinstance(tree, EngineError):
                     failed.append(self._failed(turn.session, tree))
@@ -260,24 +263,24 @@ class Engine:
         return shares
 
     def _reserved(self, shares: Sequence[_Share], failed: list[Step]) -> list[_Share]:
-        """Those whose trees have room. A draft that finds none must not end a reply that does."""
+        """Those that have room. Nobody's draft, and nothing that is only heard, takes the page that a reply needs."""
         ready: list[_Share] = []
-        for share in shares:
+        for share in sorted(shares, key=lambda share: share.session.turn is None):
             session, turn = share.session, share.session.turn
             if turn is not None and turn.stats.started == 0.0:
                 turn.stats.started = time.monotonic()
             try:
-                try:
-                    session.cache.reserve(len(share.tree))
-                except OutOfPages:
-                    if len(share.tree) == share.given:
-                        raise
-                    share = _Share(session, DraftTree.chain(share.tree.tokens[:1]), 1)
-                    session.cache.reserve(1)
+                session.cache.reserve(share.given)
             except EngineError as error:
                 failed.append(self._failed(session, error))
             else:
                 ready.append(share)
+        for at, share in enumerate(ready):
+            if len(share.tree) > share.given:
+                try:
+                    share.session.cache.reserve(len(share.tree))
+                except OutOfPages:
+                    ready[at] = _Share(share.session, DraftTree.chain(share.tree.tokens[:1]), 1)
         return ready
 
     @staticmethod
@@ -287,6 +290,23 @@ class Engine:
             return "all"
         reaches_end = session.cache.length + share.given == len(session.tokens)
         return "last" if session.turn is not None and reaches_end else "none"
+
+    def _settled(self, share: _Share, output: Output, started: float) -> Step:
+        """What came of one share. Whatever goes wrong in it is its own affair: the others have their outputs."""
+        session, turn, told = share.session, share.session.turn, len(share.session.tokens)
+        try:
+            return self._settle(share, output, started)
+        except Exception as error:
+            log.exception("a session's step failed")
+            session.forget()
+            del session.tokens[told:]
+            if turn is None:
+                session.stall()
+                return Step(session.name, None)
+            turn.num_tokens = told - turn.start
+            self._end(turn, Finish.FAILED)
+            failed = ReplyFailed(f"{type(error).__name__}: {error}")
+            return Step(session.name, turn, finish=Finish.FAILED, error=failed)
 
     def _settle(self, share: _Share, output: Output, started: float) -> Step:
         """Choose, accept, commit and observe for one session, and say what it gained."""
@@ -369,6 +389,8 @@ class Engine:
         features = output.features
         if features is not None and len(path) != features.shape[0]:
             features = features[path]
+        elif features is not None and features.untyped_storage().nbytes() > 2 * features.nbytes:
+            features = features.clone()  # kept by whoever drafts, and the whole step's with them otherwise
         tokens = tree.tokens if len(path) == len(tree) else tree.tokens[path]
         # Whoever waits for a first token does not wait for this.
         first = session.turn is not None and session.turn.stats.first_token == 0.0
@@ -394,6 +416,12 @@ class Engine:
 
     def _end(self, turn: Turn, finish: Finish) -> None:
         turn.finish = finish
-        turn.stats.ended = time.monotonic()
+        turn.stats.end()
         if turn.session.turn is turn:
             turn.session.turn = None
+
+
+def _given(shares: Sequence[_Share]) -> Given:
+    """What of a step is no drafting, for whoever decides how much of that there is to be."""
+    reaches_end = [s.session.turn is not None and s.session.num_pending <= s.given for s in shares]
+    return Given(len(shares), sum(share.given for share in shares), sum(reaches_end))

@@ -159,6 +159,7 @@ class EngineHost:
             agreeing += 1
         if keep + agreeing < len(session.tokens):
             self.engine.truncate(session, keep + agreeing)
+        self.scheduler.heard(session)
         self.engine.append(session, tokens[agreeing:])
         self._hypothesis(session).replace(session, cached, command.ahead)
 
@@ -203,9 +204,8 @@ class EngineHost:
 
     def _expected(self, session: Session, number: int) -> records.Expected:
         """When the first token of a reply that was just asked for will probably be there."""
-        pending = [waiting.num_pending for waiting in (*self.scheduler.before(self.engine, session), session)]
-        seconds = sum(self.engine.pace.prefill(tokens, self.scheduler.chunk_tokens) for tokens in pending)
-        return records.Expected(session.name, number, time.monotonic() + seconds)
+        at = time.monotonic() + self.scheduler.expected(self.engine, session)
+        return records.Expected(session.name, number, at)
 
     def _release(self, command: records.Release, events: list[records.Event]) -> None:
         """Let a reply made ahead go on, as one that somebody waits for."""
@@ -215,7 +215,8 @@ class EngineHost:
             hypothesis.account(session, reply.turn.stats, hypothesis.start)
             reply.turn.hold = None
             self.scheduler.expect(command.session, command.deadline, rate=command.speaking_rate)
-            self.scheduler.spoke(command.session, reply.turn.num_tokens, reply.clauses > 0)
+            if reply.clauses:
+                self.scheduler.spoke(command.session, reply.turn.num_tokens)
             if command.deadline and not reply.turn.num_tokens:
                 events.append(self._expected(session, command.turn))
         hypothesis.become_history(session)
@@ -252,7 +253,8 @@ class EngineHost:
         cut = step.finish in (Finish.LENGTH, Finish.CONTEXT)
         read = reply.reader.take(final=step.finish is not None, cut=cut)
         reply.clauses += len(read.clause_ends)
-        self.scheduler.spoke(step.session, reply.turn.num_tokens, bool(read.clause_ends))
+        if read.clause_ends:
+            self.scheduler.spoke(step.session, reply.turn.num_tokens)
         return records.Progress(
             session=step.session,
             turn=reply.number,

@@ -58,7 +58,7 @@ def load_host(config: EngineConfig) -> tuple[EngineHost, records.Ready]:
     def new_reader(command: records.Submit) -> ReplyReader:
         return reader_of(codec, command)
 
-    scheduler = scheduler_for(config, engine.pace)
+    scheduler = scheduler_for(config)
     grammars = GrammarLibrary(codec, target.vocab_size, target.device)
     host = EngineHost(engine, scheduler, new_reader, grammars)
     ready = records.Ready(
@@ -116,10 +116,12 @@ def describe(engine: Engine) -> str:
     return f"drafter {names}; ms to verify + to draft, by nodes: {steps}; {1e3 * costs.window:.2f} for each call more"
 
 
-def scheduler_for(config: EngineConfig, pace: Pace) -> Scheduler:
+def scheduler_for(config: EngineConfig) -> Scheduler:
     """The configured order of work. Raises ModelError for one that is not known."""
     if config.scheduling == "deadline":
-        return DeadlineScheduler(config.prefill_chunk_tokens, pace, config.speaking_rate)
+        if config.speaking_rate <= 0.0:
+            raise ModelError(f"speaking_rate is {config.speaking_rate}; more than 0 tokens a second were expected")
+        return DeadlineScheduler(config.prefill_chunk_tokens, config.speaking_rate)
     if config.scheduling == "fcfs":
         return ArrivalScheduler(config.prefill_chunk_tokens)
     raise ModelError(f"scheduling {config.scheduling!r} is neither 'deadline' nor 'fcfs'")

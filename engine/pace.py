@@ -11,27 +11,44 @@ from dataclasses import dataclass
 
 _MEMORY = 0.8
 """Share of what was known that one more step leaves: machines change their pace within a few steps."""
+_MOST = 4.0
+"""Times what is known, or its part, that one step may be: what took longer stood still for another reason."""
+_HALF_LIFE = 500
+"""Steps after which a correction that nothing renewed counts half: what is left undone because it seems dear would
+never be seen to have become cheap.
+"""
 
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Measured seconds: ``verify[i]`` of a forward of ``nodes[i]`` nodes, ``draft[m][i]`` of drafting that many in the
-    m-th way that there is. window: what one more window adds to a forward, beside its nodes.
+    """Measured seconds: ``verify[i]`` of a forward of ``nodes[i]`` nodes, ``draft[w][i]`` of drafting that many in the
+    w-th way that there is.
+
+    window: what one more window adds to a forward, beside its nodes. together: by way, what one more session adds to
+    drafting, as a part of what the first costs. chunks: (nodes, seconds) of forwards of prefill, larger than all trees.
     """
 
     nodes: tuple[int, ...]
     verify: tuple[float, ...]
     draft: tuple[tuple[float, ...], ...]
     window: float = 0.0
+    together: tuple[float, ...] = ()
+    chunks: tuple[tuple[int, float], ...] = ()
 
     def verify_seconds(self, nodes: int) -> float:
         """Of one window."""
-        if nodes > self.nodes[-1]:
-            return self.verify[-1] * nodes / self.nodes[-1]
-        return _interpolated(self.nodes, self.verify, nodes)
+        sizes, seconds = self.nodes, self.verify
+        if self.chunks and nodes > sizes[-1]:
+            sizes = (sizes[-1], *(size for size, _ in self.chunks))
+            seconds = (seconds[-1], *(chunk for _, chunk in self.chunks))
+        if nodes > sizes[-1]:
+            return seconds[-1] * nodes / sizes[-1]
+        return _interpolated(sizes, seconds, nodes)
 
-    def draft_seconds(self, way: int, nodes: int) -> float:
-        return _interpolated(self.nodes, self.draft[way], nodes)
+    def draft_seconds(self, way: int, nodes: int, sessions: int = 1) -> float:
+        """Of so many sessions together."""
+        more = self.together[way] if self.together else 1.0
+        return _interpolated(self.nodes, self.draft[way], nodes) * (1.0 + more * (sessions - 1))
 
 
 class Pace:
@@ -39,6 +56,7 @@ class Pace:
 
     def __init__(self, costs: StepCosts | None = None) -> None:
         self.costs = costs
+        self._steps = 0
         self._forward: dict[int, _Correction] = {}
         """By binary order of magnitude of a step's windows."""
         self._draft: dict[tuple[int, int], _Correction] = {}
@@ -46,15 +64,18 @@ class Pace:
 
     def observe(self, windows: int, nodes: int, seconds: float) -> None:
         """A step over so many windows, of so many nodes together, has taken so long, drafting apart."""
-        correction = self._forward.setdefault(windows.bit_length(), _Correction())
-        correction.learn(nodes, seconds / self._expected(windows, nodes))
+        self._steps += 1
+        size = windows.bit_length()
+        if size not in self._forward:
+            self._forward[size] = _Correction(trusting=self.costs is not None)
+        self._forward[size].learn(nodes, seconds / self._expected(windows, nodes), self._steps)
 
     def observe_draft(self, way: int, nodes: int, sessions: int, seconds: float) -> None:
         """Drafting so many nodes for each of so many sessions has taken so long."""
-        expected = sessions * self.costs.draft_seconds(way, nodes) if self.costs else 0.0
+        expected = self.costs.draft_seconds(way, nodes, sessions) if self.costs else 0.0
         if expected > 0.0:
-            key = (way, sessions.bit_length())
-            self._draft.setdefault(key, _Correction()).learn(nodes, seconds / expected)
+            correction = self._draft.setdefault((way, sessions.bit_length()), _Correction())
+            correction.learn(nodes, seconds / expected, self._steps)
 
     def forward(self, windows: int, nodes: int) -> float:
         """Seconds of a step over so many windows and nodes, drafting apart; 0 where nothing is known."""
@@ -64,7 +85,7 @@ class Pace:
         correction = self._forward.get(size)
         if correction is None:
             correction = self._forward[min(self._forward, key=lambda seen: abs(seen - size))]
-        return correction.at(nodes) * self._expected(windows, nodes)
+        return correction.at(nodes, self._steps) * self._expected(windows, nodes)
 
     def draft(self, way: int, nodes: int, sessions: int = 1) -> float:
         """Seconds of drafting so many nodes for each of so many sessions; 0 where nothing is known."""
@@ -75,7 +96,8 @@ class Pace:
         if correction is None:
             seen = [known for drafted, known in self._draft if drafted == way]
             correction = self._draft[way, min(seen, key=lambda known: abs(known - size))] if seen else None
-        return sessions * self.costs.draft_seconds(way, nodes) * (correction.at(nodes) if correction else 1.0)
+        ratio = correction.at(nodes, self._steps) if correction else 1.0
+        return self.costs.draft_seconds(way, nodes, sessions) * ratio
 
     def prefill(self, tokens: int, chunk: int) -> float:
         """Seconds to prefill ``tokens`` of one session, at most ``chunk`` of them a step."""
@@ -91,22 +113,36 @@ class Pace:
 class _Correction:
     """Seconds that steps took over what was expected, by their size. Between sizes it goes over smoothly: whoever
     compares sizes must not find a step where there is none.
+
+    trusting: what was expected was measured; else the first step that is seen says all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, trusting: bool = True) -> None:
+        self._trusting = trusting
         self._seen: dict[int, tuple[float, float]] = {}
         """By binary order of magnitude: (nodes, ratio), running means."""
         self._sizes: tuple[float, ...] = ()
         self._ratios: tuple[float, ...] = ()
+        self._renewed = 0
 
-    def learn(self, nodes: int, ratio: float) -> None:
-        known_nodes, known = self._seen.get(nodes.bit_length(), (float(nodes), ratio))
+    def learn(self, nodes: int, ratio: float, step: int) -> None:
+        size = nodes.bit_length()
+        if size in self._seen:
+            known_nodes, known = self._seen[size]
+        else:
+            known_nodes, known = float(nodes), 1.0 if self._trusting else ratio
+        ratio = min(max(ratio, known / _MOST), known * _MOST)
         mean = (_MEMORY * known_nodes + (1.0 - _MEMORY) * nodes, _MEMORY * known + (1.0 - _MEMORY) * ratio)
-        self._seen[nodes.bit_length()] = mean
+        self._seen[size] = mean
         self._sizes, self._ratios = zip(*sorted(self._seen.values()), strict=True)
+        self._renewed = step
 
-    def at(self, nodes: int) -> float:
-        return _interpolated(self._sizes, self._ratios, nodes)
+    def at(self, nodes: int, step: int) -> float:
+        ratio = _interpolated(self._sizes, self._ratios, nodes)
+        age = step - self._renewed
+        if not self._trusting or age < _HALF_LIFE // 8:
+            return ratio
+        return float(1.0 + (ratio - 1.0) * 0.5 ** (age / _HALF_LIFE))
 
 
 def _interpolated(sizes: Sequence[float], values: Sequence[float], size: float) -> float:

@@ -5,14 +5,33 @@ A policy changes only how fast replies come, never what they say. Knows costs an
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from engine.pace import Pace
 from engine.tree import DraftTree
+from engine.worth import Arm, Calibration, subtree
+
+RELAXED = 0.5
+"""What a token is worth to a caller who still has something to listen to, against one who waits."""
+LOYALTY, LOYALTY_AT_ONCE = 1.05, 1.25
+"""By how much another way has to be better than the last one's, and within ``DWELL`` steps of the last change: what is
+measured is not exact, and what is a tie must not go to and fro.
+"""
+DWELL = 16
+LONGEST_STEP_S = 0.1
+"""A step with its drafting that keeps the next caller waiting for longer, or for longer than ``ROOMY`` plain steps if
+that is more, counts for less. (The scheduler's limit is shorter: it is of steps in which nobody waits.)
+"""
+ROOMY = 3.0
+DECIDED_FOR = 32
+"""Steps for which what was decided for a load stands: what is known changes slowly, and thinking takes time."""
+PROBE_WEIGHT = 2.0
+"""What a node is worth in a tree that probes: nodes of half the worth that is needed come to be verified."""
+PROBE_MEMORY = 8
+LONGEST_INTERVAL = 16
 
 
 @dataclass(frozen=True)
@@ -25,6 +44,18 @@ class Ask:
 
     room: int
     urgent: bool = True
+
+
+class Given(NamedTuple):
+    """Of a step, what is read rather than drafted. awaited: windows at whose end a caller's first token is."""
+
+    windows: int = 0
+    nodes: int = 0
+    awaited: int = 0
+
+
+NOTHING = Given()
+"""Nothing is read."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +79,11 @@ class Choice:
 class DraftPolicy(Protocol):
     """Decides what each reply of a step drafts."""
 
-    def choose(self, asks: Sequence[Ask], given_windows: int = 0, given_nodes: int = 0) -> list[Choice]:
-        """One for each. given_windows, given_nodes: prefill that shares the step's forward."""
+    def choose(self, asks: Sequence[Ask], given: Given = NOTHING) -> list[Choice]:
+        """One for each."""
         ...
 
-    def prune(self, choices: Sequence[Choice], trees: Sequence[DraftTree]) -> list[DraftTree]:
+    def prune(self, choices: Sequence[Choice], trees: Sequence[DraftTree], given: Given = NOTHING) -> list[DraftTree]:
         """The trees that were drafted, cut to what is worth verifying together."""
         ...
 
@@ -68,53 +99,56 @@ class FixedPolicy:
     nodes: int = 1
     way: int = 0
 
-    def choose(self, asks: Sequence[Ask], given_windows: int = 0, given_nodes: int = 0) -> list[Choice]:
+    def choose(self, asks: Sequence[Ask], given: Given = NOTHING) -> list[Choice]:
         reason = f"fixed at {self.nodes} nodes"
         return [Choice(self.nodes if ask.room > 0 else 1, self.way, reason, urgent=ask.urgent) for ask in asks]
 
-    def prune(self, choices: Sequence[Choice], trees: Sequence[DraftTree]) -> list[DraftTree]:
+    def prune(self, choices: Sequence[Choice], trees: Sequence[DraftTree], given: Given = NOTHING) -> list[DraftTree]:
         return list(trees)
 
     def observe(self, choice: Choice, tree: DraftTree, path: Sequence[int]) -> None:
         pass
 
 
-class _Arm:
-    """A way of drafting at one size, and what its trees have been worth lately.
+class _Load(NamedTuple):
+    """Who shares a step. plain: replies without room to draft."""
 
-    profile: of the k-th best node of a tree, the mean calibrated acceptance. Starts from one hopeful tree: enough to be
-    tried, outweighed as soon as there are real ones.
-    """
+    urgent: int
+    relaxed: int
+    plain: int
+    given: Given
 
-    def __init__(self, way: int, nodes: int, interval: int) -> None:
-        self.way = way
-        self.nodes = nodes
-        self.interval = interval
-        self.waited = 0
-        self._trees = 1.0
-        self._profile = [0.8 / k for k in range(1, nodes)]
-        self.sizes = [k for k in _SIZES if k < nodes - 1] + [nodes - 1] if nodes > 1 else [0]
-        self.gains = self._cumulative()
+    @property
+    def windows(self) -> int:
+        return self.urgent + self.relaxed + self.plain + self.given.windows
 
-    def saw(self, values: Sequence[float], decay: float) -> None:
-        """A tree was drafted; values: of its nodes, the best first."""
-        self._trees = self._trees * decay + 1.0
-        share = 1.0 / self._trees
-        known = self._profile
-        for k, value in enumerate(values[: len(known)]):
-            known[k] += share * (value - known[k])
-        for k in range(len(values), len(known)):
-            known[k] -= share * known[k]
-        self.gains = self._cumulative()
+    @property
+    def nodes(self) -> int:
+        """Without any draft."""
+        return self.urgent + self.relaxed + self.plain + self.given.nodes
 
-    def _cumulative(self) -> list[float]:
-        """Tokens that the best ``sizes[i]`` nodes add."""
-        total, found, at = 0.0, [], 0
-        for size in self.sizes:
-            total += sum(self._profile[at:size])
-            at = size
-            found.append(total)
-        return found
+    @property
+    def tokens(self) -> float:
+        """That the step brings without any draft."""
+        return self.urgent + self.plain + self.given.awaited + RELAXED * self.relaxed
+
+    def rounded(self) -> _Load:
+        """A load that is decided alike: between powers of two and their halves nothing changes by much."""
+        given = self.given
+        about = Given(_about(given.windows), _about(given.nodes), _about(given.awaited))
+        return _Load(_about(self.urgent), _about(self.relaxed), _about(self.plain), about)
+
+
+class _Decision(NamedTuple):
+    """The arms of both groups, why, and at which step that was found."""
+
+    urgent: Arm
+    relaxed: Arm
+    reason: str
+    step: int
+
+
+ALONE = _Load(1, 0, 0, NOTHING)
 
 
 class MeasuredPolicy:
@@ -122,10 +156,9 @@ class MeasuredPolicy:
 
     Every arm is a way of drafting at one size. Replies whose callers wait choose one together, the others another, and
     of all pairs of arms the best is taken; a token of the others counts ``RELAXED``. With one call that is the dearest
-    drafter's large tree; each call that joins pays for its drafting alone while the forward is shared, so the trees
-    shrink, then the way that costs nothing to draft with is ahead, then plain decoding. Another way than in the step
-    before has to be better by ``LOYALTY``, so that what is a tie does not go to and fro, and a step that keeps the next
-    caller waiting for longer than ``LONGEST_STEP_S`` counts for less.
+    drafter's large tree; each call that joins pays for its drafting while the forward is shared, so the trees shrink,
+    then the way that costs nothing to draft with is ahead, then plain decoding. First tokens that are read for in the
+    same step count as well, so that drafting does not keep them waiting for less than it brings.
 
     What an arm is worth is what its trees' nodes are worth, from the best down (running means over about its last
     ``memory`` trees), so it is known for every load from any one. A node is worth its calibrated acceptance: of the
@@ -154,43 +187,40 @@ class MeasuredPolicy:
         self._ways = ways
         self._decay = 1.0 - 1.0 / memory
         self._probe_every = probe_every
-        self._plain = _Arm(0, 1, probe_every)
+        self._plain = Arm(0, 1, probe_every)
         sizes = pace.costs.nodes[1:]
         chosen = range(len(pace.costs.draft)) if only is None else [only]
-        self._arms = [_Arm(way, nodes, probe_every) for way in chosen for nodes in sizes]
+        self._drafting = {(way, nodes): Arm(way, nodes, probe_every) for way in chosen for nodes in sizes}
+        self._arms = list(self._drafting.values())
         if only is None or not self._arms:
             self._arms.insert(0, self._plain)
-        self._drafting_arms = {(arm.way, arm.nodes): arm for arm in self._arms if arm is not self._plain}
+        self._calibration = [Calibration(self._decay) for _ in pace.costs.draft]
         self._last = (self._plain, self._plain)
-        self._calibration = [_Calibration(self._decay) for _ in pace.costs.draft]
-        self._given = (0, 0)
-        self._decided: dict[tuple[int, ...], tuple[_Arm, _Arm, str]] = {}
+        self._changed = -DWELL
+        self._decided: dict[_Load, _Decision] = {}
         self._steps = 0
 
-    def choose(self, asks: Sequence[Ask], given_windows: int = 0, given_nodes: int = 0) -> list[Choice]:
-        drafting = [ask for ask in asks if ask.room > 0]
-        fixed = len(asks) - len(drafting)
-        self._given = (given_windows + fixed, given_nodes + fixed)
+    def choose(self, asks: Sequence[Ask], given: Given = NOTHING) -> list[Choice]:
+        self._steps += 1
+        urgent = sum(ask.urgent for ask in asks if ask.room > 0)
+        relaxed = sum(not ask.urgent for ask in asks if ask.room > 0)
         plain = Choice(1, reason="no room to draft")
-        if not drafting:
+        if not urgent + relaxed:
             return [plain] * len(asks)
-        urgent = sum(ask.urgent for ask in drafting)
-        relaxed = len(drafting) - urgent
-        for_urgent, for_relaxed, reason = self._decide(urgent, relaxed)
-        probe = self._due({for_urgent, for_relaxed} if relaxed else {for_urgent})
-        found: list[Choice] = []
+        decision = self._decide(_Load(urgent, relaxed, len(asks) - urgent - relaxed, given))
+        found = []
         for ask in asks:
-            if ask.room <= 0:
-                found.append(plain)
-                continue
-            arm, probing = for_urgent if ask.urgent else for_relaxed, False
-            if probe is not None:  # one reply is enough
-                arm, probe, probing = probe, None, True
-            why = f"probing {arm.nodes} nodes" if probing else reason
-            found.append(Choice(arm.nodes, arm.way, why, probing, ask.urgent))
+            arm = decision.urgent if ask.urgent else decision.relaxed
+            choice = Choice(arm.nodes, arm.way, decision.reason, urgent=ask.urgent)
+            found.append(choice if ask.room > 0 else plain)
+        probe = None if given.awaited else self._next_probe(decision)
+        if probe is not None:  # by one reply, and rather by one that nobody waits for
+            able = [at for at, ask in enumerate(asks) if ask.room > 0]
+            at = next((at for at in able if not asks[at].urgent), able[-1])
+            found[at] = Choice(probe.nodes, probe.way, f"probing {probe.nodes} nodes", True, asks[at].urgent)
         return found
 
-    def prune(self, choices: Sequence[Choice], trees: Sequence[DraftTree]) -> list[DraftTree]:
+    def prune(self, choices: Sequence[Choice], trees: Sequence[DraftTree], given: Given = NOTHING) -> list[DraftTree]:
         found = list(trees)
         worth: list[tuple[float, int, int]] = []
         for at, (choice, tree) in enumerate(zip(choices, trees, strict=True)):
@@ -199,139 +229,131 @@ class MeasuredPolicy:
             calibration = self._calibration[choice.way]
             values = [(calibration.of(score), at, node) for node, score in enumerate(tree.score.tolist()) if node]
             values.sort(key=lambda item: -item[0])
-            decay = _PROBE_DECAY if choice.probing else self._decay
-            self._arm(choice).saw([value for value, _, _ in values], decay)
-            weight = _PROBE_WEIGHT if choice.probing else 1.0 if choice.urgent else RELAXED
+            self._saw(choice, [value for value, _, _ in values])
+            weight = PROBE_WEIGHT if choice.probing else 1.0 if choice.urgent else RELAXED
             worth += [(weight * value, at, node) for value, at, node in values]
-        if len(worth) < 2:
-            return found
         worth.sort(key=lambda item: -item[0])
-        keep = self._best_count(choices, trees, [value for value, _, _ in worth])
+        keep = self._best_count(choices, [value for value, _, _ in worth], given)
         if keep == len(worth):
             return found
         kept: dict[int, list[int]] = {at: [] for _, at, _ in worth}
         for _, at, node in worth[:keep]:
             kept[at].append(node)
         for at, nodes in kept.items():
-            found[at] = _subtree(trees[at], nodes)
+            found[at] = subtree(trees[at], nodes)
             if choices[at].probing:
                 for node in set(range(1, len(trees[at]))).difference(nodes):
                     self._calibration[choices[at].way].doubt(float(trees[at].score[node]))
         return found
 
     def observe(self, choice: Choice, tree: DraftTree, path: Sequence[int]) -> None:
-        if not choice.drafts:
-            return
-        arm, calibration, kept = self._arm(choice), self._calibration[choice.way], set(path)
-        for node, score in enumerate(tree.score.tolist()[1:], start=1):
-            calibration.count(score, node in kept)
-        if choice.probing and self._rate(arm, self._plain, 1, 0) > self._rate(self._plain, self._plain, 1, 0):
-            arm.interval = self._probe_every
+        if choice.drafts:
+            calibration, kept = self._calibration[choice.way], set(path)
+            for node, score in enumerate(tree.score.tolist()[1:], start=1):
+                calibration.count(score, node in kept)
 
-    def _arm(self, choice: Choice) -> _Arm:
-        return self._drafting_arms[choice.way, choice.nodes] if choice.drafts else self._plain
+    def _saw(self, choice: Choice, values: Sequence[float]) -> None:
+        """An arm's tree was drafted. One that probes and would beat plain decoding brings the next ones soon."""
+        arm = self._drafting[choice.way, choice.nodes]
+        arm.saw(values, 1.0 - 1.0 / PROBE_MEMORY if choice.probing else self._decay)
+        if choice.probing and arm.interval > self._probe_every:
+            seen = Arm(arm.way, arm.nodes, arm.interval)
+            seen.saw(values, 0.0)
+            if self._rate(seen, self._plain, ALONE) > self._rate(self._plain, self._plain, ALONE):
+                arm.interval = self._probe_every
 
-    def _decide(self, urgent: int, relaxed: int) -> tuple[_Arm, _Arm, str]:
-        """What was decided for the same load lately, or what is best now."""
-        self._steps += 1
-        if self._steps % _DECIDE_EVERY == 0:
-            self._decided.clear()
-        load = (urgent, relaxed, self._given[0], self._given[1].bit_length())
-        if load not in self._decided:
-            self._decided[load] = self._best(urgent, relaxed)
-        return self._decided[load]
+    def _decide(self, load: _Load) -> _Decision:
+        """What was decided for such a load lately, or what is best now."""
+        load = load.rounded()
+        known = self._decided.get(load)
+        if known is None or self._steps - known.step >= DECIDED_FOR:
+            if len(self._decided) > 256:
+                self._decided.clear()
+            known = self._decided[load] = self._best(load)
+        return known
 
-    def _rate(self, one: _Arm, other: _Arm, urgent: int, relaxed: int) -> float:
-        """Tokens per second, where the urgent replies choose the one arm and the relaxed the other, and each verifies
-        as many nodes as are worth it.
-        """
-        windows, given = self._given[0] + urgent + relaxed, self._given[1] + urgent + relaxed
-        base = urgent + RELAXED * relaxed
-        drafting = self._drafting(one, urgent) + self._drafting(other, relaxed)
-        fewest = other.sizes[0] * relaxed, RELAXED * relaxed * other.gains[0]
-        best = 0.0
-        if urgent:
-            best = max(
-                self._worth(base + urgent * gain + fewest[1], drafting, windows, given + urgent * size + fewest[0])
-                for size, gain in zip(one.sizes, one.gains, strict=True)
-            )
-        if relaxed:
-            most = one.sizes[-1] * urgent, urgent * one.gains[-1]
-            best = max(
-                best,
-                *(
-                    self._worth(
-                        base + most[1] + RELAXED * relaxed * gain, drafting, windows, given + most[0] + relaxed * size
-                    )
-                    for size, gain in zip(other.sizes, other.gains, strict=True)
-                ),
-            )
-        return best
-
-    def _worth(self, tokens: float, drafting: float, windows: int, nodes: int) -> float:
-        seconds = drafting + self._pace.forward(windows, nodes)
-        longest = max(LONGEST_STEP_S, _ROOMY * self._pace.forward(1, 1))
-        return tokens / seconds * min(1.0, longest / seconds)
-
-    def _drafting(self, arm: _Arm, sessions: int) -> float:
-        return 0.0 if arm is self._plain else self._pace.draft(arm.way, arm.nodes, sessions)
-
-    def _best(self, urgent: int, relaxed: int) -> tuple[_Arm, _Arm, str]:
-        """The arms with the best rate, one group's and then the other's, until neither is better for another."""
-        one = self._last[0] if urgent else self._plain
-        other = self._last[1] if relaxed else self._plain
-        rates: dict[_Arm, float] = {}
-        for _ in range(2 if urgent and relaxed else 1):
-            if relaxed:
-                rates = {arm: self._rate(one, arm, urgent, relaxed) for arm in self._arms}
+    def _best(self, load: _Load) -> _Decision:
+        """The arms with the best rate: one group's, then the other's, until neither is better for another."""
+        one = self._last[0] if load.urgent else self._plain
+        other = self._last[1] if load.relaxed else self._plain
+        rates: Mapping[Arm, float] = {}
+        for _ in range(2 if load.urgent and load.relaxed else 1):
+            if load.relaxed:
+                rates = {arm: self._rate(one, arm, load) for arm in self._arms}
                 other = self._loyal(rates, self._last[1])
-            if urgent:
-                rates = {arm: self._rate(arm, other, urgent, relaxed) for arm in self._arms}
+            if load.urgent:
+                rates = {arm: self._rate(arm, other, load) for arm in self._arms}
                 one = self._loyal(rates, self._last[0])
-        self._last = (one if urgent else self._last[0], other if relaxed else self._last[1])
-        return one, other, self._reason(rates, one if urgent else other, urgent + relaxed)
+        chosen = (one if load.urgent else self._last[0], other if load.relaxed else self._last[1])
+        if [self._way(arm) for arm in chosen] != [self._way(arm) for arm in self._last]:
+            self._changed = self._steps
+        self._last = chosen
+        shown = one if load.urgent else other
+        return _Decision(one, other, self._reason(rates, shown, load.urgent + load.relaxed), self._steps)
 
-    def _loyal(self, rates: dict[_Arm, float], last: _Arm) -> _Arm:
+    def _loyal(self, rates: Mapping[Arm, float], last: Arm) -> Arm:
         """The arm with the best rate, where those of the way chosen before count more."""
         way = self._way(last)
-        return max(rates, key=lambda arm: rates[arm] * (LOYALTY if self._way(arm) == way else 1.0))
+        loyalty = LOYALTY if self._steps - self._changed >= DWELL else LOYALTY_AT_ONCE
+        return max(rates, key=lambda arm: rates[arm] * (loyalty if self._way(arm) == way else 1.0))
 
-    def _way(self, arm: _Arm) -> int:
-        return -1 if arm is self._plain else arm.way
+    def _rate(self, one: Arm, other: Arm, load: _Load) -> float:
+        """Tokens per second, where the urgent replies choose the one arm and the relaxed the other, and of each as many
+        nodes are verified as are worth it.
+        """
+        drafting = self._cost(one, load.urgent) + self._cost(other, load.relaxed)
+        longest = max(LONGEST_STEP_S, ROOMY * self._pace.forward(1, 1))
 
-    def _reason(self, rates: dict[_Arm, float], chosen: _Arm, calls: int) -> str:
+        def rate(tokens: float, nodes: int) -> float:
+            seconds = drafting + self._pace.forward(load.windows, nodes)
+            return tokens / seconds * min(1.0, longest / seconds)
+
+        best, tokens, nodes = rate(load.tokens, load.nodes), load.tokens, load.nodes
+        for arm, sessions, weight in ((one, load.urgent, 1.0), (other, load.relaxed, RELAXED)):
+            found = (tokens, nodes)
+            for size, gain in zip(arm.sizes, arm.gains, strict=True) if sessions else ():
+                there = (tokens + weight * sessions * gain, nodes + sessions * size)
+                if (value := rate(*there)) > best:
+                    best, found = value, there
+            tokens, nodes = found
+        return best
+
+    def _cost(self, arm: Arm, sessions: int) -> float:
+        return 0.0 if arm.is_plain else self._pace.draft(arm.way, arm.nodes, sessions)
+
+    def _way(self, arm: Arm) -> int:
+        return -1 if arm.is_plain else arm.way
+
+    def _reason(self, rates: Mapping[Arm, float], chosen: Arm, calls: int) -> str:
         names = {-1: "plain", **dict(enumerate(self._ways))}
         best: dict[int, float] = {}
         for arm, rate in rates.items():
             best[self._way(arm)] = max(rate, best.get(self._way(arm), 0.0))
         own = self._way(chosen)
-        what = f"{names[own]}, {chosen.nodes} nodes" if chosen is not self._plain else names[own]
+        what = names[own] if chosen.is_plain else f"{names[own]}, {chosen.nodes} nodes"
         others = ", ".join(f"{names[way]} {rate:.0f}" for way, rate in best.items() if way != own)
         return f"{what} for {calls}: {rates[chosen]:.0f} tokens/s expected, {others}"
 
-    def _due(self, chosen: set[_Arm]) -> _Arm | None:
-        """The arm whose turn it is to be tried again, if any."""
+    def _next_probe(self, decision: _Decision) -> Arm | None:
+        """The arm whose turn it is to be tried again, if any; it waits the longer the less there is to hope."""
         due = None
-        for arm in self._drafting_arms.values():
-            arm.waited = 0 if arm in chosen else arm.waited + 1
+        for arm in self._drafting.values():
+            arm.waited = 0 if arm in (decision.urgent, decision.relaxed) else arm.waited + 1
             if arm.waited >= arm.interval and due is None:
                 due = arm
         if due is not None:
             due.waited = 0
-            alone = max(self._rate(arm, self._plain, 1, 0) for arm in self._arms)
-            hopeless = self._rate(due, self._plain, 1, 0) < 0.8 * alone
-            longest = _LONGEST_INTERVAL * self._probe_every
-            due.interval = min(2 * due.interval, longest) if hopeless else self._probe_every
+            best = max(self._rate(arm, self._plain, ALONE) for arm in self._arms)
+            hopeful = self._rate(due, self._plain, ALONE) > 0.95 * best
+            due.interval = self._probe_every if hopeful else min(2 * due.interval, LONGEST_INTERVAL * self._probe_every)
         return due
 
-    def _best_count(self, choices: Sequence[Choice], trees: Sequence[DraftTree], worth: Sequence[float]) -> int:
+    def _best_count(self, choices: Sequence[Choice], worth: Sequence[float], given: Given) -> int:
         """How many of the nodes, the most promising first, make the step yield the most a second."""
-        windows, given = self._given
-        windows += len(trees)
-        base = given + len(trees)
+        windows, base = given.windows + len(choices), given.nodes + len(choices)
         alike = Counter((choice.way, choice.nodes) for choice in choices if choice.drafts)
         drafting = sum(self._pace.draft(way, nodes, sessions) for (way, nodes), sessions in alike.items())
-        gain = sum(1.0 if choice.urgent else RELAXED for choice in choices)
+        gain = given.awaited + sum(1.0 if choice.urgent else RELAXED for choice in choices)
         best_rate, keep = gain / (drafting + self._pace.forward(windows, base)), 0
         stride = 1 + len(worth) // 64  # many nodes are close to each other
         for count, value in enumerate(worth, start=1):
@@ -344,57 +366,9 @@ class MeasuredPolicy:
         return keep
 
 
-class _Calibration:
-    """How often nodes of a score were kept. Starts from the belief that scores are what they say."""
-
-    def __init__(self, decay: float) -> None:
-        self._decay = decay
-        self._kept: list[float] = [2.0 ** (1 - half / 2) for half in range(_HALF_OCTAVES)]
-        self._scored = [2.0] * _HALF_OCTAVES
-
-    def of(self, score: float) -> float:
-        at = half_octave(score)
-        return self._kept[at] / self._scored[at]
-
-    def doubt(self, score: float) -> None:
-        """A node was not tried: go back a little to the belief that was there at first."""
-        at = half_octave(score)
-        self._kept[at] += _DOUBT * (self._scored[at] * 2.0 ** (-at / 2) - self._kept[at])
-
-    def count(self, score: float, kept: bool) -> None:
-        at = half_octave(score)
-        self._kept[at] = self._kept[at] * self._decay + kept
-        self._scored[at] = self._scored[at] * self._decay + 1.0
-
-
-RELAXED = 0.5
-"""What a token is worth to a caller who still has something to listen to, against one who waits."""
-LOYALTY = 1.05
-LONGEST_STEP_S = 0.1
-_ROOMY = 3.0
-"""Plain steps that a step may take where those are slow."""
-_DECIDE_EVERY = 8
-"""Steps for which what was decided for a load stands: what is known changes slowly, and thinking takes time."""
-_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
-"""Nodes to verify that are compared."""
-_HALF_OCTAVES = 24
-_PROBE_DECAY = 1.0 - 1.0 / 16
-_PROBE_WEIGHT = 2.0
-_DOUBT = 0.02
-_LONGEST_INTERVAL = 16
-
-
-def half_octave(score: float, count: int = _HALF_OCTAVES) -> int:
-    """Which of ``count`` bins a probability falls in: 0 from 1 down to the root of a half, and so on."""
-    return min(count - 1, int(-2.0 * math.log2(max(score, 1e-9))))
-
-
-def _subtree(tree: DraftTree, nodes: Sequence[int]) -> DraftTree:
-    """The root and ``nodes``, with every ancestor they need (calibration need not be monotone along a path)."""
-    parents = tree.parents.tolist()
-    keep = {0}
-    for node in nodes:
-        while node not in keep:
-            keep.add(node)
-            node = parents[node]
-    return tree.subtree(keep)
+def _about(count: int) -> int:
+    """The next of 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
+    if count <= 4:
+        return count
+    power = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if count <= power * 3 // 4 else power

@@ -4,10 +4,11 @@ Every piece of work has a moment at which it is due, and the earliest comes firs
 
 - a turn that was committed, until its caller has a first clause: as soon as it is asked;
 - the rest of the reply: when what was said of it will have been spoken;
-- prefill of what is being heard, and replies made ahead: soon enough for the final that will ask for them;
+- prefill of what is being heard: soon enough for the final that will ask for it;
 - what is generated aside: once in a while, so that it comes to its end.
 
-A moment that has passed lies the further back the longer something waits, so nothing starves. What is due is served
+A moment that has passed lies the further back the longer something waits, so nothing of that starves. Replies are made
+ahead while no caller waits for a first clause. What is due is served
 together, as long as the step does not become so long that the next caller who commits a turn would have to wait for it,
 and a long prompt is cut into chunks that the others hardly notice.
 """
@@ -41,6 +42,8 @@ CROWD_WAITING = 1.1
 NOTICED = 1.4
 """Times that prefill may lengthen a step that others speak in, if it is longer than ``SHORT_PROMPT`` tokens."""
 SHORT_PROMPT = 32
+_SLOWEST, _FASTEST = 0.5, 2.5
+"""Of the usual speaking rate: what is measured beyond says more of how playback was reported than of a voice."""
 
 
 class Scheduler(Protocol):
@@ -49,6 +52,10 @@ class Scheduler(Protocol):
     chunk_tokens: int
     """Most tokens of one prefill step."""
 
+    def heard(self, session: Session) -> None:
+        """The session's log was changed, and nobody has asked for a reply to it yet."""
+        ...
+
     def expect(self, session: str, deadline: float, *, aside: bool = False, rate: float = 0.0) -> None:
         """A reply was asked for whose first token is wanted by ``deadline`` (monotonic seconds; 0: at once).
 
@@ -56,14 +63,14 @@ class Scheduler(Protocol):
         """
         ...
 
-    def spoke(self, session: str, tokens: int, clauses: bool) -> None:
-        """A reply has so many tokens by now; whether a clause of it ended since the last time."""
+    def spoke(self, session: str, tokens: int) -> None:
+        """A clause of the reply has ended, and it has so many tokens by now."""
         ...
 
     def forget(self, session: str) -> None: ...
 
-    def before(self, engine: Engine, session: Session) -> list[Session]:
-        """Those whose callers wait for a first token as well, and get theirs before this one does."""
+    def expected(self, engine: Engine, session: Session) -> float:
+        """Seconds until a reply that was just asked for will have its first token."""
         ...
 
     def plan(self, engine: Engine) -> list[Work]:
@@ -80,9 +87,11 @@ def has_work(session: Session) -> bool:
 
 @dataclass
 class _Order:
-    """What is known of a session's latest reply. Times are monotonic seconds; 0 for what has not come.
+    """What is known of a session's latest reply, or of what is heard. Times are monotonic seconds; 0 for what has not
+    come.
 
-    since: when it was asked, released or heard, or last served.
+    since: when it was asked, released or heard, or last served. spoken_until: when all that was said will have been
+    spoken. spoken_tokens: up to the last clause that ended.
     """
 
     deadline: float = 0.0
@@ -90,90 +99,115 @@ class _Order:
     rate: float = 0.0
     asked: float = 0.0
     since: float = 0.0
-    began_to_speak: float = 0.0
+    spoken_until: float = 0.0
     spoken_tokens: int = 0
-    """Up to the last clause that ended."""
 
     @property
-    def spoken_until(self) -> float:
-        """When all that was said will have been spoken."""
-        return self.began_to_speak + self.spoken_tokens / self.rate if self.rate else self.began_to_speak
+    def speaks(self) -> bool:
+        """Whether a clause of the reply was said."""
+        return self.spoken_until > 0.0
 
 
 class DeadlineScheduler:
     """The earliest deadline first. speaking_rate: tokens a second, where a call brings none of its own."""
 
-    def __init__(self, chunk_tokens: int, pace: Pace | None = None, speaking_rate: float = 3.5) -> None:
+    def __init__(self, chunk_tokens: int, speaking_rate: float = 3.5) -> None:
         self.chunk_tokens = chunk_tokens
-        self._pace = pace or Pace()
         self._speaking_rate = speaking_rate
         self._orders: dict[str, _Order] = {}
 
-    def expect(self, session: str, deadline: float, *, aside: bool = False, rate: float = 0.0) -> None:
-        now = time.monotonic()
-        self._orders[session] = _Order(deadline, aside, rate or self._speaking_rate, now, now)
+    def heard(self, session: Session) -> None:
+        known = self._orders.get(session.name)
+        waits = known is not None and not known.asked and session.num_pending > 1
+        self._orders[session.name] = _Order(since=known.since if known is not None and waits else time.monotonic())
 
-    def spoke(self, session: str, tokens: int, clauses: bool) -> None:
-        order = self._order(session)
-        if clauses:
-            order.began_to_speak = order.began_to_speak or time.monotonic()
+    def expect(self, session: str, deadline: float, *, aside: bool = False, rate: float = 0.0) -> None:
+        now, usual = time.monotonic(), self._speaking_rate
+        rate = min(max(rate, usual * _SLOWEST), usual * _FASTEST) if rate > 0.0 else usual
+        self._orders[session] = _Order(deadline, aside, rate, now, now)
+
+    def spoke(self, session: str, tokens: int) -> None:
+        order = self._orders.get(session)
+        if order is not None and order.rate:
+            # Where the words ran out the caller hears the rest later, and is owed nothing for the silence.
+            start = max(order.spoken_until, time.monotonic())
+            order.spoken_until = start + max(0, tokens - order.spoken_tokens) / order.rate
             order.spoken_tokens = tokens
 
     def forget(self, session: str) -> None:
         self._orders.pop(session, None)
 
-    def before(self, engine: Engine, session: Session) -> list[Session]:
-        now = time.monotonic()
-        mine = self._due(session, now)
-        others = (other for other in engine.sessions.values() if other is not session and has_work(other))
-        return [other for other in others if self._waits(other) and self._due(other, now) < mine]
+    def expected(self, engine: Engine, session: Session) -> float:
+        now, pace = time.monotonic(), engine.pace
+        due = self._all_due(engine, now)
+        mine = due.get(session, now)
+        readers = [s for s in due if not _decodes(s) and self._waits(s) and (due[s] < mine or s is session)]
+        speakers = sum(_decodes(s) and self._is_urgent(s, due[s], now) for s in due)
+        tokens = sum(map(_unread, readers))
+        if not tokens:
+            return pace.forward(speakers, speakers)
+        chunk = self._most(pace, min(tokens, self.chunk_tokens), speakers + 1, speakers, self._limit(pace, speakers))
+        chunk = max(chunk, min(tokens, SHORT_PROMPT))
+        whole, rest = divmod(tokens, chunk)
+        seconds = whole * pace.forward(speakers + 1, speakers + chunk)
+        return seconds + (pace.forward(speakers + 1, speakers + rest) if rest else 0.0)
 
     def plan(self, engine: Engine) -> list[Work]:
         now = time.monotonic()
-        due = {session: self._due(session, now) for session in engine.sessions.values() if has_work(session)}
+        due = self._all_due(engine, now)
         if not due:
             return []
         earliest_first = sorted(due, key=due.__getitem__)
-        waiting = any(self._waits(session) for session in earliest_first)
-        plan = self._speakers([s for s in earliest_first if _decodes(s)], due, now, waiting)
+        waiting = any(map(self._waits, earliest_first))
+        plan = self._speakers(engine.pace, [s for s in earliest_first if _decodes(s)], due, now, waiting)
         readers = [s for s in earliest_first if not _decodes(s)]
         if waiting:
-            readers = [s for s in readers if self._waits(s) or (due[s] < now and not _is_ahead(s))]
-        plan += self._readers(readers, due, len(plan), now)
+            # What is heard yields to whoever waits, but for what is overdue; what is made ahead yields altogether.
+            readers = [s for s in readers if self._waits(s)] + [
+                s for s in readers if not self._waits(s) and due[s] < now and not _is_ahead(s)
+            ]
+        plan += self._readers(engine.pace, readers, len(plan))
         for work in plan:
-            self._order(work.session.name).since = now
+            if (order := self._orders.get(work.session.name)) is not None:
+                order.since = now
         return plan
 
-    def _speakers(self, speakers: list[Session], due: dict[Session, float], now: float, waiting: bool) -> list[Work]:
+    def _all_due(self, engine: Engine, now: float) -> dict[Session, float]:
+        """When the next step of every session that has work is due."""
+        return {s: self._due(engine.pace, s, now) for s in engine.sessions.values() if has_work(s)}
+
+    def _speakers(
+        self, pace: Pace, speakers: list[Session], due: dict[Session, float], now: float, waiting: bool
+    ) -> list[Work]:
         """Replies that a step goes on with: all that somebody waits for, and of the others as many as do no harm."""
-        urgent = [session for session in speakers if self._is_urgent(session, due[session], now)]
-        others = [session for session in speakers if session not in urgent]
-        chosen = [Work(session, self.chunk_tokens) for session in urgent]
+        chosen: list[Work] = []
+        others: list[Session] = []
+        for session in speakers:
+            if self._is_urgent(session, due[session], now):
+                chosen.append(Work(session, self.chunk_tokens))
+            else:
+                others.append(session)
         if chosen:
-            limit = (CROWD_WAITING if waiting else CROWD) * self._pace.forward(len(chosen), len(chosen))
+            limit = (CROWD_WAITING if waiting else CROWD) * pace.forward(len(chosen), len(chosen))
         elif waiting:
             return []
         else:
-            limit = max(LONGEST_STEP_S, ROOMY * self._pace.forward(1, 1))
+            limit = self._limit(pace, 0)
         for session in others:
             count = len(chosen) + 1
-            if count > 1 and self._pace.forward(count, count) > limit:
+            if count > 1 and pace.forward(count, count) > limit:
                 break
             chosen.append(Work(session, self.chunk_tokens, urgent=False))
         return chosen
 
-    def _readers(self, readers: list[Session], due: dict[Session, float], speakers: int, now: float) -> list[Work]:
-        """Prefill that shares the step of so many speakers: the earliest due first, as much as nobody minds."""
-        if speakers:
-            alone = self._pace.forward(speakers, speakers)
-            limit = max(NOTICED * alone, self._pace.forward(speakers + 1, speakers + SHORT_PROMPT))
-        else:
-            limit = max(LONGEST_STEP_S, ROOMY * self._pace.forward(1, 1))
+    def _readers(self, pace: Pace, readers: list[Session], speakers: int) -> list[Work]:
+        """Prefill that shares the step of so many speakers, in the order given, as much as nobody minds."""
+        limit = self._limit(pace, speakers)
         chosen: list[Work] = []
         windows = nodes = speakers
         for session in readers:
             wanted = min(_unread(session), self.chunk_tokens)
-            tokens = self._most(wanted, windows + 1, nodes, limit)
+            tokens = self._most(pace, wanted, windows + 1, nodes, limit)
             if not chosen:
                 tokens = max(tokens, min(wanted, SHORT_PROMPT))
             if tokens == 0:
@@ -182,48 +216,55 @@ class DeadlineScheduler:
             windows, nodes = windows + 1, nodes + tokens
         return chosen
 
-    def _most(self, wanted: int, windows: int, nodes: int, limit: float) -> int:
+    def _limit(self, pace: Pace, speakers: int) -> float:
+        """Seconds that a step may take in which so many speak and something is read."""
+        if not speakers:
+            return max(LONGEST_STEP_S, ROOMY * pace.forward(1, 1))
+        short = pace.forward(speakers + 1, speakers + SHORT_PROMPT)
+        return max(NOTICED * pace.forward(speakers, speakers), short)
+
+    def _most(self, pace: Pace, wanted: int, windows: int, nodes: int, limit: float) -> int:
         """How many of the tokens fit a step of so many seconds."""
         low, high = 0, wanted
         while low < high:
             middle = (low + high + 1) // 2
-            if self._pace.forward(windows, nodes + middle) <= limit:
+            if pace.forward(windows, nodes + middle) <= limit:
                 low = middle
             else:
                 high = middle - 1
         return low
 
-    def _due(self, session: Session, now: float) -> float:
+    def _due(self, pace: Pace, session: Session, now: float) -> float:
         """The monotonic second at which the session's next step should be done."""
-        order, turn = self._order(session.name), session.turn
-        order.since = order.since or now
+        order, turn = self._orders.get(session.name), session.turn
+        if order is None:
+            self._orders[session.name] = order = _Order(since=now)
         if order.aside:
             return order.since + ASIDE_S
         if turn is None:
             return order.since + PREFILL_S
         if turn.hold is not None:
             return order.since + AHEAD_S
-        if order.began_to_speak:
+        if order.speaks:
             return order.spoken_until - LEAD_S
         # What is long cannot be there at once: a short one that is asked meanwhile need not wait for it.
-        due = order.asked + CLAUSE_S + self._pace.prefill(max(0, session.num_pending - 1), self.chunk_tokens)
+        due = order.asked + CLAUSE_S + pace.prefill(max(0, session.num_pending - 1), self.chunk_tokens)
         return min(due, order.deadline) if order.deadline else due
 
     def _waits(self, session: Session) -> bool:
         """Whether a caller waits for the reply's first clause."""
-        turn, order = session.turn, self._order(session.name)
-        return turn is not None and turn.hold is None and not order.aside and not order.began_to_speak
+        if session.turn is None or _is_ahead(session):
+            return False
+        order = self._orders.get(session.name)
+        return order is None or not (order.aside or order.speaks)
 
     def _is_urgent(self, session: Session, due: float, now: float) -> bool:
         """Whether what the session's step gains is wanted now; a reply made ahead never is."""
         if session.turn is None or _is_ahead(session):
             return False
-        order = self._order(session.name)
-        speaks = order.began_to_speak and not order.aside
-        return due < now or self._waits(session) or bool(speaks and order.spoken_until - now < COMFORT_S)
-
-    def _order(self, session: str) -> _Order:
-        return self._orders.setdefault(session, _Order(rate=self._speaking_rate))
+        order = self._orders.get(session.name)
+        soon = order is not None and order.speaks and not order.aside and order.spoken_until - now < COMFORT_S
+        return due < now or soon or self._waits(session)
 
 
 class ArrivalScheduler:
@@ -234,21 +275,28 @@ class ArrivalScheduler:
 
     def __init__(self, chunk_tokens: int) -> None:
         self.chunk_tokens = chunk_tokens
-        self._asked: dict[str, float] = {}
+        self._came: dict[str, float] = {}
+
+    def heard(self, session: Session) -> None:
+        if session.num_pending <= 1 or session.name not in self._came:
+            self._came[session.name] = time.monotonic()
 
     def expect(self, session: str, deadline: float, *, aside: bool = False, rate: float = 0.0) -> None:
-        self._asked[session] = time.monotonic()
+        self._came[session] = time.monotonic()
 
-    def spoke(self, session: str, tokens: int, clauses: bool) -> None:
+    def spoke(self, session: str, tokens: int) -> None:
         pass
 
     def forget(self, session: str) -> None:
-        self._asked.pop(session, None)
+        self._came.pop(session, None)
 
-    def before(self, engine: Engine, session: Session) -> list[Session]:
+    def expected(self, engine: Engine, session: Session) -> float:
         mine = self._since(session)
-        others = (other for other in engine.sessions.values() if other is not session and has_work(other))
-        return [other for other in others if not _decodes(other) and self._since(other) < mine]
+        working = [s for s in engine.sessions.values() if has_work(s)]
+        speakers = sum(map(_decodes, working))
+        tokens = sum(_unread(s) for s in working if not _decodes(s) and self._since(s) <= mine)
+        steps = max(1, -(-tokens // self.chunk_tokens))
+        return steps * engine.pace.forward(speakers + 1, speakers + -(-tokens // steps))
 
     def plan(self, engine: Engine) -> list[Work]:
         working = sorted((s for s in engine.sessions.values() if has_work(s)), key=self._since)
@@ -262,7 +310,7 @@ class ArrivalScheduler:
         return plan
 
     def _since(self, session: Session) -> float:
-        return self._asked.setdefault(session.name, time.monotonic())
+        return self._came.setdefault(session.name, time.monotonic())
 
 
 def _decodes(session: Session) -> bool:

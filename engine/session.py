@@ -66,35 +66,48 @@ class TurnStats:
     """``drafted_at[d]``: steps whose tree reached depth d + 1."""
     draft_seconds: float = 0.0
     forward_seconds: float = 0.0
-    mode: str = "plain"
-    reason: str = ""
-    """Of the last step."""
     phases: list[Phase] = field(default_factory=list)
+    """What comes before the first decision, the first token above all, is counted to the first of them."""
     prefilled_ahead: int = 0
     """Of the prompt's tokens in the cache, those that were computed of hypotheses of it."""
     rewound: int = 0
     """Tokens that were computed of hypotheses, and of none that held."""
 
+    @property
+    def mode(self) -> str:
+        """How most of its steps were drafted."""
+        return max(self.phases, key=lambda phase: phase.steps).mode if self.phases else "plain"
+
+    @property
+    def reason(self) -> str:
+        """Why so."""
+        return max(self.phases, key=lambda phase: phase.steps).reason if self.phases else ""
+
     def drafting(self, mode: str, reason: str, *, passing: bool = False) -> None:
-        """The next step drafts in this way. passing: once, to learn what it yields, so that no phase begins."""
-        self.mode, self.reason = mode, reason
-        known = self.phases and (passing or self.phases[-1].mode == mode or len(self.phases) == MOST_PHASES)
+        """The next step drafts in this way. passing: it says nothing of those behind it, so that no phase begins."""
+        known = passing or (self.phases and (self.phases[-1].mode == mode or len(self.phases) == MOST_PHASES))
         if not known:
-            self.phases.append(Phase(mode, reason))
+            self.phases.append(Phase(mode, reason, 0 if self.phases else self.steps))
 
     def step(self) -> None:
         """Account for one step."""
         self.steps += 1
-        if not self.phases:
-            self.phases.append(Phase(self.mode, self.reason))
-        self.phases[-1].steps += 1
+        if self.phases:
+            self.phases[-1].steps += 1
+
+    def end(self) -> None:
+        """The reply is over."""
+        self.ended = time.monotonic()
+        if self.steps and not self.phases:
+            self.phases.append(Phase("plain", "too short to draft", self.steps))
 
     def count(self, tree_depth: int, tree_nodes: int, num_accepted: int) -> None:
         """Account for what one step drafted."""
         self.drafted += tree_nodes - 1
         self.accepted += num_accepted
-        self.phases[-1].drafted += tree_nodes - 1
-        self.phases[-1].accepted += num_accepted
+        if self.phases:
+            self.phases[-1].drafted += tree_nodes - 1
+            self.phases[-1].accepted += num_accepted
         while len(self.drafted_at) < tree_depth:
             self.drafted_at.append(0)
             self.accepted_at.append(0)
@@ -228,6 +241,11 @@ class Session:
         if positions < self.cache.length:
             self.cache.truncate(positions)
             self.draft.truncate(positions)
+
+    def forget(self) -> None:
+        """Nothing of the log is computed any more: for when a step has failed half-way and nobody knows what it did."""
+        self.cache.truncate(0)
+        self.draft.truncate(0)
 
     def close(self) -> None:
         """Give back all pages. Idempotent."""

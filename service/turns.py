@@ -156,7 +156,9 @@ class Turns:
         reply = self._reply
         if reply is not None and reply.turn_id == event.turn_id:
             reply.played = max(reply.played or 0, reply.heard_chars(event.heard, "playback_progress.heard"))
-            self._rate.played(reply.turn_id, reply.played, len(reply.text), reply.output_tokens, time.monotonic())
+            if not any(segment.calls or segment.foreign for segment in reply.segments):  # all tokens are its text's
+                now = time.monotonic()
+                self._rate.played(reply.turn_id, reply.played, len(reply.text), reply.output_tokens, now)
 
     def tool_result(self, event: client_events.ToolResult) -> None:
         """What a tool gave. With the last result that is waited for, the reply goes on."""

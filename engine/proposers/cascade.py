@@ -14,8 +14,8 @@ from torch import Tensor
 
 from engine.errors import OutOfPages
 from engine.interfaces import Draft, Proposer, Tap
-from engine.policy import half_octave
 from engine.tree import DraftTree
+from engine.worth import half_octave
 
 DEPTHS, SCORES = 8, 12
 PRIOR = 6.0
@@ -23,7 +23,7 @@ PRIOR = 6.0
 MEMORY = 200.0
 """Nodes of one kind, or trees of one source, after which older ones count half."""
 KNOWN_TREES, ASKED_EVERY = 16, 32
-"""A source is not spared before so many of its trees are known, and asked again after so many steps at the latest."""
+"""A source is not spared before so many of its trees are known, and asked again after so many trees at the latest."""
 
 
 class Calibration:
@@ -213,7 +213,8 @@ class _Some:
         self._whole = whole
         self._sources = sources
         self.name = "+".join(part.name for source, part in enumerate(whole.parts) if source in sources)
-        self.taps, self.top_k, self.noise_levels = whole.taps, whole.top_k, whole.noise_levels
+        self.taps, self.top_k = whole.taps, whole.top_k
+        self.noise_levels = max(part.noise_levels for source, part in enumerate(whole.parts) if source in sources)
         self.start, self.observe, self.catch_up = whole.start, whole.observe, whole.catch_up
 
     def propose(

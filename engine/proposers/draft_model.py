@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.cache import KVCache
-from engine.errors import ModelError
+from engine.errors import ModelError, OutOfPages
 from engine.interfaces import Draft, Tap, Window
 from engine.models.config import read_config
 from engine.models.decoder import Decoder, load_target
@@ -102,8 +102,16 @@ class DraftModelProposer:
     def propose(
         self, drafts: Sequence[Draft], roots: Sequence[int], noise: Sequence[Tensor | None], budget: int
     ) -> list[DraftTree]:
-        sessions = zip(drafts, roots, noise, strict=True)
-        return [self._propose(draft, root, its_noise, budget) for draft, root, its_noise in sessions]
+        """As ``Proposer.propose``. One of several sessions that finds no pages drafts nothing."""
+        trees = []
+        for draft, root, its_noise in zip(drafts, roots, noise, strict=True):
+            try:
+                trees.append(self._propose(draft, root, its_noise, budget))
+            except OutOfPages:
+                if len(drafts) == 1:
+                    raise
+                trees.append(DraftTree.chain(torch.tensor([root])))
+        return trees
 
     def _propose(self, draft: Draft, root: int, noise: Tensor | None, budget: int) -> DraftTree:
         assert isinstance(draft, ModelDraft)

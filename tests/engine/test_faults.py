@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from engine import records
 from engine.cache import KVCache, PagePool
 from engine.engine import Engine, Work
-from engine.errors import OutOfPages
+from engine.errors import OutOfPages, ReplyFailed
 from engine.host import EngineHost
+from engine.interfaces import Draft
 from engine.models.decoder import Decoder, load_target
 from engine.policy import FixedPolicy
 from engine.proposers.none import NoProposer
@@ -22,6 +24,7 @@ from engine.schedule import DeadlineScheduler
 from engine.session import Finish
 from engine.text.codec import Codec
 from engine.text.reply import ReplyReader
+from engine.tree import DraftTree
 from tests.e2e.server import MODEL
 from tests.engine import checkpoints
 from tests.engine.embedded import grammars
@@ -201,3 +204,90 @@ def test_a_parent_stays_in_its_run_of_pages_when_a_fork_goes_on(pool: PagePool) 
     assert parent.view(9) is not None
     for cache in (parent, child):
         assert torch.equal(pool.kv[:, :, cache.slots(0, 6)], before)
+
+
+class Failing(NoProposer):
+    """Drafts until it is told to fail."""
+
+    fails = False
+
+    def propose(
+        self, drafts: Sequence[Draft], roots: Sequence[int], noise: Sequence[Tensor | None], budget: int
+    ) -> list[DraftTree]:
+        if self.fails:
+            raise RuntimeError("no idea")
+        return super().propose(drafts, roots, noise, budget)
+
+
+def test_replies_go_on_without_a_drafter_that_fails(target: Decoder) -> None:
+    engine, plain = Engine(target, drafter := Failing(), FixedPolicy(4)), Engine(target, NoProposer(), FixedPolicy(1))
+    drafter.fails = True
+    said = []
+    for some in (engine, plain):
+        session = some.open("call", PROMPT)
+        turn = some.submit(session, Sampling(), max_tokens=9)
+        while turn.finish is None:
+            some.step([Work(session)])
+        said.append(turn.tokens)
+        some.close(session)
+    assert said[0] == said[1]
+
+
+class Forgetful(NoProposer):
+    """Fails to observe one session's tokens once."""
+
+    failing: Draft | None = None
+
+    def observe(self, draft: Draft, tokens: Tensor, features: Tensor | None, top_ids: Tensor | None) -> None:
+        if draft is self.failing:
+            self.failing = None
+            raise RuntimeError("no room in here")
+        super().observe(draft, tokens, features, top_ids)
+
+
+def test_what_goes_wrong_in_one_share_of_a_step_ends_that_reply_alone(target: Decoder) -> None:
+    engine = Engine(target, proposer := Forgetful(), FixedPolicy(1))
+    sessions = [engine.open(name, PROMPT) for name in ("one", "two")]
+    turns = [engine.submit(session, Sampling(), max_tokens=6) for session in sessions]
+    engine.step([Work(session) for session in sessions])
+    proposer.failing = sessions[0].draft
+    failed, went_on = engine.step([Work(session) for session in sessions])
+    assert (failed.finish, failed.tokens) == (Finish.FAILED, ()) and isinstance(failed.error, ReplyFailed)
+    assert went_on.error is None and len(went_on.tokens) == 1
+    assert len(sessions[0].tokens) == len(PROMPT) + 1, "what was told before stays"
+    while turns[1].finish is None:
+        engine.step([Work(sessions[1])])
+    again = engine.submit(sessions[0], Sampling(), max_tokens=5)
+    while again.finish is None:
+        engine.step([Work(sessions[0])])
+    assert sessions[0].tokens == sessions[1].tokens, "and all of it was computed anew"
+    for session in sessions:
+        engine.close(session)
+
+
+class Eager(NoProposer):
+    """Drafts as much as it may, all of it wrong for all that it knows."""
+
+    def propose(
+        self, drafts: Sequence[Draft], roots: Sequence[int], noise: Sequence[Tensor | None], budget: int
+    ) -> list[DraftTree]:
+        return [DraftTree.chain(torch.tensor([root, *range(1, budget)])) for root in roots]
+
+
+def test_a_draft_or_what_is_only_heard_does_not_take_the_page_that_a_reply_needs(target: Decoder) -> None:
+    engine, pool = Engine(target, Eager(), FixedPolicy(12)), target.pool
+    prompt = tuple(range(1, PAGE + 1))
+    drafting, needing = (engine.open(name, prompt) for name in ("drafting", "needing"))
+    turns = [engine.submit(session, Sampling(), max_tokens=4) for session in (drafting, needing)]
+    engine.step([Work(drafting), Work(needing)])
+    heard = engine.open("heard", prompt * 2)
+    others = [target.new_cache() for _ in range(PAGES)]
+    for cache in others:
+        if pool.pages_in_use < PAGES - 2:
+            cache.reserve(1)
+    steps = engine.step([Work(heard), Work(drafting), Work(needing)])
+    assert [step.error for step in steps if step.turn is not None] == [None, None]
+    assert [turn.num_tokens for turn in turns] == [2, 2] and heard.waits_for_pages
+    for closing in (*others, drafting, heard, needing):
+        closing.close()
+    assert pool.pages_in_use == 0

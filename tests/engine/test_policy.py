@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -9,17 +10,21 @@ import pytest
 import torch
 
 from engine.pace import Pace, StepCosts
-from engine.policy import Ask, Choice, FixedPolicy, MeasuredPolicy
+from engine.policy import Ask, Choice, FixedPolicy, Given, MeasuredPolicy
 from engine.tree import DraftTree
 
 NODES = (1, 4, 8, 16, 32)
 WAYS = ("copy+head", "copy")
 
 
+PLAIN_S = 0.005
+"""A plain step of one call, in which the costs here are given."""
+
+
 def costs(per_node: float, *drafts: float) -> StepCosts:
     """A step that costs 1 and ``per_node`` more for each node beyond the first; drafting costs the same at any size."""
-    verify = tuple(1 + per_node * (n - 1) for n in NODES)
-    return StepCosts(NODES, verify, tuple((0.0, *[draft] * (len(NODES) - 1)) for draft in drafts))
+    verify = tuple(PLAIN_S * (1 + per_node * (n - 1)) for n in NODES)
+    return StepCosts(NODES, verify, tuple((0.0, *[PLAIN_S * draft] * (len(NODES) - 1)) for draft in drafts))
 
 
 def play(
@@ -125,6 +130,43 @@ def test_callers_who_wait_get_more_of_the_drafting() -> None:
     trees = [DraftTree.chain(torch.arange(16), score=torch.tensor([0.7**i for i in range(16)])) for _ in choices]
     relaxed, urgent = policy.prune(choices, trees)
     assert len(urgent) > len(relaxed)
+
+
+def test_relaxed_replies_draft_less_where_others_wait() -> None:
+    """Beside callers who wait for a first token in the same step, what costs drafting has to bring more."""
+    known, rng = costs(0.02, 0.5), random.Random(8)
+    policy = MeasuredPolicy(Pace(known), probe_every=100_000)
+    play(policy, known, lambda way: 0.55, 300, 1, rng)
+    for _ in range(40):
+        assert policy.choose([Ask(50, urgent=False)])[0].drafts
+    assert not policy.choose([Ask(50, urgent=False)], Given(windows=4, nodes=40, awaited=4))[0].drafts
+
+
+def test_one_slow_step_does_not_forbid_a_way_for_good() -> None:
+    known, rate_of = costs(0.01, 0.05), {0: 0.9}
+    policy, rng = MeasuredPolicy(pace := Pace(known)), random.Random(9)
+    play(policy, known, rate_of.__getitem__, 100, 16, rng)
+    pace.observe_draft(0, 16, 16, 12 * known.draft_seconds(0, 16, 16))
+    drafted = []
+    for _ in range(4000):
+        pace.observe(16, 32, known.verify_seconds(32))
+        choices = policy.choose([Ask(50)] * 16)
+        drafted.append(sum(choice.drafts and not choice.probing for choice in choices))
+    assert drafted[-1] == 16
+
+
+def test_costs_that_go_up_and_down_a_little_do_not_make_it_go_to_and_fro() -> None:
+    """Two ways that are worth about the same: with measurements that differ by a tenth it stays with one for long."""
+    known = costs(0.0, 0.5, 0.5)
+    policy, rng = MeasuredPolicy(pace := Pace(known), WAYS), random.Random(10)
+    ways = []
+    for _ in range(40):
+        _, chosen = play(policy, known, lambda way: 0.7, 20, 2, rng)
+        ways += [choice.way for choice in chosen if choice.drafts and not choice.probing]
+        for way in (0, 1):
+            pace.observe_draft(way, 8, 2, PLAIN_S * rng.uniform(0.95, 1.05))
+    changes = sum(one != other for one, other in itertools.pairwise(ways))
+    assert changes <= len(ways) // 100
 
 
 def test_only_the_forced_way_is_chosen() -> None:

@@ -68,15 +68,23 @@ class Calls:
         session = self.asked(name, **how)
         while session.num_pending > 1:
             self.engine.step(self.scheduler.plan(self.engine))
-        self.scheduler.spoke(name, tokens, True)
+        self.scheduler.spoke(name, tokens)
         return session
 
     def planned(self) -> list[str]:
         return [work.session.name for work in self.scheduler.plan(self.engine)]
 
 
+class Known(Pace):
+    """What steps cost by the table, whatever they took."""
+
+    def observe(self, windows: int, nodes: int, seconds: float) -> None:
+        pass
+
+
 def calls(engine: Engine, costs: StepCosts) -> Calls:
-    return Calls(engine, DeadlineScheduler(64, Pace(costs), speaking_rate=3.5))
+    engine.pace = Known(costs)
+    return Calls(engine, DeadlineScheduler(64, speaking_rate=3.5))
 
 
 def test_whoever_waits_for_a_first_clause_shares_a_step_with_those_who_wait_as_well(
@@ -111,7 +119,7 @@ def test_a_short_turn_goes_before_a_long_prompt_that_came_first(engine: Engine, 
     long = line.asked("long", 300)
     clock.now += 0.01
     line.asked("short", 7)
-    assert [session.name for session in line.scheduler.before(engine, long)] == ["short"]
+    assert line.scheduler.expected(engine, engine.session("short")) < 0.1 < line.scheduler.expected(engine, long)
     plan = line.scheduler.plan(engine)
     assert plan[0].session.name == "short" and plan[0].max_tokens == 7
 
@@ -131,7 +139,50 @@ def test_a_long_prompt_lengthens_the_steps_of_those_who_speak_by_little(engine: 
         assert given > 0 and pace.forward(9, 8 + given) <= limit + 1e-9
         engine.step(plan)
         for number in range(8):  # their words have just run out
-            line.scheduler.spoke(f"speaks {number}", 0, True)
+            line.scheduler.expect(f"speaks {number}", 0.0)
+
+
+def test_what_is_heard_after_a_silence_does_not_go_before_a_committed_turn(engine: Engine, clock: Clock) -> None:
+    line = calls(engine, DEAR_NODES)
+    quiet = line.speaking("quiet", tokens=2)
+    engine.cancel(quiet.turn)
+    clock.now += 30.0
+    line.scheduler.heard(quiet)
+    engine.append(quiet, list(range(1, 9)) * 5)
+    clock.now += 0.05
+    line.asked("asks", 40)
+    assert line.planned()[0] == "asks"
+    clock.now += 0.5
+    assert line.planned()[0] == "asks", "nor when it is overdue"
+
+
+def test_a_partial_that_replaces_one_not_yet_read_does_not_wait_anew(engine: Engine, clock: Clock) -> None:
+    line = calls(engine, DEAR_NODES)
+    heard = line.heard("heard", 60)
+    line.planned()
+    for _ in range(5):
+        clock.now += 0.15
+        line.scheduler.heard(heard)
+        engine.append(heard, [3, 4])
+    line.asked("asks", 1)
+    assert "heard" in line.planned()
+
+
+def test_a_reply_whose_words_ran_out_is_not_owed_the_silence(engine: Engine, clock: Clock) -> None:
+    line = calls(engine, DEAR_NODES)
+    line.speaking("stalled", tokens=7)
+    clock.now += 12.0
+    line.scheduler.spoke("stalled", 21)  # four seconds more
+    line.asked("asks", 1)
+    assert line.planned() == ["asks"]
+
+
+def test_many_who_wait_are_expected_to_share_their_steps(engine: Engine, clock: Clock) -> None:
+    line = calls(engine, CHEAP_NODES)
+    for number in range(10):
+        waits = line.asked(f"waits {number}", 7)
+    together = line.scheduler.expected(engine, waits)
+    assert together < 3 * CHEAP_NODES.verify_seconds(64), "and not after each other"
 
 
 def test_nothing_that_is_heard_or_asked_aside_waits_for_ever(engine: Engine, clock: Clock) -> None:
@@ -165,4 +216,6 @@ def test_first_come_first_served_takes_all_replies_and_prefill_in_its_order(engi
     clock.now += 1
     line.asked("short", 7)
     assert line.planned() == ["speaks", "long"]
-    assert [session.name for session in line.scheduler.before(engine, engine.session("short"))] == ["long"]
+    assert line.scheduler.expected(engine, engine.session("short")) >= line.scheduler.expected(
+        engine, engine.session("long")
+    )

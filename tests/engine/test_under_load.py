@@ -15,7 +15,7 @@ from engine.engine import Engine, Work
 from engine.host import EngineHost
 from engine.load import load_proposer, load_target_for, measured_engine
 from engine.models.decoder import Decoder
-from engine.policy import Ask, Choice, FixedPolicy
+from engine.policy import NOTHING, Ask, Choice, FixedPolicy, Given
 from engine.proposers.none import NoProposer
 from engine.sampling import Sampling
 from engine.schedule import ArrivalScheduler, DeadlineScheduler, Scheduler
@@ -39,13 +39,13 @@ class Fickle:
     def __init__(self, ways: int, rng: random.Random) -> None:
         self._ways, self._rng = ways, rng
 
-    def choose(self, asks: Sequence[Ask], given_windows: int = 0, given_nodes: int = 0) -> list[Choice]:
+    def choose(self, asks: Sequence[Ask], given: Given = NOTHING) -> list[Choice]:
         return [
             Choice(self._rng.choice([1, 3, 8, 16]) if ask.room > 0 else 1, self._rng.randrange(self._ways))
             for ask in asks
         ]
 
-    def prune(self, choices: Sequence[Choice], trees: Sequence[DraftTree]) -> list[DraftTree]:
+    def prune(self, choices: Sequence[Choice], trees: Sequence[DraftTree], given: Given = NOTHING) -> list[DraftTree]:
         return [tree.best(self._rng.randrange(1, len(tree) + 1)) for tree in trees]
 
     def observe(self, choice: Choice, tree: DraftTree, path: Sequence[int]) -> None:
@@ -108,7 +108,7 @@ def test_text_is_the_same_however_each_step_is_drafted_and_shared(order: str) ->
     engine = measured_engine(target(), load_proposer(CONFIG, target()), CONFIG)
     rng = random.Random(3)
     engine.drafting.policy = Fickle(len(engine.drafting.ways), rng)
-    scheduler = DeadlineScheduler(64, engine.pace) if order == "deadline" else ArrivalScheduler(64)
+    scheduler = DeadlineScheduler(64) if order == "deadline" else ArrivalScheduler(64)
     said, modes = run(engine, scheduler, rng)
     assert said == alone()
     assert modes == {"suffix+eagle3", "suffix", "plain"}
@@ -116,7 +116,7 @@ def test_text_is_the_same_however_each_step_is_drafted_and_shared(order: str) ->
 
 def test_text_is_the_same_under_the_measured_policy() -> None:
     engine = measured_engine(target(), load_proposer(CONFIG, target()), CONFIG)
-    said, _ = run(engine, DeadlineScheduler(64, engine.pace), random.Random(4))
+    said, _ = run(engine, DeadlineScheduler(64), random.Random(4))
     assert said == alone()
 
 

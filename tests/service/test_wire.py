@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.sampling import Sampling
-from engine.session import TurnStats
+from engine.session import Phase, TurnStats
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import client_events_pb2 as client_pb
 from firstword.v1 import conversation_pb2 as conversation_pb
@@ -467,10 +467,22 @@ ACCOUNT = TurnRecord(
     tool_wait_s=2.0,
     stats=[
         stats(
-            prompt_tokens=100, cached_tokens=90, steps=3, drafted=6, accepted=4, drafted_at=[3, 3], accepted_at=[3, 1]
+            prompt_tokens=100,
+            cached_tokens=90,
+            steps=3,
+            drafted=6,
+            accepted=4,
+            drafted_at=[3, 3],
+            accepted_at=[3, 1],
+            phases=[Phase("plain", "", 3, 6, 4)],
         ),
         stats(
-            prompt_tokens=120, cached_tokens=111, steps=2, drafted_at=[1], accepted_at=[1], mode="eagle3", reason="r"
+            prompt_tokens=120,
+            cached_tokens=111,
+            steps=2,
+            drafted_at=[1],
+            accepted_at=[1],
+            phases=[Phase("eagle3", "r", 2)],
         ),
     ],
 )

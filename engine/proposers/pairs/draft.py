@@ -67,6 +67,15 @@ class PairDraft:
         self._waiting, self._waiting_from, self._num_waiting = [features[-1:].clone()], self.length - 1, 1
         return wanted, torch.tensor(known[: stop - start])
 
+    def take_part(self, count: int) -> tuple[Tensor, Tensor]:
+        """As ``take``, of the next ``count`` pairs whose tokens are known; the others wait on."""
+        start = self.num_pairs
+        features = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting)
+        at, first = start - self._waiting_from, start - self.base + 1
+        self._waiting, self._waiting_from = [features[at + count :]], start + count
+        self._num_waiting = self._waiting[0].shape[0]
+        return features[at : at + count], torch.tensor(self._tokens[first : first + count])
+
     def redo_root(self) -> None:
         """The last pair was made with a root that was not kept: forget it, its feature is still there."""
         self.root_pair = None

@@ -19,6 +19,7 @@ from engine.proposers.search import NOISE_LEVELS, shape_for
 from engine.tree import DraftTree
 
 CATCH_UP_CHUNK = 512
+CATCH_UP_TOGETHER = 256
 
 
 class PairProposer:
@@ -81,14 +82,25 @@ class PairProposer:
         return trees
 
     def _make_pairs(self, drafts: Sequence[PairDraft], roots: Sequence[int | None]) -> None:
-        """Run the head over all pairs that can be made, those of all sessions together."""
+        """Run the head over the pairs that can be made, those of all sessions together.
+
+        Of several sessions those with the fewest come first, and what is above ``CATCH_UP_TOGETHER`` waits for the next
+        step: where many were not drafted for, nobody's reply stands still until all have caught up.
+        """
         waiting: dict[PairDraft, tuple[Tensor, Tensor]] = {}
-        for draft, root in zip(drafts, roots, strict=True):
-            if num_ready := draft.num_ready(root):
-                with self._alone_or_spared(drafts):
-                    draft.cache.reserve(num_ready)  # before anything is taken: running out of pages loses nothing
-                    waiting[draft] = draft.take(root)
         known = dict(zip(drafts, roots, strict=True))
+        room = CATCH_UP_TOGETHER
+        for draft in sorted(drafts, key=lambda draft: draft.num_ready(known[draft])):
+            root, num_ready = known[draft], draft.num_ready(known[draft])
+            whole = num_ready <= room or len(drafts) == 1
+            count = num_ready if whole else min(room, draft.num_ready(None))
+            if count > 0:
+                with self._alone_or_spared(drafts):
+                    draft.cache.reserve(count)  # before anything is taken: running out of pages loses nothing
+                    waiting[draft] = draft.take(root) if whole else draft.take_part(count)
+                    room -= count
+            if not whole:
+                known[draft] = None
         while waiting:
             last = self._read({draft: (f[:CATCH_UP_CHUNK], t[:CATCH_UP_CHUNK]) for draft, (f, t) in waiting.items()})
             rest = {draft: (f[CATCH_UP_CHUNK:], t[CATCH_UP_CHUNK:]) for draft, (f, t) in waiting.items()}

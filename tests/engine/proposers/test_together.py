@@ -58,3 +58,43 @@ def test_trees_are_those_of_each_session_alone(kind: str, seed: int) -> None:
             other.check()
     for draft in drafts:
         draft.close()
+
+
+@torch.inference_mode()
+def test_one_session_without_pages_takes_nothing_from_the_others() -> None:
+    target, head = models()
+    size = head.pool.page_tokens
+    short, able = read(target, head, [1] * (3 * size)), read(target, head, [2, 3, 4])
+    others = [head.start().cache for _ in range(head.pool.num_pages)]
+    for cache in others:  # enough for the one and its levels, not for the text of the other
+        if head.pool.pages_in_use < head.pool.num_pages - 3:
+            cache.reserve(1)
+    nothing, tree = head.propose([short, able], [5, 6], [None, None], 4)
+    for cache in others:
+        cache.close()
+    assert (len(nothing), len(tree)) == (1, 4)
+    assert len(head.propose([short], [5], [None], 4)[0]) == 4, "when there are some"
+    for draft in (short, able):
+        draft.close()
+
+
+@torch.inference_mode()
+def test_sessions_that_were_not_drafted_for_catch_up_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, head = models()
+    monkeypatch.setattr("engine.proposers.pairs.proposer.CATCH_UP_TOGETHER", 16)
+    texts = [[1 + i % 7 for i in range(length)] for length in (5, 40, 30)]
+    wanted = []
+    for text in texts:
+        draft = read(target, head, text)
+        wanted.append(head.propose([draft], [5], [None], 8)[0])
+        draft.close()
+    drafts = [read(target, head, text) for text in texts]
+    lengths = []
+    for _ in range(6):
+        trees = head.propose(drafts, [5] * 3, [None] * 3, 8)
+        lengths.append([len(tree) for tree in trees])
+    assert lengths[0] == [8, 1, 1] and lengths[-1] == [8, 8, 8]
+    for one, other in zip(wanted, trees, strict=True):
+        assert (one.tokens.tolist(), one.parents.tolist()) == (other.tokens.tolist(), other.parents.tolist())
+    for draft in drafts:
+        draft.close()
