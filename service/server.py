@@ -19,6 +19,10 @@ CLOSING_S = 2.0
 
 SERVICE_NAME: str = call_service_pb2.DESCRIPTOR.services_by_name["CallService"].full_name
 
+LIVENESS = "liveness"
+"""Health name that says SERVING as long as the event loop turns: also while models load, while an engine is replaced
+(its calls wait for it) and while calls drain. Who restarts a process that fails this ends no call that was not lost."""
+
 
 class Server:
     """One listening socket with the call service on it, not serving until told so."""
@@ -28,6 +32,7 @@ class Server:
         self._servicer = servicer
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=_options(config))
+        self._stopping = False
         self.port = 0
 
     async def start(self) -> int:
@@ -37,6 +42,7 @@ class Server:
         if self._config.reflection:
             names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
+        await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         await self.set_serving(False)
         try:
             self.port = self._server.add_insecure_port(self._config.address)
@@ -47,14 +53,16 @@ class Server:
         return self.port
 
     async def set_serving(self, serving: bool) -> None:
-        """Say for the whole server and for the call service whether new calls are welcome."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        """Say for the whole server and the call service whether new calls are welcome; once it stops, they are not."""
+        welcome = serving and not self._stopping
+        status = health_pb2.HealthCheckResponse.SERVING if welcome else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in (health.OVERALL_HEALTH, SERVICE_NAME):
             await self._health.set(name, status)
 
     async def stop(self) -> None:
         """Refuse new calls, tell the open ones, give them the grace, then end what is left."""
-        await self._health.enter_graceful_shutdown()
+        self._stopping = True
+        await self.set_serving(False)
         await self._servicer.drain(self._config.stop_grace_s)
         await self._server.stop(CLOSING_S)
 

@@ -124,6 +124,7 @@ class Telemetry:
         self._turns = meter.create_counter(TURNS, "{turn}", "Turns, by how they ended")
         self._missed = meter.create_counter(DEADLINES_MISSED, "{turn}", "Turns whose first token came late, or never")
         self._active = meter.create_up_down_counter(ACTIVE_CALLS, "{call}", "Calls whose stream is open")
+        self._active.add(0)  # a service without calls says 0, or whoever scales by calls would take it for missing
         self._meter = meter
 
     def watch(self, name: str, unit: str, description: str, read: Callable[[], float]) -> None:

@@ -274,7 +274,7 @@ async def test_the_agent_speaks_first_and_says_given_text(service: ServiceProces
 async def test_health_and_reflection(service: ServiceProcess) -> None:
     async with grpc.aio.insecure_channel(service.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        for name in ("", SERVICE):
+        for name in ("", SERVICE, "liveness"):
             answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.aio.AioRpcError) as raised:
