@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve talk picture test test-equality lint proto proto-check model second-style eval eval-constrained \
+.PHONY: help setup demo serve talk picture test test-equality lint proto proto-check chart model second-style eval eval-constrained \
 	bench-acceptance bench-first-token bench-decode bench-drafters bench-suffix bench-turns clean
 
 help: ## List what can be made
@@ -83,6 +83,9 @@ clean: ## Remove the environment and caches
 
 proto: $(READY) ## Generate the stubs in firstword/v1 from proto/
 	$(PY) scripts/gen_proto.py
+
+chart: $(READY) ## Make the Helm chart's schema and golden manifests anew; the diff says what a change does
+	$(PY) -m scripts.gen_chart
 
 # buf comes with npm and is left out where there is none. The breaking check compares with the last commit.
 BUF := npx --yes @bufbuild/buf@1.75.0

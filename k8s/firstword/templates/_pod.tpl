@@ -1,0 +1,54 @@
+{{/* The environment that the chart sets, beside what names the pod. `env` of the values wins. */}}
+{{- define "firstword.environment" -}}
+{{- $engine := default dict (include "firstword.config" . | fromJson).engine -}}
+# The file system is read-only but for /tmp: caches of kernels and of CUDA go there.
+HOME: /tmp
+# Nothing is fetched when the service runs: what it needs is mounted.
+HF_HUB_OFFLINE: "1"
+OMP_NUM_THREADS: {{ default 1 $engine.threads | int | quote }}
+OTEL_RESOURCE_ATTRIBUTES: "service.instance.id=$(POD_NAME),k8s.pod.name=$(POD_NAME),k8s.namespace.name={{ .Release.Namespace }},k8s.node.name=$(NODE_NAME)"
+{{- end -}}
+
+{{/* Requests and limits, with the GPU. An extended resource is not overcommitted: its request is its limit. */}}
+{{- define "firstword.resources" -}}
+{{- $resources := deepCopy .Values.resources -}}
+{{- if gt (int .Values.gpu.count) 0 -}}
+{{- $gpu := dict .Values.gpu.resource (int .Values.gpu.count) -}}
+{{- $resources = mergeOverwrite $resources (dict "limits" $gpu) -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
+
+{{/* Where the pod may run. */}}
+{{- define "firstword.placement" -}}
+{{- $gpu := gt (int .Values.gpu.count) 0 -}}
+{{- with merge (dict) .Values.nodeSelector (ternary .Values.gpu.nodeSelector (dict) $gpu) }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with concat .Values.tolerations (ternary .Values.gpu.tolerations (list) $gpu) }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- $spread := list -}}
+{{- range $key, $name := dict "topology.kubernetes.io/zone" "zone" "kubernetes.io/hostname" "node" }}
+{{- $when := get $.Values.topologySpread $name }}
+{{- if ne $when "none" }}{{ $spread = append $spread (dict "key" $key "when" $when) }}{{ end }}
+{{- end }}
+{{- with $spread }}
+topologySpreadConstraints:
+  {{- range . }}
+  - topologyKey: {{ .key }}
+    maxSkew: 1
+    whenUnsatisfiable: {{ .when }}
+    labelSelector:
+      matchLabels:
+        {{- include "firstword.selectorLabels" $ | nindent 8 }}
+    matchLabelKeys: [pod-template-hash] # a rollout's new pods are spread by themselves
+  {{- end }}
+{{- end }}
+{{- end -}}
