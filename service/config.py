@@ -40,6 +40,8 @@ class ServerConfig(Section):
 
     port: 0 lets the system choose. stop_grace_s: how long calls may go on after SIGTERM. keepalive_time_ms: silence
     after which the server pings; min_ping_interval_ms: how often a silent client may ping without being sent away.
+    max_connection_age_s: after which a connection takes no new calls, and its client looks for addresses again; those
+    on it go on. 0: never.
     max_queued_events: unread server events after which a call whose client does not read is ended.
     """
 
@@ -50,6 +52,7 @@ class ServerConfig(Section):
     keepalive_time_ms: int = Field(default=60_000, ge=1000)
     keepalive_timeout_ms: int = Field(default=20_000, ge=1000)
     min_ping_interval_ms: int = Field(default=10_000, ge=0)
+    max_connection_age_s: float = Field(default=0.0, ge=0, le=86_400)
     stop_grace_s: float = Field(default=30.0, ge=0)
     max_calls: int = Field(default=256, ge=1)
     max_queued_events: int = Field(default=4096, ge=16)

@@ -68,8 +68,13 @@ class Server:
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:
-    """A call may be silent for minutes while somebody listens, so clients may ping without data."""
+    """A call may be silent for minutes while somebody listens, so clients may ping without data.
+
+    A connection that has aged is given no end (``max_connection_age_grace_ms`` is left at forever): calls outlive it.
+    """
+    age = [("grpc.max_connection_age_ms", round(config.max_connection_age_s * 1000))]
     return [
+        *(age if config.max_connection_age_s else ()),
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", config.max_message_bytes),
         ("grpc.keepalive_time_ms", config.keepalive_time_ms),
