@@ -31,8 +31,8 @@ GOLDEN = ROOT / "tests" / "k8s" / "golden"
 RELEASE = "firstword"
 NAMESPACE = "voice"
 
-ALSO_TEXT = {"draft_layer_ids"}
-"""Keys that the service also takes as text, which it splits before it validates."""
+ALSO_TEXT = {"draft_layer_ids", "metrics", "traces"}
+"""Lists that the service also takes as text, which it splits before it validates."""
 
 
 def fresh_files() -> dict[Path, str]:
@@ -88,8 +88,8 @@ def _plain(node: Mapping[str, Any], definitions: Mapping[str, Any], key: str = "
             plain[nested] = _plain(plain[nested], definitions)
     if node.get("default") is not None and not isinstance(node["default"], Mapping):
         plain["default"] = node["default"]
-    if key in ALSO_TEXT:
-        plain["type"] = [plain["type"], "string"]
+    if key in ALSO_TEXT and plain["type"] == "array":
+        plain["type"] = ["array", "string"]
     if "description" in plain:
         plain["description"] = " ".join(plain["description"].replace("``", "").split())
     return plain

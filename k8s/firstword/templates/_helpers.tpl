@@ -83,7 +83,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* The port of Prometheus' metrics; empty where another exporter, or none, is configured. */}}
 {{- define "firstword.metricsPort" -}}
-{{- with (include "firstword.config" . | fromJson).telemetry }}{{ if eq (default "none" .metrics) "prometheus" }}{{ int .prometheus_port }}{{ end }}{{ end -}}
+{{- with (include "firstword.config" . | fromJson).telemetry -}}
+{{- $exporters := ternary .metrics (splitList "," (toString .metrics)) (kindIs "slice" .metrics) -}}
+{{- if has "prometheus" $exporters }}{{ int .prometheus_port }}{{ end -}}
+{{- end -}}
 {{- end -}}
 
 {{/*

@@ -1,12 +1,19 @@
 {{/* The environment that the chart sets, beside what names the pod. `env` of the values wins. */}}
 {{- define "firstword.environment" -}}
 {{- $engine := default dict (include "firstword.config" . | fromJson).engine -}}
+{{- $resource := list
+  (printf "service.version=%s" (default .Chart.AppVersion .Values.image.tag))
+  "service.instance.id=$(POD_NAME)"
+  "k8s.pod.name=$(POD_NAME)"
+  (printf "k8s.namespace.name=%s" .Release.Namespace)
+  "k8s.node.name=$(NODE_NAME)"
+-}}
 # The file system is read-only but for /tmp: caches of kernels and of CUDA go there.
 HOME: /tmp
 # Nothing is fetched when the service runs: what it needs is mounted.
 HF_HUB_OFFLINE: "1"
 OMP_NUM_THREADS: {{ default 1 $engine.threads | int | quote }}
-OTEL_RESOURCE_ATTRIBUTES: "service.instance.id=$(POD_NAME),k8s.pod.name=$(POD_NAME),k8s.namespace.name={{ .Release.Namespace }},k8s.node.name=$(NODE_NAME)"
+OTEL_RESOURCE_ATTRIBUTES: {{ join "," $resource | quote }}
 {{- end -}}
 
 {{/* Requests and limits, with the GPU. An extended resource is not overcommitted: its request is its limit. */}}
