@@ -104,6 +104,7 @@ def test_a_budget_never_stops_a_nodes_drain(rendered: list[Manifest]) -> None:
 
 
 def test_pods_are_confined(rendered: list[Manifest]) -> None:
+    """By the rules of the Pod Security Standard "restricted", and a read-only root and no token beside."""
     for spec in (pod(rendered), the("Pod", rendered)["spec"]):
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["runAsUser"] > 0
@@ -117,8 +118,20 @@ def test_pods_are_confined(rendered: list[Manifest]) -> None:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         }
+        assert not [port for port in one.get("ports", []) if "hostPort" in port]
+    kinds = {kind for volume in pod(rendered)["volumes"] for kind in volume if kind != "name"}
+    assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
     for account in of_kind("ServiceAccount", rendered):
         assert account["automountServiceAccountToken"] is False
+
+
+def test_a_platform_may_choose_the_user() -> None:
+    over = {"podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None}}
+    assert pod(manifests(over))["securityContext"] == {
+        "runAsNonRoot": True,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
 
 
 def test_what_is_written_to_is_mounted_and_the_rest_is_read_only(rendered: list[Manifest]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from tests.k8s.charts import SETS, HelmError, HelmValuesError, gen_chart, lint, manifests, values
 
@@ -164,3 +165,12 @@ def walk_maps(node: Any) -> list[dict[str, Any]]:
         return []
     own = [node] if isinstance(node.get("properties"), dict) else []
     return own + [found for value in node.values() for found in walk_maps(value)]
+
+
+def test_the_readme_names_every_value() -> None:
+    table = (gen_chart.CHART.parent / "README.md").read_text()
+    table = table[table.index("## Values") : table.index("## The image")]
+    named = set(re.findall(r"`(\w+)`", table))
+    with_default = set(yaml.safe_load((gen_chart.CHART / "values.yaml").read_text()))
+    assert with_default <= named
+    assert json.loads(gen_chart.SCHEMA.read_text())["properties"].keys() == with_default | {"global"}
