@@ -8,8 +8,9 @@ import tomllib
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.k8s.charts import SETS, Manifest, container, manifests, of_kind, pod, the, toml, values, walk
+from tests.k8s.charts import SETS, Manifest, container, gen_chart, manifests, of_kind, pod, the, toml, values, walk
 
 
 @pytest.fixture(params=SETS)
@@ -189,8 +190,8 @@ def test_policies_let_calls_probes_and_scrapes_through() -> None:
             for peer in opened["grpc"]
             if "podSelector" in peer
         )
-        names = [port for rule in policy["egress"] if "to" not in rule for port in rule["ports"]]
-        assert {(port["port"], port["protocol"]) for port in names} == {(53, "UDP"), (53, "TCP")}
+        lookups = policy["egress"][0]
+        assert lookups == {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
 
 
 def test_a_policy_without_clients_is_open_to_its_namespace_only() -> None:
@@ -230,6 +231,21 @@ def test_a_gpu_is_asked_for_where_one_is_used() -> None:
     assert all("resources" in one for one in containers(rendered))
     laptop = manifests(values("laptop"))
     assert "nvidia" not in str(pod(laptop))
+
+
+def test_disk_is_asked_for_where_weights_are_downloaded_to_it() -> None:
+    assert container(manifests(values("keda")))["resources"]["requests"]["ephemeral-storage"] == "64Gi"
+    into_a_claim = container(manifests(values("everything")))["resources"]["requests"]
+    assert "ephemeral-storage" not in into_a_claim
+
+
+def test_releases_of_one_name_in_two_namespaces_share_nothing_of_the_clusters() -> None:
+    names = []
+    for namespace in ("one", "two"):
+        texts = gen_chart.rendered(values("production"), namespace=namespace).values()
+        found = [yaml.safe_load(text) for text in texts if "kind: PriorityClass" in text]
+        names += [one["metadata"]["name"] for one in found]
+    assert names == ["firstword-one", "firstword-two"]
 
 
 def test_two_releases_in_one_namespace_keep_apart() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from typing import Any
 
 import kubernetes_validate
@@ -107,6 +108,15 @@ def test_wrong_values_are_refused_by_name(case: str) -> None:
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "the tag latest": ({"image": {"tag": "latest"}}, "image.tag is latest"),
     "nobody could reach it": ({"config": {"server": {"host": "127.0.0.1"}}}, "config.server.host is 127.0.0.1"),
+    "nor it by its name": ({"config": {"server": {"host": "localhost"}}}, "config.server.host is localhost"),
+    "nobody could scrape it": (
+        {"config": {"telemetry": {"prometheus_host": "::1"}}},
+        "config.telemetry.prometheus_host is ::1: Prometheus cannot reach it",
+    ),
+    "a policy between pods and their weights": (
+        values("keda", networkPolicy={"enabled": True}),
+        "networkPolicy.egress is empty, so models.downloads could not reach the hub",
+    ),
     "cuda without a GPU": ({"gpu": {"count": 0}}, "config.engine.device is cuda and gpu.count is 0"),
     "a GPU for nothing": ({"config": {"engine": {"device": "cpu"}}}, "gpu.count asks for a GPU"),
     "weights from nowhere": (
@@ -165,6 +175,12 @@ def walk_maps(node: Any) -> list[dict[str, Any]]:
         return []
     own = [node] if isinstance(node.get("properties"), dict) else []
     return own + [found for value in node.values() for found in walk_maps(value)]
+
+
+def test_the_chart_is_of_the_services_version() -> None:
+    project = tomllib.loads((gen_chart.ROOT / "pyproject.toml").read_text())["project"]
+    chart = yaml.safe_load((gen_chart.CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == project["version"]
 
 
 def test_the_readme_names_every_value() -> None:

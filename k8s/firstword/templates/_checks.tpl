@@ -8,8 +8,15 @@
 {{- if eq .Values.image.tag "latest" -}}
 {{- fail "image.tag is latest: two pods of one release could run two services; name a version or a digest" -}}
 {{- end -}}
-{{- if hasPrefix "127." $server.host -}}
+{{- $loopback := "^(127\\.|localhost$|\\[?::1\\]?$)" -}}
+{{- if regexMatch $loopback $server.host -}}
 {{- fail (printf "config.server.host is %s: neither clients nor probes can reach it in a pod" $server.host) -}}
+{{- end -}}
+{{- if and $metrics (regexMatch $loopback $config.telemetry.prometheus_host) -}}
+{{- fail (printf "config.telemetry.prometheus_host is %s: Prometheus cannot reach it in a pod" $config.telemetry.prometheus_host) -}}
+{{- end -}}
+{{- if and .Values.networkPolicy.enabled .Values.models.downloads (not .Values.networkPolicy.egress) -}}
+{{- fail "networkPolicy.egress is empty, so models.downloads could not reach the hub: add a rule for it" -}}
 {{- end -}}
 {{- if and $cuda (lt (int .Values.gpu.count) 1) -}}
 {{- fail (printf "config.engine.device is %s and gpu.count is 0: set the device to cpu, or ask for a GPU" $engine.device) -}}

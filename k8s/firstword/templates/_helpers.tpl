@@ -30,8 +30,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- default (ternary (include "firstword.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
 {{- end -}}
 
+{{/* A PriorityClass belongs to no namespace: its own name says which release, and where. */}}
 {{- define "firstword.priorityClassName" -}}
-{{- default (ternary (include "firstword.fullname" .) "" .Values.priorityClass.create) .Values.priorityClass.name -}}
+{{- $own := printf "%s-%s" (include "firstword.fullname" .) .Release.Namespace | trunc 63 | trimSuffix "-" -}}
+{{- default (ternary $own "" .Values.priorityClass.create) .Values.priorityClass.name -}}
 {{- end -}}
 
 {{- define "firstword.image" -}}

@@ -16,9 +16,15 @@ OMP_NUM_THREADS: {{ default 1 $engine.threads | int | quote }}
 OTEL_RESOURCE_ATTRIBUTES: {{ join "," $resource | quote }}
 {{- end -}}
 
-{{/* Requests and limits, with the GPU. An extended resource is not overcommitted: its request is its limit. */}}
+{{/*
+Requests and limits, with the GPU (an extended resource is not overcommitted: its request is its limit) and with the disk
+for weights that are downloaded to it, or a node without that much would take the pod and evict it.
+*/}}
 {{- define "firstword.resources" -}}
 {{- $resources := deepCopy .Values.resources -}}
+{{- if and .Values.models.downloads (not .Values.models.existingClaim) -}}
+{{- $resources = merge $resources (dict "requests" (dict "ephemeral-storage" .Values.models.sizeLimit)) -}}
+{{- end -}}
 {{- if gt (int .Values.gpu.count) 0 -}}
 {{- $gpu := dict .Values.gpu.resource (int .Values.gpu.count) -}}
 {{- $resources = mergeOverwrite $resources (dict "limits" $gpu) -}}
