@@ -56,6 +56,12 @@ def test_the_startup_probe_waits_for_the_weights(seconds: int) -> None:
     assert seconds <= waits < seconds + probe["periodSeconds"]
 
 
+def test_an_image_cannot_say_where_to_listen(rendered: list[Manifest]) -> None:
+    """Its own FIRSTWORD_SERVER__HOST would win over firstword.toml; the pod's wins over that."""
+    server = tomllib.loads(toml(rendered))["server"]
+    assert {"name": "FIRSTWORD_SERVER__HOST", "value": server["host"]} in container(rendered)["env"]
+
+
 def test_a_rollout_is_given_up_later_than_a_pod_may_drain_and_load(rendered: list[Manifest]) -> None:
     spec = the("Deployment", rendered)["spec"]
     probe = container(rendered)["startupProbe"]

@@ -100,10 +100,15 @@ streams, the engine's end and the last spans.
 {{- add (int .Values.preStopSeconds) (ceil $config.server.stop_grace_s | int) 20 -}}
 {{- end -}}
 
+{{/* Calls that a pod takes at most. */}}
+{{- define "firstword.maxCalls" -}}
+{{- (include "firstword.config" . | fromJson).server.max_calls | int -}}
+{{- end -}}
+
 {{/* Calls that a pod should have on average, so that the headroom is free. */}}
 {{- define "firstword.callsPerPod" -}}
-{{- $config := include "firstword.config" . | fromJson -}}
-{{- max 1 (div (mul (int $config.server.max_calls) (sub 100 (int .Values.autoscaling.headroomPercent))) 100) -}}
+{{- $calls := include "firstword.maxCalls" . | int -}}
+{{- max 1 (div (mul $calls (sub 100 (int .Values.autoscaling.headroomPercent))) 100) -}}
 {{- end -}}
 
 {{/* The most pods there can be, but for a rollout's. */}}

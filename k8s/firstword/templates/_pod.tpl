@@ -1,6 +1,7 @@
 {{/* The environment that the chart sets, beside what names the pod. `env` of the values wins. */}}
 {{- define "firstword.environment" -}}
-{{- $engine := default dict (include "firstword.config" . | fromJson).engine -}}
+{{- $config := include "firstword.config" . | fromJson -}}
+{{- $engine := default dict $config.engine -}}
 {{- $resource := list
   (printf "service.version=%s" (default .Chart.AppVersion .Values.image.tag))
   "service.instance.id=$(POD_NAME)"
@@ -10,6 +11,8 @@
 -}}
 # The file system is read-only but for /tmp: caches of kernels and of CUDA go there.
 HOME: /tmp
+# An image may say where to listen, and the environment wins over the file.
+FIRSTWORD_SERVER__HOST: {{ $config.server.host | quote }}
 # Nothing is fetched when the service runs: what it needs is mounted.
 HF_HUB_OFFLINE: "1"
 OMP_NUM_THREADS: {{ default 1 $engine.threads | int | quote }}
