@@ -35,6 +35,8 @@ class _Reply:
     """That have ended."""
     phases: int = 0
     """Of its drafting that were told."""
+    held_at: float | None = None
+    """Since when it stands still for its reader's sake; None: it does not."""
 
     def news_of_drafting(self) -> tuple[str, str] | None:
         """How it is drafted, and why, where that was not told yet."""
@@ -43,6 +45,12 @@ class _Reply:
             return None
         self.phases = len(phases)
         return phases[-1].mode, phases[-1].reason
+
+    def go_on(self) -> None:
+        """It stands still no longer."""
+        if self.held_at is not None:
+            self.turn.stats.held_seconds += time.monotonic() - self.held_at
+            self.turn.hold = self.held_at = None
 
 
 @dataclass
@@ -110,8 +118,18 @@ class EngineHost:
         return events
 
     def beat(self) -> records.Beat:
-        pool = self.engine.target.new_cache().pool
-        return records.Beat(time.monotonic(), len(self.engine.sessions), pool.pages_in_use, self._steps)
+        pool, sessions = self.engine.target.new_cache().pool, self.engine.sessions
+        pending = [session.num_pending for session in sessions.values() if has_work(session)]
+        chunk = self.scheduler.chunk_tokens
+        return records.Beat(
+            at=time.monotonic(),
+            sessions=len(sessions),
+            pages_in_use=pool.pages_in_use,
+            steps=self._steps,
+            pages_total=pool.num_pages,
+            backlog_s=sum(self.engine.pace.prefill(tokens, chunk) for tokens in pending),
+            token_s=self.engine.pace.prefill(chunk, chunk) / chunk,
+        )
 
     def _dispatch(self, command: records.Command, events: list[records.Event]) -> None:
         match command:
@@ -128,6 +146,8 @@ class EngineHost:
                 self._submit(command, events)
             case records.Release():
                 self._release(command, events)
+            case records.Hold():
+                self._hold(command)
             case records.Cancel():
                 self._cancel(command.session, command.turn, events)
             case records.Fork():
@@ -208,10 +228,13 @@ class EngineHost:
         return records.Expected(session.name, number, at)
 
     def _release(self, command: records.Release, events: list[records.Event]) -> None:
-        """Let a reply made ahead go on, as one that somebody waits for."""
+        """Let a reply that was made ahead or held go on, as one that somebody waits for."""
         session, reply = self.engine.session(command.session), self._replies.get(command.session)
         hypothesis = self._hypothesis(session)
         if reply is not None and reply.number == command.turn:
+            if reply.held_at is not None:
+                reply.go_on()  # its place among the others was never lost
+                return
             hypothesis.account(session, reply.turn.stats, hypothesis.start)
             reply.turn.hold = None
             self.scheduler.expect(command.session, command.deadline, rate=command.speaking_rate)
@@ -220,6 +243,12 @@ class EngineHost:
             if command.deadline and not reply.turn.num_tokens:
                 events.append(self._expected(session, command.turn))
         hypothesis.become_history(session)
+
+    def _hold(self, command: records.Hold) -> None:
+        """Let a reply stand where it is, if somebody has it told as it is made."""
+        reply = self._replies.get(command.session)
+        if reply is not None and reply.number == command.turn and reply.turn.hold is None:
+            reply.turn.hold, reply.held_at = max(1, reply.turn.num_tokens), time.monotonic()
 
     def _cancel(self, name: str, number: int | None, events: list[records.Event]) -> None:
         """End the reply numbered ``number`` (any, for None), if it is still being made."""
@@ -270,6 +299,7 @@ class EngineHost:
 
     def _ended(self, name: str, reply: _Reply, error: str = "") -> records.Ended:
         del self._replies[name]
+        reply.go_on()
         turn = reply.turn
         assert turn.finish is not None
         if turn.finish is Finish.STOP_STRING:

@@ -77,12 +77,24 @@ class Submit:
 
 @dataclass(frozen=True)
 class Release:
-    """A reply that was made ahead is wanted now, by ``deadline``. One that is over has said all it will."""
+    """A reply that was made ahead, or that was held, is wanted now, by ``deadline``. One that is over has said all it
+    will.
+    """
 
     session: str
     turn: int
     deadline: float = 0.0
     speaking_rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Whoever reads the reply does not keep up: it stands where it is until its ``Release``, and nobody else's does.
+    Ignored when the reply is over, or was made ahead and not released.
+    """
+
+    session: str
+    turn: int
 
 
 @dataclass(frozen=True)
@@ -126,7 +138,7 @@ class Shutdown:
     """Leave the loop."""
 
 
-Command = Open | Sync | Submit | Release | Cancel | Fork | Prepare | Close | Ping | Shutdown
+Command = Open | Sync | Submit | Release | Hold | Cancel | Fork | Prepare | Close | Ping | Shutdown
 
 
 @dataclass(frozen=True)
@@ -224,12 +236,20 @@ class Failed:
 
 @dataclass(frozen=True)
 class Beat:
-    """A sign of life with a few figures: after a ``Ping``, and at the end of each burst of work."""
+    """A sign of life with a few figures: after a ``Ping``, at the end of each burst of work, and now and then within.
+
+    at: ``time.monotonic()``; what was sent before is part of it. pages_total: that all sessions together may have.
+    backlog_s: how long all that is pending takes: prompts not computed yet, and one step of each reply in progress.
+    token_s: what one more token of a long prompt adds to that.
+    """
 
     at: float
     sessions: int
     pages_in_use: int
     steps: int
+    pages_total: int
+    backlog_s: float
+    token_s: float
 
 
 Event = Ready | Prefilled | Expected | Progress | Ended | Failed | Beat

@@ -72,6 +72,8 @@ class TurnStats:
     """Of the prompt's tokens in the cache, those that were computed of hypotheses of it."""
     rewound: int = 0
     """Tokens that were computed of hypotheses, and of none that held."""
+    held_seconds: float = 0.0
+    """Time that it stood still after its first token because whoever reads it did not keep up."""
 
     @property
     def mode(self) -> str:

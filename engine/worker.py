@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 import traceback
 from multiprocessing.connection import Connection
 
@@ -18,9 +19,14 @@ from engine.errors import EngineError
 from engine.host import EngineHost
 from engine.load import load_host
 
+BEAT_EVERY_S = 0.1
+"""How old the figures in a ``Beat`` may get while there is work: new calls are admitted by them."""
+
 
 def serve(host: EngineHost, connection: Connection) -> None:
     """Carry out commands as they come and step while there is work. Returns at ``Shutdown``."""
+    connection.send(host.beat())
+    next_beat = time.monotonic() + BEAT_EVERY_S
     while True:
         while connection.poll(0 if host.busy else None):
             command = connection.recv()
@@ -28,6 +34,9 @@ def serve(host: EngineHost, connection: Connection) -> None:
                 return
             for event in host.handle(command):
                 connection.send(event)
+        if host.busy and time.monotonic() >= next_beat:
+            connection.send(host.beat())
+            next_beat = time.monotonic() + BEAT_EVERY_S
         for event in host.advance():
             connection.send(event)
         if not host.busy:

@@ -127,3 +127,70 @@ def test_the_releases_of_what_is_over_or_never_was_change_nothing(host):
     assert host.engine.session("call").tokens == log
     (failed,) = host.handle(records.Release("nobody", 1))
     assert isinstance(failed, records.Failed) and failed.reason == "UnknownSession"
+
+
+# Whoever reads does not keep up
+
+
+def tokens_of(events, name):
+    return [token for e in events if isinstance(e, records.Progress) and e.session == name for token in e.tokens]
+
+
+@pytest.mark.parametrize("told", [1, 2, 5])
+def test_a_reply_held_for_its_reader_stands_still_alone_and_goes_on_as_if_it_had_not(host, told):
+    for name in ("free", "held", "other"):
+        host.handle(records.Open(name, seed=1))
+    free = tokens_of(host.handle(submit("free")) + run(host), "free")
+    host.handle(submit("held"))
+    events = []
+    while len(tokens_of(events, "held")) < told:
+        events += host.advance()
+    assert host.handle(records.Hold("held", 1)) == []
+    said = tokens_of(events, "held")
+    assert said == free[: len(said)] and not host.busy
+    events += host.handle(submit("other")) + run(host)
+    assert tokens_of(events, "other") == free and tokens_of(events, "held") == said
+    assert host.beat().backlog_s == 0.0
+    events += host.handle(records.Release("held", 1)) + run(host)
+    assert tokens_of(events, "held") == free
+    ends = {event.session: event for event in events if isinstance(event, records.Ended)}
+    assert ends["held"].stats.held_seconds > 0.0 == ends["other"].stats.held_seconds
+    assert ends["held"].stats.cached_tokens == ends["other"].stats.cached_tokens == 0
+
+
+def test_a_held_reply_can_be_cancelled_and_its_wait_is_accounted(host):
+    host.handle(records.Open("call", seed=1))
+    host.handle(submit("call"))
+    while not tokens_of(host.advance(), "call"):
+        pass
+    host.handle(records.Hold("call", 1))
+    (ended,) = host.handle(records.Cancel("call", 1))
+    assert (ended.finish, ended.stats.held_seconds > 0.0) == ("cancelled", True)
+
+
+def test_holds_of_what_is_over_made_ahead_or_never_was_change_nothing(host):
+    host.handle(records.Open("call", seed=1))
+    host.handle(submit("call", hold=5, ahead=len(PROMPT)))
+    assert host.handle(records.Hold("call", 1)) == []
+    assert len(tokens_of(run(host), "call")) == 5  # as far as it may be made ahead, and no further
+    host.handle(records.Release("call", 1))
+    assert host.handle(records.Hold("call", 2)) == host.handle(records.Hold("nobody", 1)) == []
+    (ended,) = [event for event in run(host) if isinstance(event, records.Ended)]
+    assert ended.reply_tokens == 20 and ended.stats.held_seconds == 0.0
+    assert host.handle(records.Hold("call", 1)) == [] and not host.busy
+
+
+def test_a_beat_says_what_there_is_and_what_waits(host):
+    idle = host.beat()
+    assert (idle.sessions, idle.pages_in_use, idle.backlog_s) == (0, 0, 0.0)
+    assert idle.pages_total == host.engine.target.pool.num_pages
+    host.handle(records.Open("warm", PROMPT))
+    run(host)
+    assert host.beat().token_s > 0.0 == host.beat().backlog_s
+    host.handle(records.Open("one", PROMPT))
+    one = host.beat().backlog_s
+    host.handle(records.Open("two", PROMPT * 3))
+    two = host.beat().backlog_s
+    assert 0.0 < one < two
+    run(host)
+    assert host.beat().backlog_s == 0.0 < host.beat().pages_in_use
