@@ -9,7 +9,7 @@ async with Client("localhost:50051") as client, client.call(system="You answer t
 
 from firstword.call import Call
 from firstword.client import Client
-from firstword.errors import CLOSED, CallError, CallFailed, FirstwordError
+from firstword.errors import CLOSED, CallError, CallFailed, FirstwordError, ServiceBusy
 from firstword.events import (
     AnswerSource,
     Drafting,
@@ -72,6 +72,7 @@ __all__ = [
     "Opened",
     "Role",
     "Sampling",
+    "ServiceBusy",
     "TextDelta",
     "Timings",
     "Tool",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from firstword import wire
-from firstword.errors import CallError, CallFailed
+from firstword.errors import CallError, CallFailed, ServiceBusy
 from firstword.events import Generated, HistoryCause, HistoryChanged, Interrupted, Notice, Opened, TurnEvent
 from firstword.router import Router
 from firstword.stream import CallStream
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 class Call:
     """One call, made with ``Client.call`` and open inside ``async with``.
 
-    Entering raises CallFailed when the call cannot begin. Leaving closes it in order: what is still being said stops.
-    An exception inside, a cancellation too, drops the stream at once. Every method raises CallFailed when the call is
-    over, and whatever waits for the service when the call breaks gets it.
+    Entering raises CallFailed when the call cannot begin, and ServiceBusy where it could a little later. Leaving closes
+    it in order: what is still being said stops. An exception inside, a cancellation too, drops the stream at once.
+    Every method raises CallFailed when the call is over, and whatever waits for the service when it breaks gets it.
 
     Methods that the service answers wait for the answer and raise CallError when it is a refusal. The others return as
     soon as the event is queued: a refused turn raises from its iteration, a refused tool result from that of its turn,
@@ -48,12 +49,15 @@ class Call:
         tools: Sequence[Tool],
         metadata: Mapping[str, str],
         on_notice: Callable[[Notice | CallError], object] | None,
+        patience_s: float = 0.0,
     ) -> None:
-        """For a client to make, in a running event loop."""
+        """For a client to make, in a running event loop. patience_s: how long to ask again where there is no room."""
         self._stub = stub
         self._opening = opening
         self._tools = {tool.name: tool for tool in tools}
         self._metadata = tuple(metadata.items())
+        self._on_notice = on_notice
+        self._patience_s = patience_s
         self._router = Router(on_notice)
         self._stream = CallStream(self._router.receive, self._router.end)
         self._last_turn = 0
@@ -61,6 +65,21 @@ class Call:
         self._asked = 0
 
     async def __aenter__(self) -> Self:
+        until = time.monotonic() + self._patience_s
+        while True:
+            try:
+                await self._open()
+                return self
+            except ServiceBusy as busy:
+                assert busy.retry_after_s is not None
+                if time.monotonic() + busy.retry_after_s > until:
+                    raise
+                await asyncio.sleep(busy.retry_after_s)
+            self._router = Router(self._on_notice)
+            self._stream = CallStream(self._router.receive, self._router.end)
+
+    async def _open(self) -> None:
+        """Open the call. Raises CallFailed, and ServiceBusy where that is worth trying again."""
         self._stream.send(open=self._opening)
         self._stream.start(self._stub, self._metadata)
         try:
@@ -68,7 +87,10 @@ class Call:
         except asyncio.CancelledError:
             await self._stream.abort()
             raise
-        return self
+        except CallFailed as failed:
+            if failed.retry_after_s is None:
+                raise
+            raise ServiceBusy.like(failed) from None
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

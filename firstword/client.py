@@ -98,6 +98,7 @@ class Client:
         caller_key: str = "",
         metadata: Mapping[str, str] | None = None,
         on_notice: Callable[[Notice | CallError], object] | None = None,
+        patience_s: float = 0.0,
     ) -> Call:
         """A call, to be entered with ``async with``. Empty and None: as the service has it.
 
@@ -109,6 +110,8 @@ class Client:
         progress_notices: send also the notices that are there to be shown (``prefilled_ahead``, ``answer_ahead``).
         context_policy: what happens when the context is full. caller_key: opaque key under which what the
         store holds of the caller can be deleted. on_notice: sees every notice, and the refusals that nothing waits for.
+        patience_s: how long a call for which the service has no room asks again, whenever the service says; 0: it
+        raises ServiceBusy at once.
 
         Raises ValueError and TypeError for what the contract cannot hold, RuntimeError outside ``async with`` of the
         client.
@@ -147,4 +150,4 @@ class Client:
             caller_key=caller_key,
         )
         stub: CallServiceAsyncStub = call_service_pb2_grpc.CallServiceStub(self._channel)
-        return Call(stub, opening, tools, {**self._metadata, **(metadata or {})}, on_notice)
+        return Call(stub, opening, tools, {**self._metadata, **(metadata or {})}, on_notice, patience_s)

@@ -98,6 +98,25 @@ class CallFailed(FirstwordError):
         )
 
 
+class ServiceBusy(CallFailed):
+    """The call did not begin: the service has no room for it now. ``retry_after_s`` says when to ask again, and
+    ``reason`` what there is too little of: ``TOO_MANY_CALLS``, ``TENANT_TOO_MANY_CALLS``, ``TENANT_ABOVE_SHARE``,
+    ``PAGES_COMMITTED``, ``ENGINE_BUSY``; or that the service starts or stops: ``ENGINE_UNAVAILABLE``, ``DRAINING``.
+    """
+
+    @classmethod
+    def like(cls, failed: CallFailed) -> Self:
+        """The same failure, of a call that did not begin."""
+        return cls(
+            failed.code,
+            failed.reason,
+            failed.message,
+            field=failed.field,
+            retry_after_s=failed.retry_after_s,
+            metadata=failed.metadata,
+        )
+
+
 def _details_of(trailers: Trailers) -> status_pb2.Status:
     """The ``google.rpc.Status`` among the trailers; an empty one where there is none that can be read."""
     for key, value in trailers:

@@ -95,7 +95,8 @@ class Usage:
 class Timings:
     """Where a turn's time went, in milliseconds from its commit on the service's clock. None: it did not come to that.
 
-    prefill_ms, decode_ms and tool_wait_ms are durations; the others are moments.
+    prefill_ms, decode_ms, tool_wait_ms and held_ms (the reply stood still, for this client did not read) are durations;
+    the others are moments.
     """
 
     queue_ms: float | None
@@ -105,6 +106,7 @@ class Timings:
     first_clause_ms: float | None
     decode_ms: float | None
     tool_wait_ms: float | None
+    held_ms: float | None
     total_ms: float
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from engine.config import EngineConfig
 from engine.errors import EngineError
 from service import logs
+from service.admission import Admission
 from service.call_services import CallServices, Resident
 from service.config import ConfigError, ServiceConfig, load_config
 from service.conversation import Conversation, load_chat
@@ -73,6 +74,8 @@ async def _open_for_business(
         recording.PAGES_IN_USE, "{page}", "Pages in use", lambda: engine.beat.pages_in_use if engine.beat else 0
     )
     telemetry.watch(recording.ENGINE_RESTARTS, "{restart}", "Engine processes replaced", lambda: engine.restarts)
+    page_tokens = ready.page_tokens
+    servicer.admission = Admission(config.admission, lambda: engine.beat, page_tokens, telemetry)
     servicer.services = CallServices(
         engine=engine,
         new_conversation=lambda opening: Conversation.opened(chat, opening),

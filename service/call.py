@@ -36,13 +36,15 @@ class Call:
     """The state of one call.
 
     send: takes each server event at once. end: called once, with the problem that ended the call or None.
-    metadata: of the stream; may name the trace that the call belongs to.
+    metadata: of the stream; may name the trace that the call belongs to. admit: given what tells the length of the
+    context before the call begins; raises Problem where there is no room for it.
     """
 
     services: CallServices
     send: Callable[[Envelope], None]
     end: Callable[[Problem | None], None]
     metadata: dict[str, str] = field(default_factory=dict)
+    admit: Callable[[Callable[[], int]], None] = lambda tokens: None
 
     def __post_init__(self) -> None:
         self.session = ""
@@ -95,6 +97,12 @@ class Call:
         if not self.ended and self._turns is not None:
             self._emit(notice)
 
+    def hold(self, held: bool) -> None:
+        """Whether the client is too far behind: replies stand still until it has caught up."""
+        if not self.ended and self._turns is not None and self._reporter is not None:
+            self._turns.hold(held)
+            self._reporter.hold(held)
+
     def abandon(self, problem: Problem) -> None:
         """End the call for a reason of the service's own."""
         self._finish(problem)
@@ -121,6 +129,7 @@ class Call:
             raise Problem(Reason.SESSION_EXISTS, "a call of this name is open", field="open.session_id") from None
         seed = secrets.randbits(62) if event.seed is None else event.seed
         try:
+            self.admit(lambda: conversation.length)
             shadows = self._shadows(event, conversation, terms, seed)
         except Problem:
             services.store.close(self.session)

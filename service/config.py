@@ -42,7 +42,8 @@ class ServerConfig(Section):
     after which the server pings; min_ping_interval_ms: how often a silent client may ping without being sent away.
     max_connection_age_s: after which a connection takes no new calls, and its client looks for addresses again; those
     on it go on. 0: never.
-    max_queued_events: unread server events after which a call whose client does not read is ended.
+    hold_at_events: unsent server events from which on the call's replies are held until its client has caught up. A
+    client that is further behind than max_queued_events, or takes nothing for unread_s, loses its call.
     """
 
     host: str = "127.0.0.1"
@@ -54,12 +55,35 @@ class ServerConfig(Section):
     min_ping_interval_ms: int = Field(default=10_000, ge=0)
     max_connection_age_s: float = Field(default=0.0, ge=0, le=86_400)
     stop_grace_s: float = Field(default=30.0, ge=0)
-    max_calls: int = Field(default=256, ge=1)
+    hold_at_events: int = Field(default=64, ge=4)
     max_queued_events: int = Field(default=4096, ge=16)
+    unread_s: float = Field(default=30.0, gt=0)
+
+    @model_validator(mode="after")
+    def _held_before_lost(self) -> Self:
+        if self.hold_at_events >= self.max_queued_events:
+            raise ValueError("hold_at_events must be below max_queued_events")
+        return self
 
     @property
     def address(self) -> str:
         return f"{self.host}:{self.port}"
+
+
+class AdmissionConfig(Section):
+    """How many calls are taken. Whoever is above it is refused when the call opens; nobody loses a call by it.
+
+    fair_share_from: from this part of all calls, or pages, on a tenant is refused what is above its equal share.
+    reserve_tokens: that a call will add to its context, for which pages are kept free. overcommit: pages that calls are
+    promised, over those that there are. max_backlog_ms: of work that waits in the engine; None: no limit.
+    """
+
+    max_calls: int = Field(default=256, ge=1)
+    max_calls_per_tenant: int | None = Field(default=None, ge=1)
+    fair_share_from: float = Field(default=0.8, ge=0, le=1)
+    reserve_tokens: int = Field(default=512, ge=0)
+    overcommit: float = Field(default=1.0, gt=0)
+    max_backlog_ms: int | None = Field(default=2000, ge=1)
 
 
 class CallConfig(Section):
@@ -141,6 +165,7 @@ class ServiceConfig(Section):
     """
 
     server: ServerConfig = ServerConfig()
+    admission: AdmissionConfig = AdmissionConfig()
     call: CallConfig = CallConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     log: LogConfig = LogConfig()

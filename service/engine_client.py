@@ -126,6 +126,10 @@ class EngineClient:
         """The reply ``turn``, which was submitted with a ``hold``, is wanted now."""
         self._sessions[session].release(turn, deadline, speaking_rate)
 
+    def hold(self, session: str, held: bool) -> None:
+        """Whether replies of the session stand where they are, for whoever reads them does not keep up."""
+        self._sessions[session].hold(held)
+
     def close(self, session: str) -> None:
         """End a session; nothing is heard of it any more. Idempotent."""
         if self._sessions.pop(session, None) is not None:

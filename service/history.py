@@ -165,6 +165,12 @@ class History:
         for shadow in self.shadows.values():
             shadow.close()
 
+    def hold(self, held: bool) -> None:
+        """Whether replies stand where they are, whichever model makes them: the client does not read them."""
+        self._services.engine.hold(self._session, held)
+        for shadow in self.shadows.values():
+            shadow.hold(held)
+
     def state(self, item_ids: tuple[str, ...] = ()) -> HistoryState:
         return HistoryState(self.version, self._conversation.length, item_ids)
 

@@ -53,6 +53,8 @@ class ReplyMirror:
     calls: int = 0
     resumes: int = 0
     repeat: Repeat | None = None
+    held: bool = False
+    """Whether the engine was told to let it stand where it is."""
 
     def progress(self, record: records.Progress) -> None:
         """Hand on one step, but for what was handed on before."""
@@ -89,6 +91,7 @@ class SessionMirror:
         self._reply: ReplyMirror | None = None
         self._overtaken: dict[int, ReplyMirror] = {}
         self._syncs = 0
+        self._holds = False
         self._on_prefilled: Callable[[records.Prefilled], None] | None = None
         self.tokens = list(tokens)
         """The token log, the reply in progress not included."""
@@ -137,6 +140,19 @@ class SessionMirror:
             asked = dataclasses.replace(asked, hold=None, deadline=deadline, speaking_rate=speaking_rate)
             self._reply.submit = asked
         self._send(records.Release(self._name, turn, deadline, speaking_rate))
+        self._hold()
+
+    def hold(self, held: bool) -> None:
+        """Whether replies stand still, for whoever reads them does not keep up. A first token is made all the same, and
+        so is what is made ahead: nobody has to read that.
+        """
+        self._holds = held
+        reply = self._reply
+        if held:
+            self._hold()
+        elif reply is not None and reply.held:
+            reply.held = False
+            self._send(records.Release(self._name, reply.submit.turn))
 
     def reopen(self) -> None:
         """Bring a fresh process to where the last one would be by now."""
@@ -153,6 +169,7 @@ class SessionMirror:
         """More of a reply. What an overtaken one still said is not in the log any more."""
         if self._reply is not None and self._reply.submit.turn == record.turn:
             self._reply.progress(record)
+            self._hold()
 
     def expected(self, record: records.Expected) -> None:
         """When a reply's first token will probably be there."""
@@ -188,6 +205,13 @@ class SessionMirror:
         else:
             self._on_failed(record)
 
+    def _hold(self) -> None:
+        """Let the reply in progress stand where it is, if replies shall and it has begun to be told."""
+        reply = self._reply
+        if self._holds and reply is not None and not reply.held and reply.tokens and reply.submit.hold is None:
+            reply.held = True
+            self._send(records.Hold(self._name, reply.submit.turn))
+
     def _rewrite(self, keep: int, tokens: tuple[int, ...]) -> None:
         """Apply to the mirror what ``Sync`` does to the log. ``keep`` may reach into what the reply has said so far."""
         if (reply := self._reply) is not None:
@@ -210,6 +234,8 @@ class SessionMirror:
             return
         reply.repeat = Repeat(reply.chars, reply.clause_ends, reply.calls)
         self._send(dataclasses.replace(reply.submit, keep=start, tokens=(), forced=tuple(reply.tokens)))
+        reply.held = False
+        self._hold()
 
     def _ended_here(self, reply: ReplyMirror, finish: Finish) -> records.Ended:
         """The end of a reply whose engine process did not live to say it."""

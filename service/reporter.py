@@ -60,6 +60,7 @@ class Reporter:
         self._on_over = on_over
         self._open: list[Reply] = []
         self._announced = False
+        self._held = False
 
     @property
     def speaking(self) -> bool:
@@ -86,8 +87,17 @@ class Reporter:
             self._emit(ContextNearlyFull(used, self._terms.max_context_tokens))
         self._announced = full
 
+    def hold(self, held: bool) -> None:
+        """Whether the client is too far behind to be told more of a reply."""
+        if held:
+            self._recorder.held()
+            for reply in self._open:
+                reply.record.late_reader |= not reply.record.first_clause
+        self._held = held
+
     def begin(self, reply: Reply) -> None:
         """The end of this turn is to be told."""
+        reply.record.late_reader = self._held
         reply.record.model, reply.record.deadline = self._model, reply.deadline
         self._open.append(reply)
 

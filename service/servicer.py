@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import grpc
 
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import call_service_pb2_grpc
 from service import wire
+from service.admission import Admission, Seat
 from service.call import Call
 from service.call_services import CallServices
 from service.config import ServerConfig
 from service.errors import abort
+from service.outbox import Outbox
 from service.problems import Problem, Reason
 from service.server_events import Draining, Envelope, Notice
 
@@ -24,47 +25,23 @@ log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[call_pb.CallRequest, call_pb.CallResponse]
 
 
-class Outbox:
-    """What a call has said and the stream has not taken yet. Bounded: a client that does not read loses its call."""
-
-    def __init__(self, max_events: int) -> None:
-        self._queue: deque[Envelope] = deque()
-        self._max = max_events
-        self._news = asyncio.Event()
-        self._ended = False
-        self.problem: Problem | None = None
-        self.overrun = asyncio.Event()
-
-    def put(self, envelope: Envelope) -> None:
-        if len(self._queue) >= self._max:
-            self.overrun.set()
-            return
-        self._queue.append(envelope)
-        self._news.set()
-
-    def end(self, problem: Problem | None) -> None:
-        """Nothing more will be put. ``problem``: what the stream ends with; None for OK."""
-        self._ended = True
-        self.problem = problem
-        self._news.set()
-
-    async def drain(self, context: Context) -> None:
-        """Write everything, until the end."""
-        while True:
-            while self._queue:
-                await context.write(wire.response(self._queue.popleft()))
-            if self._ended:
-                return
-            self._news.clear()
-            await self._news.wait()
+def everybody(metadata: Mapping[str, str]) -> str:
+    """The tenant of a stream where nobody says who is who."""
+    return ""
 
 
 class CallServicer(call_service_pb2_grpc.CallServiceServicer):
-    """Every call of this process. ``services`` is set once the model is there; until then calls are sent away."""
+    """Every call of this process. ``services`` and ``admission`` are set once the model is there; until then calls are
+    sent away.
 
-    def __init__(self, config: ServerConfig) -> None:
+    tenant_of: whose a stream is, by its metadata.
+    """
+
+    def __init__(self, config: ServerConfig, tenant_of: Callable[[Mapping[str, str]], str] = everybody) -> None:
         self.services: CallServices | None = None
+        self.admission: Admission | None = None
         self._config = config
+        self._tenant_of = tenant_of
         self._calls: set[Call] = set()
         self._nobody_calls = asyncio.Event()
         self._nobody_calls.set()
@@ -74,28 +51,33 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         self, request_iterator: AsyncIterator[call_pb.CallRequest], context: Context
     ) -> None:
         """One call, from its open event to its end."""
-        if isinstance(services := self._admit(), Problem):
-            await abort(context, services)
-            return
-        outbox = Outbox(self._config.max_queued_events)
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        call = Call(services, outbox.put, outbox.end, metadata)
+        try:
+            services, seat = self._admit(self._tenant_of(metadata))
+        except Problem as refused:
+            await abort(context, refused)
+            return
+        outbox = Outbox(self._config, lambda slow: call.hold(slow))
+        call = Call(services, outbox.put, outbox.end, metadata, seat.open)
         self._calls.add(call)
         self._nobody_calls.clear()
         reader = asyncio.create_task(_read(request_iterator, call))
-        writer = asyncio.create_task(outbox.drain(context))
-        overrun = asyncio.create_task(outbox.overrun.wait())
+        writer = asyncio.create_task(outbox.drain(lambda envelope: _write(context, envelope)))
+        given_up = asyncio.create_task(outbox.given_up.wait())
         try:
-            await asyncio.wait({writer, overrun}, return_when=asyncio.FIRST_COMPLETED)
-            if not writer.done():
-                call.abandon(Problem(Reason.CLIENT_NOT_READING, "the client does not read its events"))
+            await asyncio.wait({writer, given_up}, return_when=asyncio.FIRST_COMPLETED)
+            if outbox.given_up.is_set():
+                unread = Problem(Reason.CLIENT_NOT_READING, "the client does not read its events")
+                call.abandon(unread)
+                outbox.end(unread)
         finally:
             # Also where the client has vanished, which cancels this task: its turn stops and its pages return.
             call.disconnect()
+            seat.leave()
             self._calls.discard(call)
             if not self._calls:
                 self._nobody_calls.set()
-            for task in (reader, writer, overrun):
+            for task in (reader, writer, given_up):
                 task.cancel()
         if outbox.problem is not None:
             await abort(context, outbox.problem)
@@ -116,14 +98,17 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         for call in list(self._calls):
             call.notify(notice)
 
-    def _admit(self) -> CallServices | Problem:
+    def _admit(self, tenant: str) -> tuple[CallServices, Seat]:
+        """What the call is served with, and its place. Raises Problem where it is not taken."""
         if self._draining:
-            return Problem(Reason.DRAINING, "the service is about to stop", retry_after_s=1.0)
-        if self.services is None:
-            return Problem(Reason.ENGINE_UNAVAILABLE, "the model is being loaded", retry_after_s=1.0)
-        if len(self._calls) >= self._config.max_calls:
-            return Problem(Reason.TOO_MANY_CALLS, f"{self._config.max_calls} calls are open", retry_after_s=5.0)
-        return self.services
+            raise Problem(Reason.DRAINING, "the service is about to stop", retry_after_s=1.0)
+        if self.services is None or self.admission is None:
+            raise Problem(Reason.ENGINE_UNAVAILABLE, "the model is being loaded", retry_after_s=1.0)
+        return self.services, self.admission.take(tenant)
+
+
+async def _write(context: Context, envelope: Envelope) -> None:
+    await context.write(wire.response(envelope))
 
 
 async def _read(requests: AsyncIterator[call_pb.CallRequest], call: Call) -> None:

@@ -123,6 +123,10 @@ class Shadow:
         self.resident.engine.submit(command, hear)
         return self.resident.chat.codec.stream()
 
+    def hold(self, held: bool) -> None:
+        """Whether its replies stand still."""
+        self.resident.engine.hold(self._session, held)
+
     def close(self) -> None:
         """The call is over."""
         self.resident.engine.close(self._session)

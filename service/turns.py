@@ -84,6 +84,10 @@ class Turns:
         self._history.close()
         self._reporter.close(error)
 
+    def hold(self, held: bool) -> None:
+        """Whether replies stand still, for the client does not read them."""
+        self._history.hold(held)
+
     # From the client
 
     def hear(self, event: client_events.Partial) -> None:

@@ -28,7 +28,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Open(_message.Message):
-    """Begins a call, or resumes one."""
+    """Begins a call, or resumes one. Where there is no room for it the stream ends with RESOURCE_EXHAUSTED and advice when to
+    ask again; a call that was taken keeps its place until it ends.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -76,6 +76,7 @@ class TurnTimings(_message.Message):
     DECODE_US_FIELD_NUMBER: _builtins.int
     TOOL_WAIT_US_FIELD_NUMBER: _builtins.int
     TOTAL_US_FIELD_NUMBER: _builtins.int
+    HELD_US_FIELD_NUMBER: _builtins.int
     queue_us: _builtins.int
     """Waiting until the engine began to work on the turn."""
     prefill_us: _builtins.int
@@ -89,11 +90,13 @@ class TurnTimings(_message.Message):
     first_clause_us: _builtins.int
     """From the commit to the first text delta that holds a clause end, or to the end of a reply without one."""
     decode_us: _builtins.int
-    """From the first token to the last one, waiting for tools left out."""
+    """From the first token to the last one, waiting for tools and for a client that does not read left out."""
     tool_wait_us: _builtins.int
     """Waiting for tool results."""
     total_us: _builtins.int
     """From the commit to this event."""
+    held_us: _builtins.int
+    """Standing still, for the client had not read what was sent before."""
     def __init__(
         self,
         *,
@@ -105,10 +108,11 @@ class TurnTimings(_message.Message):
         decode_us: _builtins.int | None = ...,
         tool_wait_us: _builtins.int | None = ...,
         total_us: _builtins.int = ...,
+        held_us: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_decode_us", b"_decode_us", "_first_clause_us", b"_first_clause_us", "_first_text_us", b"_first_text_us", "_first_token_us", b"_first_token_us", "_prefill_us", b"_prefill_us", "_queue_us", b"_queue_us", "_tool_wait_us", b"_tool_wait_us", "decode_us", b"decode_us", "first_clause_us", b"first_clause_us", "first_text_us", b"first_text_us", "first_token_us", b"first_token_us", "prefill_us", b"prefill_us", "queue_us", b"queue_us", "tool_wait_us", b"tool_wait_us"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decode_us", b"_decode_us", "_first_clause_us", b"_first_clause_us", "_first_text_us", b"_first_text_us", "_first_token_us", b"_first_token_us", "_held_us", b"_held_us", "_prefill_us", b"_prefill_us", "_queue_us", b"_queue_us", "_tool_wait_us", b"_tool_wait_us", "decode_us", b"decode_us", "first_clause_us", b"first_clause_us", "first_text_us", b"first_text_us", "first_token_us", b"first_token_us", "held_us", b"held_us", "prefill_us", b"prefill_us", "queue_us", b"queue_us", "tool_wait_us", b"tool_wait_us"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode_us", b"_decode_us", "_first_clause_us", b"_first_clause_us", "_first_text_us", b"_first_text_us", "_first_token_us", b"_first_token_us", "_prefill_us", b"_prefill_us", "_queue_us", b"_queue_us", "_tool_wait_us", b"_tool_wait_us", "decode_us", b"decode_us", "first_clause_us", b"first_clause_us", "first_text_us", b"first_text_us", "first_token_us", b"first_token_us", "prefill_us", b"prefill_us", "queue_us", b"queue_us", "tool_wait_us", b"tool_wait_us", "total_us", b"total_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode_us", b"_decode_us", "_first_clause_us", b"_first_clause_us", "_first_text_us", b"_first_text_us", "_first_token_us", b"_first_token_us", "_held_us", b"_held_us", "_prefill_us", b"_prefill_us", "_queue_us", b"_queue_us", "_tool_wait_us", b"_tool_wait_us", "decode_us", b"decode_us", "first_clause_us", b"first_clause_us", "first_text_us", b"first_text_us", "first_token_us", b"first_token_us", "held_us", b"held_us", "prefill_us", b"prefill_us", "queue_us", b"queue_us", "tool_wait_us", b"tool_wait_us", "total_us", b"total_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decode_us: _TypeAlias = _typing.Literal["decode_us"]  # noqa: Y015
     _WhichOneofArgType__decode_us: _TypeAlias = _typing.Literal["_decode_us", b"_decode_us"]  # noqa: Y015
@@ -118,6 +122,8 @@ class TurnTimings(_message.Message):
     _WhichOneofArgType__first_text_us: _TypeAlias = _typing.Literal["_first_text_us", b"_first_text_us"]  # noqa: Y015
     _WhichOneofReturnType__first_token_us: _TypeAlias = _typing.Literal["first_token_us"]  # noqa: Y015
     _WhichOneofArgType__first_token_us: _TypeAlias = _typing.Literal["_first_token_us", b"_first_token_us"]  # noqa: Y015
+    _WhichOneofReturnType__held_us: _TypeAlias = _typing.Literal["held_us"]  # noqa: Y015
+    _WhichOneofArgType__held_us: _TypeAlias = _typing.Literal["_held_us", b"_held_us"]  # noqa: Y015
     _WhichOneofReturnType__prefill_us: _TypeAlias = _typing.Literal["prefill_us"]  # noqa: Y015
     _WhichOneofArgType__prefill_us: _TypeAlias = _typing.Literal["_prefill_us", b"_prefill_us"]  # noqa: Y015
     _WhichOneofReturnType__queue_us: _TypeAlias = _typing.Literal["queue_us"]  # noqa: Y015
@@ -132,6 +138,8 @@ class TurnTimings(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__first_text_us) -> _WhichOneofReturnType__first_text_us | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__first_token_us) -> _WhichOneofReturnType__first_token_us | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_us) -> _WhichOneofReturnType__held_us | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prefill_us) -> _WhichOneofReturnType__prefill_us | None: ...
     @_typing.overload

@@ -33,6 +33,9 @@ ACCEPTED_TOKENS = "firstword.draft.accepted"
 TURNS = "firstword.turns"
 DEADLINES_MISSED = "firstword.turn.deadlines_missed"
 ACTIVE_CALLS = "firstword.calls.active"
+ADMITTED_CALLS = "firstword.calls.admitted"
+REFUSED_CALLS = "firstword.calls.refused"
+HELD_CALLS = "firstword.calls.held"
 PAGES_IN_USE = "firstword.engine.pages.used"
 ENGINE_RESTARTS = "firstword.engine.restarts"
 
@@ -59,7 +62,8 @@ class TurnRecord:
 
     deadline: for the first token; 0: none. source: who answers, by ``service.server_events.AnswerSource``; model: which
     one does. end_reason: "completed", "interrupted" or "session_closed". error: a reason of ``service.errors``, or "".
-    stats: one per generation; a reply that waited for tools has several.
+    late_reader: before the first clause the client was too far behind to be told of it. stats: one per generation; a
+    reply that waited for tools has several.
     """
 
     turn_id: int
@@ -83,7 +87,13 @@ class TurnRecord:
     released: float = 0.0
     wasted_ahead: int = 0
     request_id: int = 0
+    late_reader: bool = False
     stats: list[TurnStats] = field(default_factory=list)
+
+    @property
+    def held_s(self) -> float:
+        """Time that its generations stood still, for the client did not read."""
+        return sum(stats.held_seconds for stats in self.stats)
 
     def first_token(self, stats: TurnStats) -> float:
         """When a generation's first token was there for this turn: what was made ahead, when it was released."""
@@ -123,6 +133,9 @@ class Telemetry:
         self._accepted = meter.create_counter(ACCEPTED_TOKENS, "{token}", "Drafted tokens that the target chose too")
         self._turns = meter.create_counter(TURNS, "{turn}", "Turns, by how they ended")
         self._missed = meter.create_counter(DEADLINES_MISSED, "{turn}", "Turns whose first token came late, or never")
+        self._admitted = meter.create_counter(ADMITTED_CALLS, "{call}", "Calls that were taken")
+        self._refused = meter.create_counter(REFUSED_CALLS, "{call}", "Calls that there was no room for, by reason")
+        self._held = meter.create_counter(HELD_CALLS, "{hold}", "Times that replies waited for a client to read")
         self._active = meter.create_up_down_counter(ACTIVE_CALLS, "{call}", "Calls whose stream is open")
         self._active.add(0)  # a service without calls says 0, or whoever scales by calls would take it for missing
         self._meter = meter
@@ -161,13 +174,13 @@ class Telemetry:
         self._turns.add(1, {**failed, **how})
         if turn.missed_deadline:
             self._missed.add(1, {**labels, "firstword.answer.source": turn.source})
-        self._duration.record(max(0.0, turn.ended - turn.committed), failed)
+        self._duration.record(max(0.0, turn.ended - turn.committed - turn.held_s), failed)
         first = next((turn.first_token(s) for s in turn.stats if s.first_token), 0.0)
         if first:
             self._first_token.record(first - turn.committed, labels)
             if turn.output_tokens > 1:
                 self._per_token.record(_decode_seconds(turn) / (turn.output_tokens - 1), labels)
-        if turn.first_clause:
+        if turn.first_clause and not turn.late_reader:
             self._first_clause.record(turn.first_clause - turn.committed, labels)
         steps = sum(s.steps for s in turn.stats)
         if steps:
@@ -175,6 +188,15 @@ class Telemetry:
             self._per_step.record(turn.output_tokens / steps, mode)
             self._drafted.add(sum(s.drafted for s in turn.stats), mode)
             self._accepted.add(sum(s.accepted for s in turn.stats), mode)
+
+    def admitted(self) -> None:
+        self._admitted.add(1)
+
+    def refused(self, reason: str) -> None:
+        self._refused.add(1, {"error.type": reason})
+
+    def held(self) -> None:
+        self._held.add(1)
 
     def end_call(self) -> None:
         self._active.add(-1)
@@ -199,6 +221,10 @@ class CallRecorder:
         self._turns += 1
         self._telemetry.count(turn)
         self._trace(turn)
+
+    def held(self) -> None:
+        """The client is too far behind: its replies wait."""
+        self._telemetry.held()
 
     def question(self, question: TurnRecord) -> None:
         """Record a side question that is over. Nobody has waited for its first token: it is in no metric of turns."""
@@ -273,6 +299,8 @@ class CallRecorder:
             attributes["gen_ai.response.finish_reasons"] = [turn.finish]
         if turn.first_text:
             attributes["gen_ai.response.time_to_first_chunk"] = turn.first_text - turn.committed
+        if turn.held_s:
+            attributes["firstword.turn.held"] = turn.held_s
         if turn.error:
             attributes["error.type"] = turn.error
         if turn.stats:
@@ -321,4 +349,4 @@ def _parts(stats: TurnStats) -> list[tuple[str, float, float]]:
 
 
 def _decode_seconds(turn: TurnRecord) -> float:
-    return sum(max(0.0, s.ended - turn.first_token(s)) for s in turn.stats if s.first_token)
+    return sum(max(0.0, s.ended - turn.first_token(s) - s.held_seconds) for s in turn.stats if s.first_token)

@@ -25,8 +25,9 @@ def timings(account: TurnRecord) -> report_pb.TurnTimings:
     """Queue and prefill are those of the first generation; decoding adds up over all."""
     first = account.stats[0] if account.stats else TurnStats(submitted=0.0)
     begun = [account.first_token(stats) for stats in account.stats]
-    ends = zip(begun, account.stats, strict=True)
-    decoding = [us for start, stats in ends if (us := _us(start, max(start, stats.ended))) is not None]
+    ends = (stats.ended - stats.held_seconds for stats in account.stats)
+    spans = zip(begun, ends, strict=True)
+    decoding = [us for start, end in spans if (us := _us(start, max(start, end))) is not None]
     return report_pb.TurnTimings(
         queue_us=_us(account.committed, first.started),
         prefill_us=_us(max(first.started, account.released) if first.started else 0.0, first.first_token),
@@ -35,6 +36,7 @@ def timings(account: TurnRecord) -> report_pb.TurnTimings:
         first_clause_us=_us(account.committed, account.first_clause),
         decode_us=sum(decoding) if decoding else None,
         tool_wait_us=round(account.tool_wait_s * 1e6) if account.tool_wait_s else None,
+        held_us=round(account.held_s * 1e6) if account.held_s else None,
         total_us=_us(account.committed, account.ended) or 0,
     )
 

@@ -126,7 +126,11 @@ async def test_a_half_closed_call_that_waits_for_tools_ends(call: CallStream) ->
 
 
 async def test_a_client_that_does_not_read_and_the_end_of_the_grace_end_calls_with_a_status() -> None:
-    settings = {"FIRSTWORD_SERVER__MAX_QUEUED_EVENTS": "16", "FIRSTWORD_SERVER__STOP_GRACE_S": "0.5"}
+    settings = {
+        "FIRSTWORD_SERVER__HOLD_AT_EVENTS": "8",
+        "FIRSTWORD_SERVER__MAX_QUEUED_EVENTS": "16",
+        "FIRSTWORD_SERVER__STOP_GRACE_S": "0.5",
+    }
     with ServiceProcess(settings) as process:
         async with connected(process.address) as stub:
             silent, call, late = CallStream(stub), CallStream(stub), CallStream(stub)

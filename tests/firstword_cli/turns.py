@@ -14,7 +14,7 @@ def delta(text: str, offset: int, *lengths: int, clause_ends: tuple[int, ...] = 
 def report(
     tokens: int = 12, steps: int = 5, drafted: int = 20, accepted: int = 7, decode_ms: float = 22.0
 ) -> TurnReport:
-    timings = Timings(0.1, 2.0, 3.0, 3.5, 9.0, decode_ms, None, 30.0)
+    timings = Timings(0.1, 2.0, 3.0, 3.5, 9.0, decode_ms, None, None, 30.0)
     drafting = Drafting(steps, drafted, accepted, (), (), 1.0, 10.0, ())
     usage = Usage(208, 204, 10, tokens, 0, 0)
     reason, source = EndReason.COMPLETED, AnswerSource.MODEL

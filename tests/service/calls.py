@@ -6,7 +6,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import ClassVar, TypeVar
 
 from engine import records
@@ -20,6 +20,7 @@ from engine.policy import FixedPolicy
 from engine.proposers.none import NoProposer
 from engine.schedule import DeadlineScheduler
 from engine.text.chat import Chat
+from engine.text.reply import ReplyReader
 from service import client_events as client
 from service import server_events as server
 from service.call import Call
@@ -55,8 +56,9 @@ def target() -> Decoder:
 class LocalEngine:
     """An ``EnginePort`` on a real engine that works only while it is told to, and can be made to die."""
 
-    def __init__(self, model: Decoder | None = None) -> None:
+    def __init__(self, model: Decoder | None = None, chunk_tokens: int = 256) -> None:
         self._target = model or target()
+        self._chunk_tokens = chunk_tokens
         self._sessions: dict[str, SessionMirror] = {}
         self._commands: deque[records.Command] = deque()
         self._host = self._new_host()
@@ -96,6 +98,9 @@ class LocalEngine:
 
     def release(self, session: str, turn: int, deadline: float, speaking_rate: float = 0.0) -> None:
         self._sessions[session].release(turn, deadline, speaking_rate)
+
+    def hold(self, session: str, held: bool) -> None:
+        self._sessions[session].hold(held)
 
     def close(self, session: str) -> None:
         self._sessions.pop(session, None)
@@ -142,12 +147,19 @@ class LocalEngine:
         return tuple(self._sessions[session].tokens)
 
     @property
+    def beat(self) -> records.Beat:
+        return self._host.beat()
+
+    @property
     def pages_in_use(self) -> int:
-        return self._host.beat().pages_in_use
+        return self.beat.pages_in_use
 
     def _new_host(self) -> EngineHost:
         engine = Engine(self._target, NoProposer(), FixedPolicy(1))
-        return EngineHost(engine, DeadlineScheduler(256), partial(reader_of, chat().codec), grammars())
+        return EngineHost(engine, DeadlineScheduler(self._chunk_tokens), self._new_reader, grammars())
+
+    def _new_reader(self, command: records.Submit) -> ReplyReader:
+        return reader_of(chat().codec, command)
 
     def _hand_on(self, events: list[records.Event]) -> None:
         for event in events:

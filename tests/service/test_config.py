@@ -44,6 +44,8 @@ def test_the_file_can_be_named(tmp_path: Path) -> None:
         ({"FIRSTWORD_ENGINE__MODLE": "x"}, "modle"),
         ({"FIRSTWORD_SERVER__PORT": "many"}, "FIRSTWORD_SERVER__PORT"),
         ({"FIRSTWORD_SERVER__PORT": "70000"}, "server.port"),
+        ({"FIRSTWORD_SERVER__HOLD_AT_EVENTS": "4096"}, "hold_at_events"),
+        ({"FIRSTWORD_ADMISSION__FAIR_SHARE_FROM": "80"}, "fair_share_from"),
         ({"FIRSTWORD_CALL__MAX_REPLY_TOKENS": "5000"}, "max_reply_tokens"),
         ({"OTEL_TRACES_EXPORTER": "jaeger"}, "telemetry.traces"),
     ],

@@ -158,3 +158,71 @@ def test_a_repeat_is_stripped_by_text_clause_ends_and_calls() -> None:
     second = repeat.strip(progress(" two", (4, 7), made[1:]))
     assert (second.text, second.clause_ends, second.calls) == ("wo", (7,), made[1:])
     assert repeat == Repeat(0, 0, 0)
+
+
+# Clients that do not keep up
+
+
+@given(st.lists(st.sampled_from(["hold", "let go", "die", "step", "step", "step"]), max_size=12))
+@settings(max_examples=10)
+def test_a_reply_held_and_let_go_at_any_moment_says_the_same(expected: CallUnderTest, moments: list[str]) -> None:
+    call, deaths = CallUnderTest(OPENING), 0
+    held = False
+    for turn, line in enumerate(LINES[:2], 1):
+        call.send(client.Final(turn, line))
+        for moment in moments:
+            if moment == "die" and deaths < MAX_RESUMES:
+                call.engine.die()
+                deaths += 1
+            elif moment in ("hold", "let go"):
+                held = moment == "hold"
+                call.call.hold(held)
+            else:
+                call.engine.step()
+        call.run()
+        if held:
+            assert call.text(turn) and len(call.of(server.TurnEnded)) < turn  # it stands still, after its first token
+            call.call.hold(False)
+            held = False
+            call.run()
+    assert spoken(call) == spoken(expected)
+    assert call.engine.log("one") == call.engine.mirrored("one")
+
+
+def test_what_is_asked_while_a_client_does_not_read_gets_its_first_token_and_stands_still() -> None:
+    engine = LocalEngine()
+    slow, other = CallUnderTest(OPENING, engine), CallUnderTest(client.Open("two", system=SYSTEM, seed=5), engine)
+    slow.call.hold(True)
+    for call in (slow, other):
+        call.send(client.Final(1, LINES[0]))
+    engine.run()
+    assert 0 < len(slow.text(1)) < len(other.text(1))
+    (ended,) = other.of(server.TurnEnded)
+    assert ended.account.held_s == 0.0 and not slow.of(server.TurnEnded)
+    slow.send(client.Interrupt(1, None))  # which a held reply hears like any other
+    slow.send(client.Final(2, LINES[1]))
+    engine.run()
+    assert slow.text(2) and [end.turn_id for end in slow.of(server.TurnEnded)] == [1]
+    slow.call.hold(False)
+    engine.run()
+    cut, whole = slow.of(server.TurnEnded)
+    assert (cut.reason, whole.reason) == (server.TurnEnd.INTERRUPTED, server.TurnEnd.COMPLETED)
+    assert whole.account.held_s > 0.0 and whole.account.late_reader
+
+
+def test_a_reply_made_ahead_for_a_client_that_does_not_read_is_made_ahead_and_no_further() -> None:
+    call = CallUnderTest(client.Open("one", system=SYSTEM, seed=5, generation=SAMPLED))
+    call.send(client.EagerEndOfTurn(1, 1, LINES[0]))
+    call.run()
+    call.call.hold(True)
+    call.send(client.Final(1, LINES[0]))
+    call.run()
+    made = call.text(1)
+    call.call.hold(False)
+    call.run()
+    (ended,) = call.of(server.TurnEnded)
+    alone = CallUnderTest(client.Open("two", system=SYSTEM, seed=5, generation=SAMPLED))
+    alone.send(client.Final(1, LINES[0]))
+    alone.run()
+    assert ended.text == call.text(1) == alone.text(1)
+    assert call.text(1).startswith(made) and made

@@ -23,9 +23,12 @@ from firstword.v1 import conversation_pb2 as conversation_pb
 from firstword.v1 import options_pb2 as options_pb
 from service import client_events as client
 from service import server_events as server
+from service.admission import Admission
+from service.config import AdmissionConfig
 from service.items import MessageItem, ToolDefinition
 from service.options import GenerationPatch, TurnOptions
-from service.telemetry import TurnRecord
+from service.problems import Problem
+from service.telemetry import Telemetry, TurnRecord
 from service.telemetry.recording import BUCKETS
 from service.telemetry.setup import views
 from tests.e2e.server import EXAMPLES, CallStream, ServiceProcess, connected
@@ -204,6 +207,41 @@ def test_an_interrupted_turn(recorded: Recorded) -> None:
     assert attributes(turn)["gen_ai.agent.invocation.end_reason"] == "interrupted"
     assert "error.type" not in attributes(turn)
     assert "decode" in {span.name for span in recorded.children(turn)}
+
+
+def test_the_time_that_a_client_did_not_read_is_nobody_elses(recorded: Recorded) -> None:
+    call = CallUnderTest()
+    call.call.hold(True)
+    call.send(client.Final(1, LINES[0]))
+    call.run()
+    assert not recorded.named(TURN)
+    call.call.hold(False)
+    call.run()
+    (turn,), (end,) = recorded.named(TURN), call.of(server.TurnEnded)
+    (stats,), found = end.account.stats, recorded.metrics()
+    assert attributes(turn)["firstword.turn.held"] == stats.held_seconds > 0.0
+    assert [point.value for point in found["firstword.calls.held"]] == [1]
+    assert "firstword.turn.time_to_first_clause" not in found  # it says nothing about the engine
+    own_s = end.account.ended - end.account.committed - stats.held_seconds
+    assert found["gen_ai.server.request.duration"][0].sum == pytest.approx(own_s)
+    decode_s = stats.ended - stats.first_token - stats.held_seconds
+    per_token = found["gen_ai.server.time_per_output_token"][0].sum
+    assert per_token == pytest.approx(decode_s / (end.account.output_tokens - 1))
+
+
+def test_calls_that_are_taken_and_that_are_not_are_counted(recorded: Recorded) -> None:
+    config = AdmissionConfig(max_calls=2, max_calls_per_tenant=1)
+    admission = Admission(config, lambda: None, 16, Telemetry(MODEL))
+    for tenant in ("one", "two"):
+        admission.take(tenant).open(lambda: 1)
+    for tenant, times in (("one", 2), ("three", 1)):
+        for _ in range(times):
+            with pytest.raises(Problem):
+                admission.take(tenant)
+    found = recorded.metrics()
+    assert [point.value for point in found["firstword.calls.admitted"]] == [2]
+    refused = {point.attributes["error.type"]: point.value for point in found["firstword.calls.refused"]}
+    assert refused == {"TENANT_TOO_MANY_CALLS": 2, "TOO_MANY_CALLS": 1}
 
 
 def test_a_failed_turn(recorded: Recorded) -> None:

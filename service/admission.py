@@ -1,0 +1,227 @@
+"""Which new calls are taken: budgets for calls, for pages and for what waits, and a fair share of them for each tenant.
+
+A call that was taken keeps its place until it ends; whoever finds no room is told when to ask again. Knows the engine's
+figures and the lengths of contexts; knows no transport, no turns and no text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from engine import records
+from service.config import AdmissionConfig
+from service.problems import Problem, Reason
+from service.telemetry import Telemetry
+
+SOONEST_S, LATEST_S = 0.5, 30.0
+"""Bounds of the advice when to ask again: what is known of the past says little about less, and about more."""
+
+
+class Departures:
+    """How often calls have ended lately, and so when there will be room for whoever is refused.
+
+    since: from when on they are watched (seconds of the caller's clock).
+    """
+
+    def __init__(self, since: float) -> None:
+        self._marks = deque([since], maxlen=33)
+        self._promised = since
+
+    def ended(self, now: float) -> None:
+        self._marks.append(now)
+
+    def advice(self, now: float) -> float:
+        """Seconds after which to ask again. Each who is told so gets the next place: who comes together is spread.
+
+        Where no call has ended yet, one will in about as long as none has.
+        """
+        interval = (now - self._marks[0]) / max(1, len(self._marks) - 1)
+        wait = max(now, self._promised) + interval - now
+        wait = min(max(wait, SOONEST_S), LATEST_S)
+        self._promised = now + wait
+        return wait
+
+
+@dataclass(eq=False)
+class Seat:
+    """The place of one call. tokens: the length of its context; None until it is open."""
+
+    tenant: str
+    admission: Admission
+    tokens: Callable[[], int] | None = None
+
+    def open(self, tokens: Callable[[], int]) -> None:
+        """The call begins with a context of this length, which grows. Raises Problem where pages for it are wanting."""
+        self.admission.open(self, tokens)
+
+    def leave(self) -> None:
+        """The call is over, or has come to nothing. Idempotent."""
+        self.admission.leave(self)
+
+
+@dataclass
+class _Tenant:
+    departures: Departures
+    seats: set[Seat] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """Of what there is a ``total``. used: by all; own: by the tenant that asks for ``need`` more."""
+
+    total: float
+    used: float
+    own: float
+    need: float
+
+    @property
+    def exhausted(self) -> bool:
+        return self.used + self.need > self.total
+
+    def above_share(self, tenants: int, contended_from: float) -> bool:
+        """Whether others may soon need what is left, and the tenant, having some, would have more than its share."""
+        contended = self.used + self.need > contended_from * self.total
+        return contended and self.own > 0 and self.own + self.need > self.total / tenants
+
+
+class Admission:
+    """The calls of one process on one model.
+
+    beat: what the engine has said last of itself; None: nothing yet, and only calls are counted. page_tokens: size of
+    a page. clock: monotonic seconds, the engine's own.
+    """
+
+    def __init__(
+        self,
+        config: AdmissionConfig,
+        beat: Callable[[], records.Beat | None],
+        page_tokens: int,
+        telemetry: Telemetry,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._beat = beat
+        self._page_tokens = page_tokens
+        self._telemetry = telemetry
+        self._clock = clock
+        self._tenants: dict[str, _Tenant] = {}
+        self._departures = Departures(clock())
+        self._wanting: dict[str, float] = {}
+        """Tenants that were refused, and until when they are expected to ask again."""
+        self._opened: deque[tuple[float, int]] = deque()
+        """(when, tokens) of calls opened since the engine's last beat."""
+
+    @property
+    def seats(self) -> int:
+        return sum(len(tenant.seats) for tenant in self._tenants.values())
+
+    def take(self, tenant: str) -> Seat:
+        """A place for a new call. Raises Problem where there is none."""
+        with self._told(tenant):
+            self._require_short_queue()
+            self._require_seat(tenant)
+        self._wanting.pop(tenant, None)
+        seat = Seat(tenant, self)
+        self._tenants.setdefault(tenant, _Tenant(Departures(self._clock()))).seats.add(seat)
+        return seat
+
+    def open(self, seat: Seat, tokens: Callable[[], int]) -> None:
+        """As ``Seat.open``."""
+        with self._told(seat.tenant):
+            self._require_pages(seat, tokens())
+        seat.tokens = tokens
+        self._opened.append((self._clock(), tokens()))
+        self._telemetry.admitted()
+
+    def leave(self, seat: Seat) -> None:
+        """As ``Seat.leave``."""
+        tenant = self._tenants.get(seat.tenant)
+        if tenant is None or seat not in tenant.seats:
+            return
+        tenant.seats.discard(seat)
+        if seat.tokens is not None:
+            tenant.departures.ended(self._clock())
+            self._departures.ended(self._clock())
+        if not tenant.seats:
+            del self._tenants[seat.tenant]
+
+    @contextlib.contextmanager
+    def _told(self, tenant: str) -> Iterator[None]:
+        """Whoever is refused within is counted, and wants its share until it would have come back twice."""
+        try:
+            yield
+        except Problem as problem:
+            self._telemetry.refused(problem.reason.value)
+            if problem.retry_after_s is not None:
+                self._wanting[tenant] = self._clock() + 2 * problem.retry_after_s
+            raise
+
+    def _require_seat(self, name: str) -> None:
+        """Room among the calls, the tenant's and all."""
+        config, used = self._config, self.seats
+        tenant = self._tenants.get(name)
+        own = 0 if tenant is None else len(tenant.seats)
+        limit = config.max_calls_per_tenant
+        if limit is not None and own >= limit:
+            raise self._refusal(Reason.TENANT_TOO_MANY_CALLS, f"{limit} calls of this tenant are open", tenant)
+        budget = _Budget(config.max_calls, used, own, 1)
+        if budget.exhausted:
+            raise self._refusal(Reason.TOO_MANY_CALLS, f"{used} calls are open")
+        self._require_share(budget, name, "calls")
+
+    def _require_pages(self, seat: Seat, tokens: int) -> None:
+        """Room for the call's context and what it will add, beside what the others were promised."""
+        beat = self._beat()
+        if beat is None:
+            return
+        tenant = self._tenants[seat.tenant]
+        need, total = self._pages(tokens), beat.pages_total * self._config.overcommit
+        if need > total:
+            message = f"the call needs {need} pages, and there are {beat.pages_total}"
+            raise Problem(Reason.PAGES_COMMITTED, message, field="open.items")
+        promised = sum(self._committed(other.seats) for other in self._tenants.values())
+        # Side questions and what has not been closed yet are in use, and were promised to nobody.
+        used = max(promised, beat.pages_in_use)
+        budget = _Budget(total, used, self._committed(tenant.seats), need)
+        if budget.exhausted:
+            message = f"the call needs {need} pages, and {used} of {beat.pages_total} are promised"
+            raise self._refusal(Reason.PAGES_COMMITTED, message)
+        self._require_share(budget, seat.tenant, "pages")
+
+    def _require_share(self, budget: _Budget, name: str, of: str) -> None:
+        """Room for the tenant where the machine is nearly full: the last of it is for those below their share."""
+        now = self._clock()
+        self._wanting = {tenant: until for tenant, until in self._wanting.items() if until > now}
+        tenants = len({name, *self._tenants, *self._wanting})
+        if budget.above_share(tenants, self._config.fair_share_from):
+            message = f"the tenant has its share of {of} among {tenants} tenants"
+            raise self._refusal(Reason.TENANT_ABOVE_SHARE, message, self._tenants.get(name))
+
+    def _require_short_queue(self) -> None:
+        """Raises Problem where too much waits to be computed."""
+        beat, limit = self._beat(), self._config.max_backlog_ms
+        if beat is None or limit is None:
+            return
+        while self._opened and self._opened[0][0] <= beat.at:
+            self._opened.popleft()
+        wait = beat.backlog_s + beat.token_s * sum(tokens for _, tokens in self._opened)
+        if wait * 1000 > limit:
+            message = f"what waits to be computed takes {round(wait * 1000)} ms, of at most {limit}"
+            excess = min(max(wait - limit / 1000, SOONEST_S), LATEST_S)
+            raise Problem(Reason.ENGINE_BUSY, message, retry_after_s=excess)
+
+    def _committed(self, seats: Iterable[Seat]) -> int:
+        """Pages that open calls need."""
+        return sum(self._pages(seat.tokens()) for seat in seats if seat.tokens is not None)
+
+    def _pages(self, tokens: int) -> int:
+        return -(-(tokens + self._config.reserve_tokens) // self._page_tokens)
+
+    def _refusal(self, reason: Reason, message: str, tenant: _Tenant | None = None) -> Problem:
+        """Whose calls must end before there is room: the tenant's, or anybody's."""
+        departures = self._departures if tenant is None else tenant.departures
+        return Problem(reason, message, retry_after_s=departures.advice(self._clock()))

@@ -1,0 +1,49 @@
+"""A service without room, over a real socket: what a client is told, and what it can do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import grpc
+import pytest
+
+from firstword import CallFailed, Client, Message, ServiceBusy
+from service.admission import LATEST_S, SOONEST_S
+from tests.e2e.server import ServiceProcess, example_calls
+
+SYSTEM, _, LINES = example_calls(1)[0]
+LONG = [Message("user", "We would like to come on Tuesday, and on Wednesday as well. " * 20)]
+
+
+async def test_a_call_that_there_is_no_room_for_is_told_when_to_ask_again_and_may_wait_for_it() -> None:
+    """1,024 positions: one call, its reserve of 512 and little more. Then the one place that there is."""
+    settings = {"FIRSTWORD_ENGINE__POOL_TOKENS": "1024", "FIRSTWORD_ADMISSION__MAX_CALLS": "2"}
+    with ServiceProcess(settings) as process:
+        async with Client(process.address) as client:
+            async with client.call(system=SYSTEM, items=LONG) as first:
+                with pytest.raises(ServiceBusy) as busy:
+                    async with client.call(system=SYSTEM):
+                        pass
+                assert (busy.value.code, busy.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "PAGES_COMMITTED")
+                assert busy.value.retry_after_s is not None
+                assert SOONEST_S <= busy.value.retry_after_s <= LATEST_S
+                started = time.monotonic()
+                with pytest.raises(ServiceBusy):  # which would have to wait longer than it will
+                    async with client.call(system=SYSTEM, patience_s=SOONEST_S / 2):
+                        pass
+                waiting = client.call(system=SYSTEM, patience_s=90)
+                entering = asyncio.create_task(waiting.__aenter__())
+                turn = await first.final(LINES[0])  # whoever waits takes nothing from those who are there
+                assert (await turn.run()).text
+                assert not entering.done()
+            assert await entering is waiting
+            assert time.monotonic() - started >= SOONEST_S
+            assert await (await waiting.final(LINES[0])).run()
+            await waiting.close()
+
+            with pytest.raises(CallFailed) as never:
+                async with client.call(system=SYSTEM, items=LONG * 2, patience_s=90):
+                    pass
+            assert not isinstance(never.value, ServiceBusy)  # more than there will ever be
+            assert (never.value.reason, never.value.retry_after_s) == ("PAGES_COMMITTED", None)
