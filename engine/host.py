@@ -120,15 +120,17 @@ class EngineHost:
     def beat(self) -> records.Beat:
         pool, sessions = self.engine.target.new_cache().pool, self.engine.sessions
         pending = [session.num_pending for session in sessions.values() if has_work(session)]
-        chunk = self.scheduler.chunk_tokens
+        prompts = [tokens for tokens in pending if tokens > 1]
+        speakers, chunk, pace = len(pending) - len(prompts), self.scheduler.chunk_tokens, self.engine.pace
+        step_s = pace.forward(speakers, speakers) if speakers else 0.0
         return records.Beat(
             at=time.monotonic(),
             sessions=len(sessions),
             pages_in_use=pool.pages_in_use,
             steps=self._steps,
             pages_total=pool.num_pages,
-            backlog_s=sum(self.engine.pace.prefill(tokens, chunk) for tokens in pending),
-            token_s=self.engine.pace.prefill(chunk, chunk) / chunk,
+            backlog_s=step_s + sum(pace.prefill(tokens, chunk) for tokens in prompts),
+            token_s=pace.prefill(chunk, chunk) / chunk,
         )
 
     def _dispatch(self, command: records.Command, events: list[records.Event]) -> None:

@@ -239,7 +239,7 @@ class Beat:
     """A sign of life with a few figures: after a ``Ping``, at the end of each burst of work, and now and then within.
 
     at: ``time.monotonic()``; what was sent before is part of it. pages_total: that all sessions together may have.
-    backlog_s: how long all that is pending takes: prompts not computed yet, and one step of each reply in progress.
+    backlog_s: how long all that is pending takes: prompts not computed yet, and one step of the replies in progress.
     token_s: what one more token of a long prompt adds to that.
     """
 

@@ -32,7 +32,7 @@ def test_the_service_reads_it(name: str, tmp_path: Path) -> None:
 
 def test_what_is_set_arrives(tmp_path: Path) -> None:
     config = loaded(toml(manifests(values("everything"))), tmp_path)
-    assert config.server.max_calls == 48, "extraConfig lies over config"
+    assert config.admission.max_calls == 48, "extraConfig lies over config"
     assert config.server.port == 7443, "and leaves the rest of its table"
     assert config.call.nearly_full == 0.8
     assert config.fallback["small"].draft_layer_ids == (2, 8, 13)

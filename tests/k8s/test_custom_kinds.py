@@ -31,7 +31,7 @@ def test_calls_are_routed_without_time_outs_and_back_to_the_pod_that_is_warm() -
 
 
 def test_a_gateways_breaker_is_never_the_limit_on_calls() -> None:
-    over = {"config": {"server": {"max_calls": 500}}, "autoscaling": {"maxReplicas": 40}}
+    over = {"config": {"admission": {"max_calls": 500}}, "autoscaling": {"maxReplicas": 40}}
     breaker = the("BackendTrafficPolicy", manifests(values("production", **over)))["spec"]["circuitBreaker"]
     assert breaker["maxParallelRequests"] == (40 + 1) * 500
 

@@ -80,7 +80,7 @@ def test_the_autoscaler_owns_the_number_of_pods(rendered: list[Manifest]) -> Non
 def test_headroom_is_left_of_the_call_limit() -> None:
     def target(calls: int, percent: int) -> str:
         over: dict[str, Any] = {
-            "config": {"server": {"max_calls": calls}},
+            "config": {"admission": {"max_calls": calls}},
             "autoscaling": {"by": "hpa", "headroomPercent": percent},
         }
         (metric,) = the("HorizontalPodAutoscaler", manifests(over))["spec"]["metrics"]

@@ -60,8 +60,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "at '/config': additional properties 'sever' not allowed",
     ),
     "a setting of the wrong kind": (
-        {"config": {"server": {"max_calls": "many"}}},
-        "at '/config/server/max_calls': got string, want integer",
+        {"config": {"admission": {"max_calls": "many"}}},
+        "at '/config/admission/max_calls': got string, want integer",
     ),
     "a setting out of range": (
         {"config": {"call": {"nearly_full": 1.5}}},

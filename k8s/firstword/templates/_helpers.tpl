@@ -102,7 +102,7 @@ streams, the engine's end and the last spans.
 
 {{/* Calls that a pod takes at most. */}}
 {{- define "firstword.maxCalls" -}}
-{{- (include "firstword.config" . | fromJson).server.max_calls | int -}}
+{{- (include "firstword.config" . | fromJson).admission.max_calls | int -}}
 {{- end -}}
 
 {{/* Calls that a pod should have on average, so that the headroom is free. */}}
