@@ -72,6 +72,9 @@ bench-drafters: $(READY) ## Every way of drafting, side by side: acceptance, cos
 bench-turns: $(READY) ## Recorded calls over gRPC: first token and clause, by what was told ahead of the final (40 minutes)
 	$(PY) -m bench.turns
 
+bench-load: $(READY) ## Many callers at once: first clause and underruns against calls, contenders interleaved (30 minutes)
+	$(PY) -m bench.load
+
 bench-suffix: $(READY) ## Cost per token of self-speculation, from 1,000 to 100,000 tokens
 	$(PY) -m bench.suffix
 

@@ -163,11 +163,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def save(name: str, title: str, body: str, data: dict[str, Any]) -> None:
-    """Print the table and write it beside its raw figures under ``bench/results/``."""
+def save(name: str, title: str, body: str, data: dict[str, Any], *, show: bool = True) -> None:
+    """Print the table, unless it is not to be shown, and write it beside its raw figures under ``bench/results/``."""
     RESULTS.mkdir(exist_ok=True)
     data = {"machine": machine(), **data}
     text = f"# {title}\n\n{where(data['machine'])}\n\n{body}\n"
     (RESULTS / f"{name}.md").write_text(text)
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
-    print(text)
+    if show:
+        print(text)

@@ -73,10 +73,10 @@ class Results:
             self._outputs.setdefault(tool, []).append(output)
         self._asked: Counter[str] = Counter()
 
-    def of(self, call: ToolCall) -> str:
-        outputs = self._outputs.get(call.name, ['{"ok": true}'])
-        self._asked[call.name] += 1
-        return outputs[(self._asked[call.name] - 1) % len(outputs)]
+    def of(self, tool: str) -> str:
+        outputs = self._outputs.get(tool, ['{"ok": true}'])
+        self._asked[tool] += 1
+        return outputs[(self._asked[tool] - 1) % len(outputs)]
 
 
 async def play(client: Client, recorded: RecordedCall, mode: Mode, speed: float, into: Replay) -> None:
@@ -111,7 +111,7 @@ async def _one_turn(call: Call, turn: SpokenTurn, mode: Mode, speed: float, resu
             case ToolCall():
                 first, clause = first or now, clause or now
                 said.append(f"{event.name} {event.arguments}")
-                await call.tool_result(event, results.of(event))
+                await call.tool_result(event, results.of(event.name))
     now = time.perf_counter()
     report = asked.report
     assert report is not None, asked.error

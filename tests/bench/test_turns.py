@@ -12,7 +12,6 @@ from bench.turns.__main__ import measure
 from bench.turns.modes import ANSWER, FINAL_ONLY, PREFILL, modes
 from bench.turns.replay import Results
 from evals.calls import read
-from firstword import ToolCall
 from tests.engine.embedded import MODEL
 
 
@@ -67,6 +66,5 @@ def test_tools_answer_as_they_were_recorded_again_and_again():
     tool = Counter(name for name, _ in call.results).most_common(1)[0][0]
     outputs = [output for name, output in call.results if name == tool]
     results = Results(call)
-    asked = ToolCall("a", tool)
-    assert [results.of(asked) for _ in range(len(outputs) + 1)] == [*outputs, outputs[0]]
-    assert results.of(replace(asked, name="unknown")) == '{"ok": true}'
+    assert [results.of(tool) for _ in range(len(outputs) + 1)] == [*outputs, outputs[0]]
+    assert results.of("unknown") == '{"ok": true}'

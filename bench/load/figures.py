@@ -1,0 +1,151 @@
+"""The figures of runs: percentiles, underruns, shares, and the knee."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bench.load.accounts import Run, TurnFigures
+
+SLOWER = 3.0
+"""SLO: the first clause's p95 over the median of a call alone."""
+UNDERRUN_SHARE = 0.001
+"""SLO: silence within replies over speech."""
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Milliseconds. count: of what."""
+
+    p50: float
+    p95: float
+    p99: float
+    count: int
+
+    @staticmethod
+    def of(seconds: Sequence[float]) -> Percentiles:
+        """Interpolated between the nearest ranks; of no value NaN."""
+        if len(seconds) < 2:
+            only = 1e3 * seconds[0] if seconds else float("nan")
+            return Percentiles(only, only, only, len(seconds))
+        cuts = statistics.quantiles(seconds, n=100, method="inclusive")
+        return Percentiles(1e3 * cuts[49], 1e3 * cuts[94], 1e3 * cuts[98], len(seconds))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one contender under one load, all its runs together.
+
+    first_clause, first_token: from the due final; first_clause of the turns that do not begin with a tool call, tool:
+    until the call was whole, of those that do; after_tools: from when the tool's result was due to the next clause.
+    Turns that were not answered when the run ended are among them, with the time that they had waited. underruns: gaps;
+    underrun_share: of their seconds in those of speech. modes: share of steps by who drafted them. late_p99_ms: the
+    load generator's own.
+    """
+
+    mean_calls: float
+    turns: int
+    unanswered: int
+    first_token: Percentiles
+    first_clause: Percentiles
+    tool: Percentiles
+    after_tools: Percentiles
+    underruns: int
+    underrun_share: float
+    tokens_per_second: float
+    refused: int
+    errors: int
+    ahead_share: float
+    modes: Mapping[str, float]
+    cpu_share: float
+    late_p99_ms: float
+
+
+def figures(runs: Sequence[Run]) -> Figures:
+    turns = [turn for run in runs for turn in run.turns]
+    steps: Counter[str] = Counter()
+    for turn in turns:
+        steps.update(turn.modes)
+    silent = sum(gap[1] for turn in turns for gap in turn.gaps)
+    speech = sum(turn.speech_s for turn in turns)
+    seconds = sum(run.seconds for run in runs)
+    return Figures(
+        mean_calls=statistics.fmean(run.mean_calls for run in runs),
+        turns=len(turns),
+        unanswered=sum(turn.waited_s is not None for turn in turns),
+        first_token=Percentiles.of(_present(_or_waited(turn.first_token_s, turn) for turn in turns)),
+        first_clause=Percentiles.of(clauses(turns)),
+        tool=Percentiles.of(_present(turn.first_tool_s for turn in turns if turn.begins_with_tool)),
+        after_tools=Percentiles.of([late for turn in turns for late in turn.after_tools_s]),
+        underruns=sum(len(turn.gaps) for turn in turns),
+        underrun_share=silent / speech if speech else 0.0,
+        tokens_per_second=sum(turn.tokens for turn in turns) / seconds,
+        refused=sum(run.refused for run in runs),
+        errors=sum(len(run.errors) for run in runs) + sum(bool(turn.error) for turn in turns),
+        ahead_share=sum(turn.answered_ahead for turn in turns) / len(turns) if turns else 0.0,
+        modes={mode: count / steps.total() for mode, count in steps.most_common()},
+        cpu_share=statistics.fmean(run.cpu_share for run in runs),
+        late_p99_ms=Percentiles.of([turn.sent_late_s for turn in turns]).p99,
+    )
+
+
+def clauses(turns: Iterable[TurnFigures]) -> list[float]:
+    """Seconds to the first clause of the turns that do not begin with a tool call."""
+    return _present(_or_waited(turn.first_clause_s, turn) for turn in turns if not turn.begins_with_tool)
+
+
+def _or_waited(seconds: float | None, turn: TurnFigures) -> float | None:
+    return turn.waited_s if seconds is None else seconds
+
+
+def _present(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def meets(found: Figures, solo_ms: float) -> bool:
+    """Whether a load is within the SLO. solo_ms: median first clause of a call alone."""
+    late = found.unanswered + found.errors + found.refused
+    return not late and found.first_clause.p95 <= SLOWER * solo_ms and found.underrun_share < UNDERRUN_SHARE
+
+
+def knee(loads: Mapping[int, Figures], solo_ms: float) -> int | None:
+    """The most calls up to which every load that was tried is within the SLO; None where not even the fewest are."""
+    found = None
+    for calls in sorted(loads):
+        if not meets(loads[calls], solo_ms):
+            break
+        found = calls
+    return found
+
+
+def differing(runs: Sequence[Run], base: Sequence[Run]) -> tuple[int, int]:
+    """(turns whose text differs from the same turn's in ``base``, turns compared)."""
+    known = {key: turn for run in base for key, turn in _named(run)}
+    same = [
+        known[key].said == turn.said
+        for run in runs
+        for key, turn in _named(run)
+        if key in known and all(one.over and one.comparable for one in (turn, known[key]))
+    ]
+    return same.count(False), len(same)
+
+
+def faster(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
+    """How many times sooner than in ``base`` the first clause came, of each turn that had to be answered in both and
+    had not been answered ahead in either.
+    """
+    known = {key: turn for run in base for key, turn in _named(run)}
+    ratios = []
+    for key, mine in (named for run in runs for named in _named(run)):
+        pair = mine, known.get(key)
+        times = [one.first_clause_s for one in pair if one and not (one.answered_ahead or one.begins_with_tool)]
+        if len(times) == 2 and times[0] and times[1]:
+            ratios.append(times[1] / times[0])
+    return ratios
+
+
+def _named(run: Run) -> list[tuple[tuple[object, ...], TurnFigures]]:
+    """The turns by what makes them the same turn in another contender's run."""
+    return [((run.calls, run.rate, run.repeat, turn.call, turn.seed, turn.number), turn) for turn in run.turns]

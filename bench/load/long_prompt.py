@@ -1,0 +1,177 @@
+"""A long prompt arrives while others talk: what it does to their steps and to what their callers hear."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench import harness
+from bench.load.caller import until_moment
+from bench.load.figures import Percentiles
+from bench.load.lines import Over, Refused
+from bench.load.local import LocalDriver
+from bench.load.population import Population
+from bench.load.scripts import Script
+from bench.load.steps import StepLog
+from evals.calls import Heard, Kind, RecordedCall, SpokenTurn
+
+PROMPT_TOKENS = 1500
+SLICE_S = 5.0
+EVERY_S = 1.5
+"""From one long prompt to the next, or from its first token where that comes later."""
+SEED = 1 << 40
+"""Of the long prompts: apart from those of the callers."""
+
+
+@dataclass(frozen=True)
+class LongPrompt:
+    """What came of it. beside: milliseconds between the steps of a reply while a long prompt was computed; apart: in
+    the slices of time that had none. prompts: seconds that each took to its first token. underruns and speech_s: of the
+    callers' turns that fell due in slices (without, with).
+    """
+
+    calls: int
+    apart: list[float]
+    beside: list[float]
+    prompts: list[float]
+    underruns: tuple[int, int]
+    speech_s: tuple[float, float]
+    errors: list[str]
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Time in slices of SLICE_S from ``began`` on, with long prompts or without."""
+
+    began: float
+    kinds: tuple[bool, ...]
+
+    @staticmethod
+    def shuffled(began: float, of_each: int) -> Slices:
+        kinds = [False, True] * of_each
+        random.Random(0).shuffle(kinds)
+        return Slices(began, tuple(kinds))
+
+    @property
+    def ended(self) -> float:
+        return self.began + SLICE_S * len(self.kinds)
+
+    def kind(self, moment: float) -> bool | None:
+        """Whether there are long prompts then; None outside of all slices."""
+        at = int((moment - self.began) // SLICE_S)
+        return self.kinds[at] if 0 <= at < len(self.kinds) else None
+
+
+@dataclass
+class Prompts:
+    """The long prompts of a run. times: (asked, first token) of each. sessions: the calls that they came in."""
+
+    times: list[tuple[float, float]] = field(default_factory=list)
+    sessions: set[str] = field(default_factory=set)
+
+    async def arrive(self, driver: LocalDriver, script: Script, until: float) -> None:
+        """One after the other. One that is not let in was no load."""
+        while (asked := time.perf_counter()) < until:
+            with contextlib.suppress(Refused):
+                async with driver.line(dataclasses.replace(script, seed=SEED + len(self.times))) as line:
+                    self.sessions.add(line.call.opened.session_id)
+                    first = await (await line.final(script.turns[0].text)).get()
+                    if isinstance(first, Over) and first.error:
+                        raise RuntimeError(f"a long prompt failed: {first.error}")
+                    self.times.append((asked, first.at))
+            await until_moment(asked + EVERY_S)
+
+    def overlap(self, begin: float, end: float) -> bool:
+        """Whether one of them was computed meanwhile."""
+        return any(begin < last and end > first for first, last in self.times)
+
+
+async def measure(
+    driver: LocalDriver, population: Population, number: int, warm_up_s: float, slices: int, prompt: Script
+) -> LongPrompt:
+    """``number`` callers in real time, in so many slices of time with long prompts and as many without, shuffled."""
+    driver.engine.steps = log = StepLog()
+    began = time.perf_counter()
+    population.fixed(number, began, warm_up_s)
+    time_slices, prompts = Slices.shuffled(began + warm_up_s, slices), Prompts()
+    for at, with_prompts in enumerate(time_slices.kinds):
+        start = time_slices.began + SLICE_S * at
+        await until_moment(start)
+        if with_prompts:
+            await prompts.arrive(driver, prompt, start + SLICE_S)
+    await until_moment(time_slices.ended)
+    await population.hang_up()
+    driver.engine.steps = None
+    return _account(population, number, log, time_slices, prompts)
+
+
+def _account(population: Population, number: int, log: StepLog, slices: Slices, prompts: Prompts) -> LongPrompt:
+    """What is to be told of it."""
+    gaps, speech = {False: 0, True: 0}, {False: 0.0, True: 0.0}
+    for turn in population.turns:
+        turn.close(slices.ended)
+        kind = slices.kind(turn.due)
+        if kind is not None:
+            gaps[kind] += len(turn.playback.gaps)
+            speech[kind] += turn.playback.spoken_seconds(slices.ended)
+    apart, beside = [], []
+    for (session, _), begin, end in log.intervals():
+        if session in prompts.sessions or slices.kind(begin) is None:
+            continue
+        if prompts.overlap(begin, end):
+            beside.append(1e3 * (end - begin))
+        elif slices.kind(begin) is False:
+            apart.append(1e3 * (end - begin))
+    return LongPrompt(
+        number,
+        apart,
+        beside,
+        [first - asked for asked, first in prompts.times],
+        (gaps[False], gaps[True]),
+        (speech[False], speech[True]),
+        population.errors + [turn.error for turn in population.turns if turn.error],
+    )
+
+
+def long_prompt(calls: list[RecordedCall], model: Path) -> Script:
+    """A call whose system prompt and first turn have together PROMPT_TOKENS, of other businesses' prompts."""
+    tokenizer = harness.load_tokenizer(model)
+    ids: list[int] = []
+    for call in calls:
+        ids += tokenizer.encode(call.system + "\n", add_special_tokens=False)
+        if len(ids) >= PROMPT_TOKENS:
+            break
+    text = "Hello, are you open on Saturday?"
+    asked = len(tokenizer.encode(text, add_special_tokens=False))
+    system = tokenizer.decode(ids[: PROMPT_TOKENS - asked])
+    turn = SpokenTurn((Heard(0, Kind.FINAL, text),))
+    return Script(RecordedCall("long", system, [], (), (turn,)), SEED)
+
+
+def write(name: str, found: dict[str, LongPrompt], note: str) -> None:
+    header = [
+        "contender",
+        "calls",
+        "steps apart",
+        "p50, p95, p99 ms",
+        "steps beside",
+        "p50, p95, p99 ms",
+        "p99 over p99",
+    ]
+    header += ["first token of a long prompt p50, p95 ms", "underruns apart", "beside", "errors"]
+    rows = []
+    for contender, one in found.items():
+        apart = Percentiles.of([ms / 1e3 for ms in one.apart])
+        beside = Percentiles.of([ms / 1e3 for ms in one.beside])
+        prompts = Percentiles.of(one.prompts)
+        silent = [f"{gaps} in {speech:.0f} s" for gaps, speech in zip(one.underruns, one.speech_s, strict=True)]
+        figures = [value for of in (apart, beside) for value in (of.count, f"{of.p50:.1f}, {of.p95:.1f}, {of.p99:.1f}")]
+        ratio, first = f"{beside.p99 / apart.p99:.2f}", f"{prompts.p50:.0f}, {prompts.p95:.0f}"
+        rows.append([contender, one.calls, *figures, ratio, first, *silent, len(one.errors)])
+    body = f"{note}\n\n{harness.table(header, rows)}"
+    title = f"A prompt of {PROMPT_TOKENS:,} tokens while others talk"
+    harness.save(name, title, body, {contender: dataclasses.asdict(one) for contender, one in found.items()})

@@ -1,0 +1,160 @@
+"""From one call to many and back: what the policy does as they join and leave, and that nobody's text changes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+from bench import harness
+from bench.load import scripts
+from bench.load.accounts import Spoken, digest
+from bench.load.caller import ALONE, Manner, until_moment
+from bench.load.lines import Refused
+from bench.load.local import LocalDriver
+from bench.load.population import Population
+from bench.load.scripts import Script
+from bench.load.steps import StepLog
+from evals.calls import RecordedCall
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+JOIN_S = 2.0
+"""In which all the others call."""
+
+
+@dataclass(frozen=True)
+class StepUp:
+    """What came of it. Moments are seconds from its beginning. changes: (moment, calls from then on); steps: (moment,
+    tokens, mode); clauses: (moment at which a final was due, milliseconds to the first clause); same: turns whose text
+    is that of a lone call, of ``compared``.
+    """
+
+    calls: int
+    hold_s: float
+    changes: list[tuple[float, int]]
+    steps: list[tuple[float, int, str]]
+    clauses: list[tuple[float, float]]
+    same: int
+    compared: int
+    errors: list[str]
+
+    def tokens_per_second(self) -> list[float]:
+        """Of the three parts: one call, all of them, one call again."""
+        found = []
+        for part in range(3):
+            begin, end = part * self.hold_s, (part + 1) * self.hold_s
+            found.append(sum(tokens for at, tokens, _ in self.steps if begin <= at < end) / self.hold_s)
+        return found
+
+    def switches(self) -> int:
+        """How often the mode of a step was not that of the step before it."""
+        return sum(one[2] != other[2] for one, other in itertools.pairwise(self.steps))
+
+
+async def measure(driver: LocalDriver, calls: list[RecordedCall], manner: Manner, number: int, hold_s: float) -> StepUp:
+    """One call throughout; the others join after ``hold_s``, and call again and again for as long; and then a last such
+    part. Callers let the agent finish before they speak over it, so that what is said depends on no timing.
+    """
+    driver.engine.steps = steps = StepLog()
+    population = Population(driver, calls, dataclasses.replace(manner, lets_finish=True))
+    began = time.perf_counter()
+    turns: list[Spoken] = population.turns
+    async with asyncio.TaskGroup() as callers:
+        callers.create_task(_again_and_again(population, calls, 0, began, began + 3 * hold_s))
+        for slot in range(1, number):
+            joins = began + hold_s + JOIN_S * slot / number
+            callers.create_task(_again_and_again(population, calls, slot, joins, began + 2 * hold_s))
+    driver.engine.steps = None
+    same, compared = await _as_alone(driver, calls, turns)
+    return StepUp(
+        number,
+        hold_s,
+        population.calls_over_time(began),
+        [(step.at - began, step.tokens, mode) for step, mode in zip(steps.steps, steps.modes(), strict=True)],
+        [(turn.due - began, 1e3 * (turn.first_clause - turn.due)) for turn in turns if turn.first_clause],
+        same,
+        compared,
+        population.errors + [turn.error for turn in turns if turn.error],
+    )
+
+
+async def _again_and_again(
+    population: Population, calls: list[RecordedCall], slot: int, begins: float, until: float
+) -> None:
+    """One call after the other, and at least one, from ``begins`` to the end of the turn in which ``until`` falls."""
+    await until_moment(begins)
+    for ordinal in itertools.count():
+        if ordinal and time.perf_counter() >= until:
+            return
+        script = scripts.script(calls, 1000 * slot + ordinal)
+        try:
+            await population.call(script, time.perf_counter(), until)
+        except Refused as refused:
+            population.refused.append(time.perf_counter())
+            await asyncio.sleep(refused.retry_s or 1.0)
+
+
+async def _as_alone(driver: LocalDriver, calls: list[RecordedCall], turns: list[Spoken]) -> tuple[int, int]:
+    """(turns whose text a lone call is told as well, turns). Every call is played again, alone, as far as it went."""
+    lengths: Counter[tuple[str, int]] = Counter()
+    for turn in turns:
+        if turn.over and not turn.error:
+            lengths[turn.call, turn.seed] += 1
+    by_name = {call.name: call for call in calls}
+    alone = Population(driver, calls, ALONE)
+    for (name, seed), length in lengths.items():
+        recorded = dataclasses.replace(by_name[name], turns=by_name[name].turns[:length])
+        await alone.call(Script(recorded, seed), time.perf_counter())
+    told = {(turn.call, turn.seed, turn.number): digest(turn.said) for turn in alone.turns}
+    said = [turn for turn in turns if turn.over and not turn.error]
+    return sum(digest(turn.said) == told.get((turn.call, turn.seed, turn.number)) for turn in said), len(said)
+
+
+def write(name: str, found: dict[str, StepUp], note: str) -> None:
+    """A table and a picture of all contenders."""
+    harness.RESULTS.mkdir(exist_ok=True)
+    header = ["contender", "tokens/s with one call", "with all", "with one again", "switches of mode", "steps by mode"]
+    header += ["turns told as to a lone call", "errors"]
+    rows = []
+    for contender, one in found.items():
+        modes = Counter(mode for _, _, mode in one.steps)
+        shares = ", ".join(f"{mode} {count / max(1, modes.total()):.0%}" for mode, count in modes.most_common())
+        rates = [f"{rate:.0f}" for rate in one.tokens_per_second()]
+        rows.append([contender, *rates, one.switches(), shares, f"{one.same} of {one.compared}", len(one.errors)])
+    plot(found, harness.RESULTS / f"{name}.svg")
+    data = {contender: dataclasses.asdict(one) for contender, one in found.items()}
+    body = "\n\n".join([note, f"![]({name}.svg)", harness.table(header, rows)])
+    harness.save(name, "From one call to many and back", body, data)
+
+
+def plot(found: dict[str, StepUp], path: Path) -> None:
+    """Of each contender: calls in progress with every first clause above, tokens by mode below."""
+    figure, axes = pyplot.subplots(2, len(found), figsize=(6.5 * len(found), 7), squeeze=False, sharex=True)
+    for column, (contender, one) in enumerate(found.items()):
+        above, below = axes[0][column], axes[1][column]
+        moments, counts = zip(*one.changes, strict=True)
+        above.step(moments, counts, where="post", color="grey")
+        above.set(title=contender, ylabel="calls in progress")
+        if one.clauses:
+            clauses = above.twinx()
+            clauses.scatter(*zip(*one.clauses, strict=True), s=8)
+            clauses.set(ylabel="first clause, ms", yscale="symlog")
+        seconds = range(int(3 * one.hold_s) + 1)
+        modes = sorted({mode for _, _, mode in one.steps})
+        rates = {mode: [0] * len(seconds) for mode in modes}
+        for at, tokens, mode in one.steps:
+            rates[mode][min(len(seconds) - 1, max(0, int(at)))] += tokens
+        below.stackplot(list(seconds), list(rates.values()), labels=modes, step="post")
+        below.set(xlabel="seconds", ylabel="tokens a second, by mode")
+        below.legend(loc="upper left")
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
