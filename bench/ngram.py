@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine.cache import KVCache
 from engine.interfaces import Draft, Tap
 from engine.tree import DraftTree
 
@@ -80,6 +81,9 @@ class RecentTokens:
 
     def truncate(self, length: int) -> None:
         del self.tokens[length:]
+
+    def caches(self) -> Sequence[KVCache]:
+        return ()
 
     def fork(self) -> RecentTokens:
         return RecentTokens(self.tokens.copy())

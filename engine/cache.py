@@ -7,12 +7,17 @@ tree's keys are scratch behind ``length`` until ``commit`` keeps a path of them.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.errors import OutOfPages
+from engine.host_pages import HostPages, PageMover
+
+ABSENT = -1
+"""In a page table: the page is in host memory."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,26 @@ class PagePool:
         self._num_free = num_pages
         self.releases = 0
         """Counts pages that became free, so that whoever waits for one knows when to try again."""
+        self.mover = PageMover(self.kv, page_tokens)
+        self.relief: Callable[[PagePool, int, KVCache], None] | None = None
+        """Asked to free pages, so that so many are free for this cache, before it is told that there are none."""
 
     @property
     def pages_in_use(self) -> int:
         return self.num_pages - self._num_free
 
-    def require(self, num_pages: int) -> None:
-        """Raises OutOfPages unless that many are free."""
+    @property
+    def free_pages(self) -> int:
+        return self._num_free
+
+    @property
+    def bytes_per_page(self) -> int:
+        return self.page_tokens * self.geometry.bytes_per_token
+
+    def require(self, num_pages: int, cache: KVCache | None = None) -> None:
+        """Raises OutOfPages unless that many are free, or can be freed for the cache that wants them."""
+        if num_pages > self._num_free and self.relief is not None and cache is not None:
+            self.relief(self, num_pages, cache)
         if num_pages > self._num_free:
             used, size = self.pages_in_use, self.page_tokens
             raise OutOfPages(f"{num_pages} pages of {size} tokens are wanted, {used} of {self.num_pages} are in use")
@@ -95,6 +113,7 @@ class PagePool:
         return self._refs[page] > 1
 
     def copy_page(self, source: int, target: int) -> None:
+        self.mover.wait()
         size = self.page_tokens
         self.kv[:, :, target * size : (target + 1) * size] = self.kv[:, :, source * size : (source + 1) * size]
 
@@ -121,6 +140,7 @@ class KVCache:
     """One session's page table and length. Passed to forwards as an argument; holds no tensor of its own.
 
     Positions ``[0, length)`` are committed; ``[length, length + scratch)`` are a draft tree's keys, by node index.
+    ``offload`` moves its pages to host memory; the next ``reserve`` brings them back.
     """
 
     def __init__(self, pool: PagePool) -> None:
@@ -129,23 +149,39 @@ class KVCache:
         self._pages: list[int] = []
         self._first_slot = 0
         self._contiguous = True
+        self._host: HostPages | None = None
 
     @property
     def num_pages(self) -> int:
-        return len(self._pages)
+        """Pages of the pool that it holds."""
+        return len(self._pages) - self._num_absent
+
+    @property
+    def resident(self) -> bool:
+        """Whether all its pages are in the pool."""
+        return self._host is None
+
+    @property
+    def movable_pages(self) -> int:
+        """Pages that ``offload`` would free: those of its own."""
+        return len(self._own_pages()) if self.resident else 0
 
     def reserve(self, num_tokens: int) -> None:
         """Make ``num_tokens`` positions behind ``length`` present and private, before a forward writes there.
 
-        Copy-on-write and running out of pages happen here and nowhere else. Raises OutOfPages, and nothing was changed.
+        Copy-on-write, coming back from host memory and running out of pages happen here and nowhere else. Raises
+        OutOfPages, and nothing was changed.
         """
         size = self.pool.page_tokens
         needed = -(-(self.length + num_tokens) // size)
         present = range(self.length // size, min(needed, len(self._pages)))
-        shared = [index for index in present if self.pool.is_shared(self._pages[index])]
-        missing = max(0, needed - len(self._pages))
-        if shared or missing:
-            self.pool.require(len(shared) + missing)
+        shared = [i for i in present if self._pages[i] != ABSENT and self.pool.is_shared(self._pages[i])]
+        missing, absent = max(0, needed - len(self._pages)), self._num_absent
+        if shared or missing or absent:
+            self.pool.require(len(shared) + missing + absent, self)
+        if absent:
+            self._bring_back(missing)
+        self.pool.mover.wait()
         for index in shared:
             self._make_private(index)
         for room in range(missing, 0, -1):
@@ -166,9 +202,26 @@ class KVCache:
             raise ValueError(f"cannot truncate {self.length} positions to {length}")
         self.length = length
         keep = length // self.pool.page_tokens + 1
-        while len(self._pages) > keep:
-            self.pool.release(self._pages.pop())
+        self._pop_pages(keep)
         self._note_layout()
+
+    def offload(self) -> None:
+        """Move the pages that no other cache shares to host memory. Whoever has the others keeps them where they are,
+        and so does this one.
+        """
+        if self.resident:
+            self._pop_pages(-(-self.length // self.pool.page_tokens))
+            if own := self._own_pages():
+                self._host = HostPages(self.pool.mover, [self._pages[index] for index in own])
+                for index in own:
+                    self.pool.release(self._pages[index])
+                    self._pages[index] = ABSENT
+            self._note_layout()
+
+    def restore(self) -> None:
+        """Bring back what is in host memory. Raises OutOfPages, and nothing was changed."""
+        if not self.resident:
+            self.reserve(0)
 
     def fork(self) -> KVCache:
         """A cache with the same committed positions that shares every page until one of the two writes to it.
@@ -180,17 +233,20 @@ class KVCache:
         child.length = self.length
         child._pages = self._pages[: -(-self.length // self.pool.page_tokens)]
         for page in child._pages:
-            self.pool.share(page)
-        if self.length % self.pool.page_tokens and self.pool.pages_in_use < self.pool.num_pages:
+            if page != ABSENT:
+                self.pool.share(page)
+        if self._host is not None and ABSENT in child._pages:
+            child._host = self._host.share()
+        if self.length % self.pool.page_tokens and child._pages[-1] != ABSENT and self.pool.free_pages:
             child._make_private(len(child._pages) - 1)
         child._note_layout()
         return child
 
     def close(self) -> None:
-        """Return all pages. Idempotent."""
+        """Return all pages. Idempotent, and the cache is as a new one."""
         self.length = 0
-        while self._pages:
-            self.pool.release(self._pages.pop())
+        self._pop_pages(0)
+        self._note_layout()
 
     def slots(self, start: int, stop: int) -> Tensor:
         """int64 [stop - start]: where positions ``start`` to ``stop`` live in ``pool.kv``."""
@@ -206,14 +262,46 @@ class KVCache:
             return None
         return slice(self._first_slot, self._first_slot + stop)
 
+    @property
+    def _num_absent(self) -> int:
+        return 0 if self._host is None else self._pages.count(ABSENT)
+
+    def _own_pages(self) -> list[int]:
+        """Places in the table of pages that hold something and that no other cache shares."""
+        used = -(-self.length // self.pool.page_tokens)
+        return [index for index, page in enumerate(self._pages[:used]) if not self.pool.is_shared(page)]
+
+    def _pop_pages(self, keep: int) -> None:
+        """Return the pages behind the first ``keep``."""
+        while len(self._pages) > keep:
+            if (page := self._pages.pop()) != ABSENT:
+                self.pool.release(page)
+        if self._host is not None and ABSENT not in self._pages:
+            self._host.release()
+            self._host = None
+
+    def _bring_back(self, room: int) -> None:
+        """Give every absent page a place in the pool. room: pages that will be wanted behind them."""
+        assert self._host is not None
+        absent = [index for index, page in enumerate(self._pages) if page == ABSENT]
+        for done, index in enumerate(absent):
+            self._pages[index] = self.pool.allocate(self._page_before(index), len(absent) - done + room)
+        self._host.copy_back([self._pages[index] for index in absent])
+        self._host.release()
+        self._host = None
+        self._note_layout()
+
+    def _page_before(self, index: int) -> int | None:
+        return self._pages[index - 1] if index and self._pages[index - 1] != ABSENT else None
+
     def _grow(self, room: int) -> None:
         """Add one page, the first of ``room`` that are wanted."""
-        self._pages.append(self.pool.allocate(self._pages[-1] if self._pages else None, room))
+        self._pages.append(self.pool.allocate(self._page_before(len(self._pages)), room))
         self._note_layout()
 
     def _make_private(self, index: int) -> None:
         shared = self._pages[index]
-        page = self.pool.allocate(self._pages[index - 1] if index else None)
+        page = self.pool.allocate(self._page_before(index))
         self.pool.copy_page(shared, page)
         self.pool.release(shared)
         self._pages[index] = page
@@ -221,9 +309,11 @@ class KVCache:
 
     def _note_layout(self) -> None:
         pages = self._pages
+        if self._host is not None:
+            return  # nobody looks before ``reserve``
         self._contiguous = not pages or (pages[-1] - pages[0] == len(pages) - 1 and _is_run(pages))
         self._first_slot = pages[0] * self.pool.page_tokens if pages else 0
 
 
-def _is_run(pages: list[int]) -> bool:
+def _is_run(pages: Sequence[int]) -> bool:
     return all(b == a + 1 for a, b in itertools.pairwise(pages))

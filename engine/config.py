@@ -14,7 +14,9 @@ class EngineConfig:
     ``engine.proposers.table`` names them, several joined by ``+``; None drafts nothing.
     dtype: "float32", "bfloat16", "float16" or "float64". device: as torch names it. threads: of the CPU, per process.
     max_context_tokens: of one session; 0 takes the model's own limit.
-    pool_tokens: positions in the page pool, over all sessions. prefill_chunk_tokens: most tokens of one prefill step.
+    pool_tokens: positions in the page pool, over all sessions. host_cache_bytes: host memory for the pages of sessions
+    that are idle while others need the pool; past it, and with 0 at once, they are computed again when wanted.
+    prefill_chunk_tokens: most tokens of one prefill step.
     draft_nodes: "auto" lets measured costs and acceptance decide; a number fixes the tree, 1 is plain decoding.
     draft_mode: "auto" lets measured costs and acceptance decide as the load changes; "plain", the drafter's whole name,
     or what of it runs no model (``suffix`` of ``suffix+eagle3:DIR``), drafts in that way alone.
@@ -34,6 +36,7 @@ class EngineConfig:
     max_context_tokens: int = 0
     pool_tokens: int = 65_536
     page_tokens: int = 16
+    host_cache_bytes: int = 1 << 30
     prefill_chunk_tokens: int = 256
     draft_nodes: int | str = "auto"
     draft_mode: str = "auto"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from engine import records
 from engine.engine import Engine, Step
 from engine.errors import EngineError
+from engine.hibernation import Counts, Hibernation
 from engine.hypotheses import Hypothesis
 from engine.interfaces import Grammars
 from engine.parking import Parking
@@ -58,13 +59,14 @@ class EngineHost:
     """One engine behind records.
 
     new_reader: makes what reads a reply's ids as text, for the command that asked for it. grammars: makes what holds a
-    reply to a constraint.
+    reply to a constraint. hibernation: moves idle sessions out of the pools; None: every session keeps its pages.
     """
 
     engine: Engine
     scheduler: Scheduler
     new_reader: Callable[[records.Submit], ReplyReader]
     grammars: Grammars
+    hibernation: Hibernation | None = None
     _replies: dict[str, _Reply] = field(default_factory=dict)
     _behind: set[str] = field(default_factory=set)
     """Sessions whose drafter has something to catch up on when there is nothing else to do."""
@@ -79,7 +81,12 @@ class EngineHost:
     @property
     def busy(self) -> bool:
         """Whether a step would do anything, or somebody waits for a grammar."""
-        return bool(self._behind) or bool(self._parking) or any(has_work(s) for s in self.engine.sessions.values())
+        return (
+            bool(self._behind)
+            or bool(self._parking)
+            or (self.hibernation is not None and self.hibernation.due)
+            or any(has_work(s) for s in self.engine.sessions.values())
+        )
 
     def handle(self, command: records.Command) -> list[records.Event]:
         """Carry out one command. Whatever a caller got wrong comes back as ``Failed``, and what went before stands."""
@@ -87,6 +94,8 @@ class EngineHost:
         if self._parking.queues(command):
             return events
         try:
+            if isinstance(command, records.Wake | records.Sync | records.Submit | records.Release | records.Fork):
+                self._wake(self.engine.session(command.session))
             if isinstance(command, records.Submit) and self._parking.must_wait(command):
                 # The log is at once what whoever sends the next command takes it for, and is prefilled meanwhile.
                 self._sync(self.engine.session(command.session), command, events)
@@ -104,6 +113,8 @@ class EngineHost:
         events = [event for command in self._parking.leave() for event in self.handle(command)] if self._parking else []
         if plan := self.scheduler.plan(self.engine):
             self._steps += 1
+            if self.hibernation is not None:
+                plan = self.hibernation.admit(plan)
             for step in self.engine.step(plan):
                 if step.turn is None and step.prefilled:
                     self._behind.add(step.session)
@@ -111,8 +122,13 @@ class EngineHost:
                 events += self._report(step)
         elif self._behind:
             session = self.engine.sessions.get(self._behind.pop())
-            if session is not None and self.engine.catch_up(session):
-                self._behind.add(session.name)
+            if session is not None and session.resident:
+                if self.hibernation is not None:
+                    self.hibernation.works([session])
+                if self.engine.catch_up(session):
+                    self._behind.add(session.name)
+        elif self.hibernation is not None and self.hibernation.due:
+            self.hibernation.tend()
         elif self._parking:
             time.sleep(GRAMMAR_POLL_S)
         return events
@@ -123,6 +139,9 @@ class EngineHost:
         prompts = [tokens for tokens in pending if tokens > 1]
         speakers, chunk, pace = len(pending) - len(prompts), self.scheduler.chunk_tokens, self.engine.pace
         step_s = pace.forward(speakers, speakers) if speakers else 0.0
+        counts, in_host = Counts(), 0
+        if self.hibernation is not None:
+            counts, in_host = self.hibernation.counts, self.hibernation.bytes_in_host
         return records.Beat(
             at=time.monotonic(),
             sessions=len(sessions),
@@ -131,12 +150,25 @@ class EngineHost:
             pages_total=pool.num_pages,
             backlog_s=step_s + sum(pace.prefill(tokens, chunk) for tokens in prompts),
             token_s=pace.prefill(chunk, chunk) / chunk,
+            host_bytes=in_host,
+            hibernated=counts.hibernated,
+            dropped=counts.dropped,
+            woken_from_host=counts.woken_from_host,
+            woken_from_log=counts.woken_from_log,
         )
+
+    def _wake(self, session: Session) -> None:
+        """Something is asked of the session, or will be in a moment."""
+        if self.hibernation is None:
+            return
+        if not session.resident:
+            self._behind.add(session.name)  # its drafter may have gone to sleep behind its text
+        self.hibernation.wake(session)
 
     def _dispatch(self, command: records.Command, events: list[records.Event]) -> None:
         match command:
             case records.Open():
-                self.engine.open(command.session, command.tokens, seed=command.seed)
+                self._wake(self.engine.open(command.session, command.tokens, seed=command.seed))
                 if command.constraint is not None:
                     self.grammars.prepare(command.constraint)
             case records.Sync():
@@ -153,7 +185,7 @@ class EngineHost:
             case records.Cancel():
                 self._cancel(command.session, command.turn, events)
             case records.Fork():
-                self.engine.fork(self.engine.session(command.session), command.child)
+                self._wake(self.engine.fork(self.engine.session(command.session), command.child))
                 if taken_back := self._taken_back.get(command.session):
                     self._taken_back[command.child] = taken_back.copy()
             case records.Prepare():
@@ -266,6 +298,9 @@ class EngineHost:
             self.scheduler.forget(name)
             self._taken_back.pop(name, None)
             self._hypotheses.pop(name, None)
+            self._behind.discard(name)
+            if self.hibernation is not None:
+                self.hibernation.forget(name)
 
     def _report(self, step: Step) -> list[records.Event]:
         reply = self._replies.get(step.session)

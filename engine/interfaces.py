@@ -79,6 +79,10 @@ class Draft(Protocol):
         one seen before (a rewind to n tokens keeps n-1 positions and forwards token n-1 again)."""
         ...
 
+    def caches(self) -> Sequence[KVCache]:
+        """Those that hold pages: they are moved to host memory, and back, with the target's."""
+        ...
+
     def fork(self) -> Draft: ...
     def close(self) -> None:
         """Give back pages. Idempotent."""

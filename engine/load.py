@@ -14,6 +14,7 @@ from engine.costs import measure_costs
 from engine.engine import Engine
 from engine.errors import ModelError
 from engine.grammar.library import GrammarLibrary
+from engine.hibernation import Hibernation
 from engine.host import EngineHost
 from engine.interfaces import Proposer, Target
 from engine.models.decoder import Decoder, load_target
@@ -60,7 +61,8 @@ def load_host(config: EngineConfig) -> tuple[EngineHost, records.Ready]:
 
     scheduler = scheduler_for(config)
     grammars = GrammarLibrary(codec, target.vocab_size, target.device)
-    host = EngineHost(engine, scheduler, new_reader, grammars)
+    hibernation = Hibernation(engine, config.host_cache_bytes)
+    host = EngineHost(engine, scheduler, new_reader, grammars, hibernation)
     ready = records.Ready(
         model=Path(config.model).name,
         max_context_tokens=target.max_context_tokens,

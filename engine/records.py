@@ -121,6 +121,15 @@ class Close:
 
 
 @dataclass(frozen=True)
+class Wake:
+    """The session will be asked for something in a moment: what of it was moved or dropped comes back. Ignored when it
+    is awake.
+    """
+
+    session: str
+
+
+@dataclass(frozen=True)
 class Prepare:
     """Replies of the session will probably have this constraint from now on."""
 
@@ -138,7 +147,7 @@ class Shutdown:
     """Leave the loop."""
 
 
-Command = Open | Sync | Submit | Release | Hold | Cancel | Fork | Prepare | Close | Ping | Shutdown
+Command = Open | Sync | Submit | Release | Hold | Cancel | Fork | Wake | Prepare | Close | Ping | Shutdown
 
 
 @dataclass(frozen=True)
@@ -241,6 +250,8 @@ class Beat:
     at: ``time.monotonic()``; what was sent before is part of it. pages_total: that all sessions together may have.
     backlog_s: how long all that is pending takes: prompts not computed yet, and one step of the replies in progress.
     token_s: what one more token of a long prompt adds to that.
+    host_bytes: of pages in host memory. hibernated, dropped: times that a session's pages were moved there, or given up
+    for its token log; woken_from_host, woken_from_log: times that one came back. All since the process began.
     """
 
     at: float
@@ -250,6 +261,11 @@ class Beat:
     pages_total: int
     backlog_s: float
     token_s: float
+    host_bytes: int = 0
+    hibernated: int = 0
+    dropped: int = 0
+    woken_from_host: int = 0
+    woken_from_log: int = 0
 
 
 Event = Ready | Prefilled | Expected | Progress | Ended | Failed | Beat

@@ -215,12 +215,14 @@ class Session:
         self.draft = draft
         self.tokens: list[int] = []
         self.turn: Turn | None = None
+        self.asleep = False
+        """Its caches were dropped, and nobody has asked anything of it since: its tokens are left uncomputed."""
         self._stalled_at: int | None = None
 
     @property
     def waits_for_pages(self) -> bool:
-        """Whether prefill ran out of pages and none has been released since."""
-        return self._stalled_at == self.cache.pool.releases
+        """Whether prefill gave up its pages or ran out of them, and nothing has changed since that would help."""
+        return self.asleep or self._stalled_at == self.cache.pool.releases
 
     def stall(self) -> None:
         """Prefill ran out of pages: it is tried again when some are released."""
@@ -230,6 +232,32 @@ class Session:
     def num_pending(self) -> int:
         """Tokens of the log that are not in the cache."""
         return len(self.tokens) - self.cache.length
+
+    @property
+    def caches(self) -> Sequence[KVCache]:
+        """Its own and its drafter's."""
+        return (self.cache, *self.draft.caches())
+
+    @property
+    def resident(self) -> bool:
+        """Whether nothing of it is in host memory."""
+        return all(cache.resident for cache in self.caches)
+
+    def offload(self) -> None:
+        """Move its pages to host memory. The next step brings back what it needs."""
+        for cache in self.caches:
+            cache.offload()
+
+    def restore(self) -> None:
+        """Bring back what is in host memory. Raises OutOfPages; what was brought back by then stays."""
+        for cache in self.caches:
+            cache.restore()
+
+    def drop(self) -> None:
+        """Give up all that was computed: the log stays, and is prefilled again when it is wanted."""
+        self.draft.truncate(0)
+        for cache in self.caches:
+            cache.close()
 
     def rewind(self, num_tokens: int) -> None:
         """Keep the first ``num_tokens`` tokens of the log, and at most one position fewer in every cache.

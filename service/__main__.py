@@ -22,6 +22,7 @@ from service.server_events import EngineRestarted
 from service.servicer import CallServicer
 from service.store import MemoryStore
 from service.telemetry import Telemetry, recording
+from service.telemetry.engine import watch_engine
 from service.telemetry.setup import install
 
 log = logging.getLogger("service")
@@ -70,9 +71,7 @@ async def _open_for_business(
     )
     chat = await asyncio.to_thread(load_chat, config.engine.model)
     telemetry = Telemetry(ready.model)
-    telemetry.watch(
-        recording.PAGES_IN_USE, "{page}", "Pages in use", lambda: engine.beat.pages_in_use if engine.beat else 0
-    )
+    watch_engine(telemetry, lambda: engine.beat)
     telemetry.watch(recording.ENGINE_RESTARTS, "{restart}", "Engine processes replaced", lambda: engine.restarts)
     page_tokens = ready.page_tokens
     servicer.admission = Admission(config.admission, lambda: engine.beat, page_tokens, telemetry)

@@ -220,7 +220,7 @@ class Call:
             case events.Acknowledge():
                 self._acknowledge(event.seq)
             case events.SpeechStarted():
-                pass  # nothing goes cold yet that would have to be brought back
+                turns.speech_started()
             case events.Respond():
                 turns.respond(event)
             case events.Say():

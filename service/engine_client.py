@@ -114,6 +114,10 @@ class EngineClient:
             raise ValueError(f"session {child} is open already")
         self._sessions[child] = self._sessions[session].fork(child)
 
+    def wake(self, session: str) -> None:
+        """Something will be asked of the session in a moment: what of it has gone cold is brought back."""
+        self._sessions[session].wake()
+
     def prepare(self, session: str, constraint: Constraint) -> None:
         """Replies of the session will probably have this constraint from now on."""
         self._sessions[session].prepare(constraint)

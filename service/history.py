@@ -84,6 +84,12 @@ class History:
             self.require_room(more + len(self._conversation.prompt), "update.system_prompt")
         return found
 
+    def wake(self) -> None:
+        """The caller begins to speak: what has gone cold is brought back before they have finished. Not the shadows:
+        none is needed unless this model is late.
+        """
+        self._services.engine.wake(self._session)
+
     def prepare(self, generation: Generation) -> None:
         """Replies that ask for nothing of their own are made so from now on."""
         constraint = self._conversation.constraint(generation, goes_on=False)

@@ -105,6 +105,10 @@ class SessionMirror:
         self._send(records.Fork(self._name, child))
         return SessionMirror(child, self._seed, tuple(self.tokens), self._send, self._on_failed, None)
 
+    def wake(self) -> None:
+        """Something will be asked in a moment."""
+        self._send(records.Wake(self._name))
+
     def prepare(self, constraint: Constraint) -> None:
         """Replies will probably have this constraint from now on."""
         self._constraint = constraint

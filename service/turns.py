@@ -90,6 +90,10 @@ class Turns:
 
     # From the client
 
+    def speech_started(self) -> None:
+        """The caller makes a sound: there will be a turn to hear."""
+        self._history.wake()
+
     def hear(self, event: client_events.Partial) -> None:
         """Prefill what the recogniser has so far. While a reply is being made it waits for the end of that."""
         if self._is_heard(event, "partial"):

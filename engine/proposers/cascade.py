@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from torch import Tensor
 
+from engine.cache import KVCache
 from engine.errors import OutOfPages
 from engine.interfaces import Draft, Proposer, Tap
 from engine.tree import DraftTree
@@ -88,6 +89,9 @@ class CascadeDraft:
             self.open.clear()
         for part in self.parts:
             part.truncate(length)
+
+    def caches(self) -> Sequence[KVCache]:
+        return [cache for part in self.parts for cache in part.caches()]
 
     def fork(self) -> CascadeDraft:
         child = CascadeDraft([part.fork() for part in self.parts])

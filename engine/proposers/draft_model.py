@@ -51,6 +51,9 @@ class ModelDraft:
         if self.cache.length > length:
             self.cache.truncate(length)
 
+    def caches(self) -> Sequence[KVCache]:
+        return (self.cache,)
+
     def fork(self) -> ModelDraft:
         return ModelDraft(self.cache.fork(), self.tokens.copy())
 

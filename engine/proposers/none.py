@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engine.cache import KVCache
 from engine.interfaces import Draft, Tap
 from engine.tree import DraftTree
 
@@ -26,6 +27,9 @@ class NoDraft:
 
     def truncate(self, length: int) -> None:
         self._length = min(self._length, length)
+
+    def caches(self) -> Sequence[KVCache]:
+        return ()
 
     def fork(self) -> NoDraft:
         return NoDraft(self._length)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from engine.cache import KVCache
 from engine.interfaces import Draft, Tap
 from engine.proposers.setup import Setup
 from engine.tree import DraftTree
@@ -85,6 +86,9 @@ class RecyclingDraft:
         if length < self._length:
             self.read()
             self._length, self._last = length, None
+
+    def caches(self) -> Sequence[KVCache]:
+        return ()
 
     def fork(self) -> RecyclingDraft:
         self.read()

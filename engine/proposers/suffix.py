@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from engine.cache import KVCache
 from engine.interfaces import Draft, Tap
 from engine.proposers.setup import Setup
 from engine.tree import DraftTree
@@ -179,6 +180,9 @@ class SuffixDraft:
         if length < self.length:
             self._claims.clear()
             self.index.truncate(length)
+
+    def caches(self) -> Sequence[KVCache]:
+        return ()
 
     def fork(self) -> SuffixDraft:
         return SuffixDraft(self.index.copy(), self.statistics.copy())

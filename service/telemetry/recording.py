@@ -38,6 +38,11 @@ REFUSED_CALLS = "firstword.calls.refused"
 HELD_CALLS = "firstword.calls.held"
 PAGES_IN_USE = "firstword.engine.pages.used"
 ENGINE_RESTARTS = "firstword.engine.restarts"
+HOST_BYTES = "firstword.engine.host.used"
+HIBERNATED = "firstword.engine.sessions.hibernated"
+DROPPED = "firstword.engine.sessions.dropped"
+WOKEN_FROM_HOST = "firstword.engine.sessions.woken_from_host"
+WOKEN_FROM_LOG = "firstword.engine.sessions.woken_from_log"
 
 _TO_FIRST_S = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2)
 BUCKETS: Mapping[str, Sequence[float]] = {
@@ -140,13 +145,16 @@ class Telemetry:
         self._active.add(0)  # a service without calls says 0, or whoever scales by calls would take it for missing
         self._meter = meter
 
-    def watch(self, name: str, unit: str, description: str, read: Callable[[], float]) -> None:
-        """Observe a figure that somebody else keeps, whenever metrics are collected."""
+    def watch(self, name: str, unit: str, description: str, read: Callable[[], float], *, counts: bool = False) -> None:
+        """Observe a figure that somebody else keeps, whenever metrics are collected. counts: it only grows, but for
+        restarts.
+        """
 
         def observe(options: CallbackOptions) -> Iterable[Observation]:
             return [Observation(read())]
 
-        self._meter.create_observable_gauge(name, [observe], unit, description)
+        make = self._meter.create_observable_counter if counts else self._meter.create_observable_gauge
+        make(name, [observe], unit, description)
 
     def call(self, session: str, metadata: Mapping[str, str]) -> CallRecorder:
         """Begin the span of a call, under the trace that the stream's metadata names, if any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.cache import KVCache
+from engine.cache import ABSENT, KVCache
 from engine.engine import Engine, Work
 from engine.errors import EngineError, OutOfPages
 from engine.interfaces import Window
@@ -172,6 +173,20 @@ class Sessions(RuleBasedStateMachine):
             self.check(child)
             self.check(session)
 
+    @rule(data=st.data(), idle=st.booleans(), how=st.sampled_from(["offload", "restore", "drop"]))
+    def move(self, data: st.DataObject, idle: bool, how: str) -> None:
+        """To host memory, back, or out of all memory but the log: between the steps of a reply as well."""
+        if (session := self.pick(data, idle=idle)) is not None:
+            if how == "offload":
+                session.offload()
+                assert all(cache.resident or cache.movable_pages == 0 for cache in session.caches)
+            elif how == "drop":
+                session.drop()
+            else:
+                with contextlib.suppress(OutOfPages):
+                    session.restore()
+                    assert session.resident
+
     @precondition(lambda self: self.logs)
     @rule(data=st.data())
     def close(self, data: st.DataObject) -> None:
@@ -259,12 +274,12 @@ class Sessions(RuleBasedStateMachine):
     def teardown(self) -> None:
         for session in list(self.engine.sessions.values()):
             self.engine.close(session)
-        assert self.target.pool.pages_in_use == 0
-        assert self.drafter.pool.pages_in_use == 0
+        assert self.target.pool.pages_in_use == self.target.pool.mover.bytes_held == 0
+        assert self.drafter.pool.pages_in_use == self.drafter.pool.mover.bytes_held == 0
 
 
 def num_pages(caches: Sequence[KVCache]) -> int:
-    return len({page for cache_ in caches for page in cache_._pages})
+    return len({page for cache_ in caches for page in cache_._pages} - {ABSENT})
 
 
 TestSessions = Sessions.TestCase

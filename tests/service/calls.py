@@ -90,6 +90,9 @@ class LocalEngine:
     def fork(self, session: str, child: str) -> None:
         self._sessions[child] = self._sessions[session].fork(child)
 
+    def wake(self, session: str) -> None:
+        self._sessions[session].wake()
+
     def prepare(self, session: str, constraint: Constraint) -> None:
         self._sessions[session].prepare(constraint)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engine.cache import KVCache
 from engine.interfaces import Draft, Tap
 from engine.proposers.medusa.choices import Node, best_first, fixed
 from engine.proposers.medusa.heads import Heads
@@ -34,6 +35,9 @@ class MedusaDraft:
     def truncate(self, length: int) -> None:
         if length < self.length:
             self.length, self.state = length, None
+
+    def caches(self) -> Sequence[KVCache]:
+        return ()
 
     def fork(self) -> MedusaDraft:
         return MedusaDraft(self.length, self.state)

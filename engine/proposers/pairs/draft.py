@@ -7,6 +7,8 @@ made, the last of them with the root.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -93,6 +95,9 @@ class PairDraft:
             del self._tokens[length - self.base :]
             self.cache.truncate(min(self.cache.length, length - self.base))
         self._cut_waiting(length)
+
+    def caches(self) -> Sequence[KVCache]:
+        return (self.cache,)
 
     def fork(self) -> PairDraft:
         child = PairDraft(self.cache.fork())
