@@ -8,7 +8,8 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve talk picture test test-equality lint proto proto-check chart model second-style eval eval-constrained \
-	bench-acceptance bench-first-token bench-decode bench-drafters bench-suffix bench-turns clean
+	bench-acceptance bench-first-token bench-decode bench-drafters bench-suffix bench-turns bench-hibernation \
+	bench-prefixes clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -74,6 +75,12 @@ bench-turns: $(READY) ## Recorded calls over gRPC: first token and clause, by wh
 
 bench-load: $(READY) ## Many callers at once: first clause and underruns against calls, contenders interleaved (30 minutes)
 	$(PY) -m bench.load
+
+bench-hibernation: $(READY) ## First tokens of calls that were quiet beyond the page pool; memory over 5,000 calls (30 minutes)
+	$(PY) -m bench.hibernation
+
+bench-prefixes: $(READY) ## What sharing the beginnings of calls saves, and what it costs
+	$(PY) -m bench.prefixes
 
 bench-suffix: $(READY) ## Cost per token of self-speculation, from 1,000 to 100,000 tokens
 	$(PY) -m bench.suffix

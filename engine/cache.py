@@ -113,9 +113,18 @@ class PagePool:
         return self._refs[page] > 1
 
     def copy_page(self, source: int, target: int) -> None:
+        self.copy_pages([source], [target])
+
+    def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """None of them is among both. Runs are copied at once."""
         self.mover.wait()
-        size = self.page_tokens
-        self.kv[:, :, target * size : (target + 1) * size] = self.kv[:, :, source * size : (source + 1) * size]
+        size, start = self.page_tokens, 0
+        for end in range(1, len(sources) + 1):
+            if end < len(sources) and sources[end] == sources[end - 1] + 1 and targets[end] == targets[end - 1] + 1:
+                continue
+            source, target, count = sources[start] * size, targets[start] * size, (end - start) * size
+            self.kv[:, :, target : target + count] = self.kv[:, :, source : source + count]
+            start = end
 
     def _longest_free_run(self) -> tuple[int, int]:
         best_start, best_length, start = 0, 0, 0
@@ -217,6 +226,21 @@ class KVCache:
                     self.pool.release(self._pages[index])
                     self._pages[index] = ABSENT
             self._note_layout()
+
+    def unshare(self) -> None:
+        """Move to pages of its own that form one run, where the pool has such a run; else to any. Raises OutOfPages,
+        and nothing was changed.
+        """
+        self.restore()
+        used = -(-self.length // self.pool.page_tokens)
+        self.pool.require(used, self)
+        pages: list[int] = []
+        for room in range(used, 0, -1):
+            pages.append(self.pool.allocate(pages[-1] if pages else None, room))
+        self.pool.copy_pages(self._pages[:used], pages)
+        self._pop_pages(0)
+        self._pages = pages
+        self._note_layout()
 
     def restore(self) -> None:
         """Bring back what is in host memory. Raises OutOfPages, and nothing was changed."""

@@ -37,8 +37,8 @@ class Counts:
 class Hibernation:
     """Of one engine, whose pools ask it for pages from now on.
 
-    host_bytes: of host memory, target's and drafters' pages together. give_up: frees pages of a pool that belong to no
-    call, and is asked first.
+    host_bytes: of host memory, target's and drafters' pages together. give_up: parts with some pages of a pool that
+    belong to no call, those that others share included or not; says whether there were any, and is asked first.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Hibernation:
         host_bytes: int,
         *,
         idle_s: float = IDLE_S,
-        give_up: Callable[[PagePool, int], None] = lambda pool, wanted: None,
+        give_up: Callable[[PagePool, bool], bool] = lambda pool, shared: False,
     ) -> None:
         self.counts = Counts()
         self._engine = engine
@@ -70,8 +70,8 @@ class Hibernation:
         return sum(pool.mover.bytes_held for pool in self._pools)
 
     def admit(self, plan: list[Work]) -> list[Work]:
-        """What of a plan shares the step. Where there are not pages for all of it, prefill that nobody waits for is left
-        out: nothing that is in the step can be moved for the sake of a reply.
+        """What of a plan shares the step. Where there are not pages for all of it, prefill that nobody waits for is
+        left out: nothing that is in the step can be moved for the sake of a reply.
         """
         replies = [work for work in plan if work.session.turn is not None]
         if replies and self._pages_wanted(plan) > replies[0].session.cache.pool.free_pages:
@@ -116,9 +116,8 @@ class Hibernation:
 
     def tend(self) -> None:
         """Move one session, or make room of what belongs to none."""
-        for pool in filter(self._is_short, self._pools):
-            self._give_up(pool, self._kept_free(pool))
-        if self.due and (session := self._next_idle()) is not None:
+        short = [pool for pool in self._pools if self._is_short(pool)]
+        if not any(self._give_up(pool, False) for pool in short) and (session := self._next_idle()) is not None:
             self._hibernate(session)
 
     def _touch(self, session: Session) -> None:
@@ -129,11 +128,8 @@ class Hibernation:
         self._asked[session.name] = time.monotonic()
 
     @staticmethod
-    def _kept_free(pool: PagePool) -> int:
-        return int(pool.num_pages * FREE_SHARE)
-
-    def _is_short(self, pool: PagePool) -> bool:
-        return pool.free_pages < self._kept_free(pool)
+    def _is_short(pool: PagePool) -> bool:
+        return pool.free_pages < int(pool.num_pages * FREE_SHARE)
 
     def _next_idle(self) -> Session | None:
         """Who has been idle for longest, if that is long, and has pages of a pool that is short of them."""
@@ -150,7 +146,10 @@ class Hibernation:
         prefilling = []
         for name in list(self._asked):
             session = self._engine.sessions.get(name)
-            if session is None or session.turn is not None or session in self._working:
+            if session is None:
+                del self._asked[name]
+                continue
+            if session.turn is not None or session in self._working:
                 continue
             if not any(cache.movable_pages for cache in session.caches if cache.pool in pools):
                 continue
@@ -163,38 +162,50 @@ class Hibernation:
 
     def _relieve(self, pool: PagePool, wanted: int, cache: KVCache) -> None:
         """Free pages of the pool until ``wanted`` are free, or nobody is left who may move for this cache's sake."""
-        self._give_up(pool, wanted)
         owner = next((session for session in self._working if cache in session.caches), None)
         urgent = owner is not None and owner.turn is not None
-        for session in self._victims([pool], urgent=urgent):
-            if pool.free_pages >= wanted:
-                return
+        while pool.free_pages < wanted and self._free_some(pool, urgent):
+            pass
+
+    def _free_some(self, pool: PagePool, urgent: bool) -> bool:
+        """Have the least wanted part with its pages; whether anybody had any. Shared ones are free when all have."""
+        if self._give_up(pool, False):
+            return True
+        if (session := next(self._victims([pool], urgent=urgent), None)) is not None:
             self._hibernate(session)
-        # Pages that sessions in host memory share with each other alone have stayed.
-        for name in list(self._in_host):
-            if pool.free_pages >= wanted:
-                return
-            if any(other.num_pages for other in self._engine.sessions[name].caches if other.pool is pool):
-                self._drop(name)
+            return True
+        return self._give_up(pool, True) or self._drop_sharer(pool)
+
+    def _drop_sharer(self, pool: PagePool) -> bool:
+        """Drop an idle session whose pages in the pool are all shared, with other idle ones for all that is known."""
+        for name in [*self._in_host, *self._asked]:
+            session = self._engine.sessions[name]
+            idle = session.turn is None and session.num_pending <= 1 and session not in self._working
+            if (idle or name in self._in_host) and any(c.num_pages for c in session.caches if c.pool is pool):
+                self._drop(session)
+                return True
+        return False
 
     def _hibernate(self, session: Session) -> None:
-        del self._asked[session.name]
         needed = sum(cache.movable_pages * cache.pool.bytes_per_page for cache in session.caches)
+        while self.bytes_in_host + needed > self._budget >= needed and self._in_host:
+            self._drop(self._engine.sessions[next(iter(self._in_host))])
+        if self.bytes_in_host + needed > self._budget:
+            self._drop(session)
+            return
+        del self._asked[session.name]
         self._in_host[session.name] = None
-        while self.bytes_in_host + needed > self._budget and session.name in self._in_host:
-            self._drop(session.name if needed > self._budget else next(iter(self._in_host)))
-        if session.name in self._in_host:
-            session.offload()
-            self.counts.hibernated += 1
+        session.offload()
+        self.counts.hibernated += 1
 
-    def _drop(self, name: str) -> None:
-        del self._in_host[name]
-        session = self._engine.sessions[name]
+    def _drop(self, session: Session) -> None:
+        self._in_host.pop(session.name, None)
+        self._asked.pop(session.name, None)
         waits = session.num_pending > 1
         session.drop()
         self.counts.dropped += 1
         if waits:
             session.stall()  # its prefill was under way: it begins again when there are pages
-            self._asked[name] = time.monotonic()
+            self._asked[session.name] = time.monotonic()
         else:
             session.asleep = True

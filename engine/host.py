@@ -17,6 +17,7 @@ from engine.hibernation import Counts, Hibernation
 from engine.hypotheses import Hypothesis
 from engine.interfaces import Grammars
 from engine.parking import Parking
+from engine.prefixes import Beginning, Prefixes
 from engine.schedule import Scheduler, has_work
 from engine.session import Finish, Session, Turn
 from engine.text.reply import ReplyReader
@@ -60,6 +61,7 @@ class EngineHost:
 
     new_reader: makes what reads a reply's ids as text, for the command that asked for it. grammars: makes what holds a
     reply to a constraint. hibernation: moves idle sessions out of the pools; None: every session keeps its pages.
+    prefixes: what sessions share; None: nothing.
     """
 
     engine: Engine
@@ -67,6 +69,7 @@ class EngineHost:
     new_reader: Callable[[records.Submit], ReplyReader]
     grammars: Grammars
     hibernation: Hibernation | None = None
+    prefixes: Prefixes | None = None
     _replies: dict[str, _Reply] = field(default_factory=dict)
     _behind: set[str] = field(default_factory=set)
     """Sessions whose drafter has something to catch up on when there is nothing else to do."""
@@ -74,6 +77,7 @@ class EngineHost:
     """By session, the tokens of a stop string that were reported before it was known to be one."""
     _hypotheses: dict[str, Hypothesis] = field(default_factory=dict)
     _steps: int = 0
+    _prefilled: int = 0
 
     def __post_init__(self) -> None:
         self._parking = Parking(self.grammars.ready)
@@ -84,6 +88,7 @@ class EngineHost:
         return (
             bool(self._behind)
             or bool(self._parking)
+            or (self.prefixes is not None and self.prefixes.due)
             or (self.hibernation is not None and self.hibernation.due)
             or any(has_work(s) for s in self.engine.sessions.values())
         )
@@ -116,7 +121,10 @@ class EngineHost:
             if self.hibernation is not None:
                 plan = self.hibernation.admit(plan)
             for step in self.engine.step(plan):
-                if step.turn is None and step.prefilled:
+                if step.prefilled:
+                    self._prefilled += step.prefilled
+                    self._learn(self.engine.session(step.session))
+                if step.turn is None and step.prefilled and step.session in self.engine.sessions:
                     self._behind.add(step.session)
                     events += self._news(self.engine.session(step.session))
                 events += self._report(step)
@@ -127,6 +135,8 @@ class EngineHost:
                     self.hibernation.works([session])
                 if self.engine.catch_up(session):
                     self._behind.add(session.name)
+        elif self.prefixes is not None and self.prefixes.due:
+            self.prefixes.tend()
         elif self.hibernation is not None and self.hibernation.due:
             self.hibernation.tend()
         elif self._parking:
@@ -155,7 +165,20 @@ class EngineHost:
             dropped=counts.dropped,
             woken_from_host=counts.woken_from_host,
             woken_from_log=counts.woken_from_log,
+            prefilled_tokens=self._prefilled,
+            shared_tokens=0 if self.prefixes is None else self.prefixes.tokens_saved,
         )
+
+    def _open(self, command: records.Open) -> None:
+        session, preamble = self.engine.open(command.session, command.tokens, seed=command.seed), command.preamble
+        self._wake(session)
+        if self.prefixes is not None and preamble is not None:
+            self.prefixes.join(session, Beginning(preamble.tenant, command.tokens[: preamble.length]))
+
+    def _learn(self, session: Session) -> None:
+        """More of a session was computed, or its log is another."""
+        if self.prefixes is not None:
+            self.prefixes.learn(session)
 
     def _wake(self, session: Session) -> None:
         """Something is asked of the session, or will be in a moment."""
@@ -163,14 +186,20 @@ class EngineHost:
             return
         if not session.resident:
             self._behind.add(session.name)  # its drafter may have gone to sleep behind its text
+        dropped = session.asleep
         self.hibernation.wake(session)
+        if self.prefixes is not None and dropped:
+            self.prefixes.take(session)
 
     def _dispatch(self, command: records.Command, events: list[records.Event]) -> None:
         match command:
             case records.Open():
-                self._wake(self.engine.open(command.session, command.tokens, seed=command.seed))
+                self._open(command)
                 if command.constraint is not None:
                     self.grammars.prepare(command.constraint)
+            case records.Pin():
+                if self.prefixes is not None:
+                    self.prefixes.pin(command.tokens, command.tenant)
             case records.Sync():
                 session = self.engine.session(command.session)
                 self._sync(session, command, events)
@@ -216,6 +245,7 @@ class EngineHost:
         self.scheduler.heard(session)
         self.engine.append(session, tokens[agreeing:])
         self._hypothesis(session).replace(session, cached, command.ahead)
+        self._learn(session)
 
     def _hypothesis(self, session: Session) -> Hypothesis:
         return self._hypotheses.setdefault(session.name, Hypothesis())
@@ -301,6 +331,8 @@ class EngineHost:
             self._behind.discard(name)
             if self.hibernation is not None:
                 self.hibernation.forget(name)
+            if self.prefixes is not None:
+                self.prefixes.forget(name)
 
     def _report(self, step: Step) -> list[records.Event]:
         reply = self._replies.get(step.session)

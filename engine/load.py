@@ -20,6 +20,7 @@ from engine.interfaces import Proposer, Target
 from engine.models.decoder import Decoder, load_target
 from engine.pace import Pace
 from engine.policy import DraftPolicy, FixedPolicy, MeasuredPolicy
+from engine.prefixes import Prefixes
 from engine.proposers.setup import Setup
 from engine.proposers.table import cheaper_ways, load_drafters
 from engine.schedule import ArrivalScheduler, DeadlineScheduler, Scheduler
@@ -61,8 +62,9 @@ def load_host(config: EngineConfig) -> tuple[EngineHost, records.Ready]:
 
     scheduler = scheduler_for(config)
     grammars = GrammarLibrary(codec, target.vocab_size, target.device)
-    hibernation = Hibernation(engine, config.host_cache_bytes)
-    host = EngineHost(engine, scheduler, new_reader, grammars, hibernation)
+    prefixes = Prefixes(engine)
+    hibernation = Hibernation(engine, config.host_cache_bytes, give_up=prefixes.give_up)
+    host = EngineHost(engine, scheduler, new_reader, grammars, hibernation, prefixes)
     ready = records.Ready(
         model=Path(config.model).name,
         max_context_tokens=target.max_context_tokens,

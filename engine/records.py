@@ -14,16 +14,34 @@ from engine.session import TurnStats
 
 
 @dataclass(frozen=True)
+class Preamble:
+    """What a log begins with, and calls of the same tenant with it: instructions and tools, ``length`` tokens."""
+
+    tenant: str
+    length: int
+
+
+@dataclass(frozen=True)
 class Open:
     """Open a session whose token log is ``tokens``. Prefill of it starts when nothing more urgent is there to do.
 
-    constraint: that its replies will probably have.
+    constraint: that its replies will probably have. preamble: computed once for all sessions of its tenant; None shares
+    nothing.
     """
 
     session: str
     tokens: tuple[int, ...] = ()
     seed: int = 0
     constraint: Constraint | None = None
+    preamble: Preamble | None = None
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Compute ``tokens`` and keep them for the sessions of a tenant that begin so; None: of every tenant."""
+
+    tokens: tuple[int, ...]
+    tenant: str | None
 
 
 @dataclass(frozen=True)
@@ -147,7 +165,7 @@ class Shutdown:
     """Leave the loop."""
 
 
-Command = Open | Sync | Submit | Release | Hold | Cancel | Fork | Wake | Prepare | Close | Ping | Shutdown
+Command = Open | Pin | Sync | Submit | Release | Hold | Cancel | Fork | Wake | Prepare | Close | Ping | Shutdown
 
 
 @dataclass(frozen=True)
@@ -251,7 +269,8 @@ class Beat:
     backlog_s: how long all that is pending takes: prompts not computed yet, and one step of the replies in progress.
     token_s: what one more token of a long prompt adds to that.
     host_bytes: of pages in host memory. hibernated, dropped: times that a session's pages were moved there, or given up
-    for its token log; woken_from_host, woken_from_log: times that one came back. All since the process began.
+    for its token log; woken_from_host, woken_from_log: times that one came back. prefilled_tokens: computed of prompts;
+    shared_tokens: not computed, because another session's were at hand. All since the process began.
     """
 
     at: float
@@ -266,6 +285,8 @@ class Beat:
     dropped: int = 0
     woken_from_host: int = 0
     woken_from_log: int = 0
+    prefilled_tokens: int = 0
+    shared_tokens: int = 0
 
 
 Event = Ready | Prefilled | Expected | Progress | Ended | Failed | Beat

@@ -217,12 +217,14 @@ class Session:
         self.turn: Turn | None = None
         self.asleep = False
         """Its caches were dropped, and nobody has asked anything of it since: its tokens are left uncomputed."""
+        self.held = False
+        """Somebody else computes what it begins with."""
         self._stalled_at: int | None = None
 
     @property
     def waits_for_pages(self) -> bool:
         """Whether prefill gave up its pages or ran out of them, and nothing has changed since that would help."""
-        return self.asleep or self._stalled_at == self.cache.pool.releases
+        return self.asleep or self.held or self._stalled_at == self.cache.pool.releases
 
     def stall(self) -> None:
         """Prefill ran out of pages: it is tried again when some are released."""
@@ -258,6 +260,15 @@ class Session:
         self.draft.truncate(0)
         for cache in self.caches:
             cache.close()
+
+    def adopt(self, other: Session, positions: int) -> None:
+        """Have the first ``positions`` of another's caches, whose tokens are the same, in place of its own. Pages are
+        shared until one of the two writes.
+        """
+        self.close()
+        self.cache, self.draft = other.cache.fork(), other.draft.fork()
+        self.cache.truncate(positions)
+        self.draft.truncate(positions)
 
     def rewind(self, num_tokens: int) -> None:
         """Keep the first ``num_tokens`` tokens of the log, and at most one position fewer in every cache.

@@ -17,6 +17,7 @@ from service.config import ConfigError, ServiceConfig, load_config
 from service.conversation import Conversation, load_chat
 from service.engine_client import EngineClient, EngineState
 from service.engine_process import EngineStartError
+from service.prompts import pin_prompts
 from service.server import Server
 from service.server_events import EngineRestarted
 from service.servicer import CallServicer
@@ -70,6 +71,7 @@ async def _open_for_business(
         asyncio.gather(*(_reside(name, config.fallback[name], other) for name, other in others.items())),
     )
     chat = await asyncio.to_thread(load_chat, config.engine.model)
+    pin_prompts(engine, chat, config.prompt, ready.max_context_tokens)
     telemetry = Telemetry(ready.model)
     watch_engine(telemetry, lambda: engine.beat)
     telemetry.watch(recording.ENGINE_RESTARTS, "{restart}", "Engine processes replaced", lambda: engine.restarts)

@@ -37,7 +37,7 @@ class Call:
 
     send: takes each server event at once. end: called once, with the problem that ended the call or None.
     metadata: of the stream; may name the trace that the call belongs to. admit: given what tells the length of the
-    context before the call begins; raises Problem where there is no room for it.
+    context before the call begins; raises Problem where there is no room for it. tenant: whose call it is.
     """
 
     services: CallServices
@@ -45,6 +45,7 @@ class Call:
     end: Callable[[Problem | None], None]
     metadata: dict[str, str] = field(default_factory=dict)
     admit: Callable[[Callable[[], int]], None] = lambda tokens: None
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         self.session = ""
@@ -135,7 +136,7 @@ class Call:
             services.store.close(self.session)
             raise
         recorder = services.telemetry.call(self.session, self.metadata)
-        history = History(services, self.session, conversation, shadows)
+        history = History(services, self.session, conversation, shadows, self.tenant)
         emit, over = self._emit, self._turn_over
         self._reporter = reporter = Reporter(self.session, services.model, terms, history, recorder, emit, over)
         self._turns = turns = Turns(
@@ -180,7 +181,9 @@ class Call:
                 if resident is None:
                     raise Problem(Reason.UNKNOWN_MODEL, f"{link.model} is no fallback here", field=f"{path}.model")
                 content, generation = conversation.content, terms.generation
-                shadows[link.model] = Shadow(resident, self.session, seed, content, generation, f"{path}.model")
+                shadows[link.model] = Shadow(
+                    resident, self.session, seed, content, generation, f"{path}.model", self.tenant
+                )
         except Problem:
             for shadow in shadows.values():
                 shadow.close()

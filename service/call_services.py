@@ -43,6 +43,7 @@ class EnginePort(Protocol):
         seed: int,
         on_failed: Callable[[records.Failed], None],
         constraint: Constraint | None = None,
+        preamble: records.Preamble | None = None,
     ) -> None: ...
     def sync(
         self,

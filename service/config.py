@@ -129,6 +129,27 @@ class WatchdogConfig(Section):
     backoff_max_s: float = Field(default=30.0, ge=0)
 
 
+class PromptConfig(Section):
+    """Instructions and tools that calls begin with, computed once at start and kept.
+
+    tools_file: a JSON list of objects with name, description and parameters (a JSON Schema). tenant: whose calls begin
+    so; public: calls of every tenant may, who can tell from their first token's time that it was there.
+    """
+
+    system: str = ""
+    tools_file: Path | None = None
+    tenant: str = ""
+    public: bool = False
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.system and self.tools_file is None:
+            raise ValueError("has neither system nor tools_file")
+        if self.public and self.tenant:
+            raise ValueError("is either public or a tenant's")
+        return self
+
+
 class LogConfig(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "text"] = "json"
@@ -161,7 +182,7 @@ class ServiceConfig(Section):
     """Everything the service is started with.
 
     fallback: models that are resident beside the engine's, by the names that clients use in ``Open.fallbacks``. Each is
-    a directory or a table with the keys of ``[engine]``.
+    a directory or a table with the keys of ``[engine]``. prompt: what is computed before the first call comes.
     """
 
     server: ServerConfig = ServerConfig()
@@ -172,6 +193,7 @@ class ServiceConfig(Section):
     telemetry: TelemetryConfig = TelemetryConfig()
     engine: EngineConfig = EngineConfig(model=str(EMBEDDED_MODEL))
     fallback: dict[str, EngineConfig] = Field(default_factory=dict)
+    prompt: tuple[PromptConfig, ...] = ()
 
     @field_validator("engine", mode="before")
     @classmethod

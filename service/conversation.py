@@ -71,6 +71,17 @@ class Conversation:
         return len(self._tokens)
 
     @property
+    def preamble(self) -> int:
+        """Tokens at the front that the instructions and the tools alone decide."""
+        mine = self._instructions
+        if not mine.items:
+            return len(mine.head.ids)
+        try:
+            return common_length(self._bare(mine.summary).head.ids, self._tokens)
+        except Problem:
+            return 0
+
+    @property
     def tokens(self) -> tuple[int, ...]:
         return tuple(self._tokens)
 

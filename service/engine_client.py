@@ -47,6 +47,7 @@ class EngineClient:
         self._watchdog = watchdog
         self._on_state = on_state
         self._sessions: dict[str, SessionMirror] = {}
+        self._pins: list[records.Pin] = []
         self._process: EngineProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self.state = EngineState.STARTING
@@ -84,14 +85,21 @@ class EngineClient:
         seed: int,
         on_failed: Callable[[records.Failed], None],
         constraint: Constraint | None = None,
+        preamble: records.Preamble | None = None,
     ) -> None:
         """Open a session. on_failed: told when a command of it fails that belongs to no reply. constraint: that its
-        replies will probably have.
+        replies will probably have. preamble: what of the tokens is computed once for its tenant.
         """
         if session in self._sessions:
             raise ValueError(f"session {session} is open already")
-        self._sessions[session] = mirror = SessionMirror(session, seed, tokens, self._send, on_failed, constraint)
+        mirror = SessionMirror(session, seed, tokens, self._send, on_failed, constraint, preamble)
+        self._sessions[session] = mirror
         mirror.open()
+
+    def pin(self, tokens: tuple[int, ...], tenant: str | None) -> None:
+        """Keep what sessions of a tenant will begin with computed for as long as this lives; None: of every tenant."""
+        self._pins.append(records.Pin(tokens, tenant))
+        self._send(self._pins[-1])
 
     def sync(
         self,
@@ -190,6 +198,8 @@ class EngineClient:
             deaths = 1 if time.monotonic() - served_from > self._watchdog.backoff_max_s else deaths + 1
             log.error("engine lost, restarting", extra={"cause": cause, "restarts": self.restarts})
             process, deaths = await self._respawn(deaths)
+            for pin in self._pins:
+                process.send(pin)
             for mirror in list(self._sessions.values()):
                 mirror.reopen()
 

@@ -39,7 +39,8 @@ UNHELD_RESULT = '{"status": "done", "output": "too long"}'
 class History:
     """The history of one call. ``version`` grows with each reply that stops, with each cut, and with each edit.
 
-    shadows: the call at the models that may have to answer in its own one's place, by their names.
+    shadows: the call at the models that may have to answer in its own one's place, by their names. tenant: whose call
+    it is: its instructions are computed once for all of that tenant's.
     """
 
     def __init__(
@@ -48,10 +49,12 @@ class History:
         session: str,
         conversation: Conversation,
         shadows: Mapping[str, Shadow] | None = None,
+        tenant: str = "",
     ) -> None:
         self._services = services
         self._session = session
         self._conversation = conversation
+        self._tenant = tenant
         self.shadows = shadows or {}
         self._submissions = 0
         self.version = 1
@@ -67,7 +70,8 @@ class History:
         """
         _, tokens = self._conversation.take_change()
         constraint = self._conversation.constraint(generation, goes_on=False)
-        self._services.engine.open(self._session, tokens, seed, on_failed, constraint)
+        preamble = records.Preamble(self._tenant, self._conversation.preamble)
+        self._services.engine.open(self._session, tokens, seed, on_failed, constraint, preamble)
         self._services.store.append(self._session, LogEntry(0, 0, tokens))
 
     @property

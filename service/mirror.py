@@ -71,7 +71,7 @@ class SessionMirror:
     """One session as the engine has it once it has done all that was sent.
 
     send: takes each command for the engine. on_failed: told when a command fails that belongs to no reply. constraint:
-    that its replies will probably have.
+    that its replies will probably have. preamble: what of the log its tenant's sessions share.
     """
 
     def __init__(
@@ -82,12 +82,14 @@ class SessionMirror:
         send: Callable[[records.Command], None],
         on_failed: Callable[[records.Failed], None],
         constraint: Constraint | None = None,
+        preamble: records.Preamble | None = None,
     ) -> None:
         self._name = name
         self._seed = seed
         self._send = send
         self._on_failed = on_failed
         self._constraint = constraint
+        self._preamble = preamble
         self._reply: ReplyMirror | None = None
         self._overtaken: dict[int, ReplyMirror] = {}
         self._syncs = 0
@@ -98,7 +100,7 @@ class SessionMirror:
 
     def open(self) -> None:
         """Open the session, with the log as it is now."""
-        self._send(records.Open(self._name, tuple(self.tokens), self._seed, self._constraint))
+        self._send(records.Open(self._name, tuple(self.tokens), self._seed, self._constraint, self._preamble))
 
     def fork(self, child: str) -> SessionMirror:
         """The mirror of a fork, which the engine makes now. It begins with what this one has of the log."""
@@ -225,6 +227,8 @@ class SessionMirror:
         if not 0 <= keep <= len(self.tokens):
             raise ValueError(f"the log has {len(self.tokens)} tokens, not the {keep} to keep")
         self.tokens[keep:] = tokens
+        if self._preamble is not None and keep < self._preamble.length:
+            self._preamble = None  # other instructions since, perhaps with what was said in them
 
     def _resume(self, reply: ReplyMirror) -> None:
         """Submit a reply again with the tokens that were got as its beginning, unless too many engines died of it."""

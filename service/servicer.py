@@ -58,7 +58,7 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
             await abort(context, refused)
             return
         outbox = Outbox(self._config, lambda slow: call.hold(slow))
-        call = Call(services, outbox.put, outbox.end, metadata, seat.open)
+        call = Call(services, outbox.put, outbox.end, metadata, seat.open, seat.tenant)
         self._calls.add(call)
         self._nobody_calls.clear()
         reader = asyncio.create_task(_read(request_iterator, call))

@@ -31,7 +31,14 @@ class Shadow:
     """
 
     def __init__(
-        self, resident: Resident, session: str, seed: int, content: Content, generation: Generation, field: str
+        self,
+        resident: Resident,
+        session: str,
+        seed: int,
+        content: Content,
+        generation: Generation,
+        field: str,
+        tenant: str = "",
     ) -> None:
         self.resident = resident
         self._session = session
@@ -50,7 +57,8 @@ class Shadow:
         self._usable = True
         known, tokens = self._conversation.take_change(limit=resident.max_context_tokens - 1)
         self._known = known + len(tokens)
-        resident.engine.open(session, tokens, seed, self._engine_failed)
+        preamble = records.Preamble(tenant, min(self._conversation.preamble, len(tokens)))
+        resident.engine.open(session, tokens, seed, self._engine_failed, preamble=preamble)
         self._prepare()
 
     @property

@@ -15,6 +15,8 @@ FIGURES: tuple[tuple[str, str, str, Callable[[records.Beat], float], bool], ...]
     (recording.DROPPED, "{session}", "Dropped to the token log", lambda beat: beat.dropped, True),
     (recording.WOKEN_FROM_HOST, "{session}", "Brought back from there", lambda beat: beat.woken_from_host, True),
     (recording.WOKEN_FROM_LOG, "{session}", "Computed again", lambda beat: beat.woken_from_log, True),
+    (recording.PREFILLED_TOKENS, "{token}", "Of prompts, computed", lambda beat: beat.prefilled_tokens, True),
+    (recording.SHARED_TOKENS, "{token}", "Of prompts, another call's", lambda beat: beat.shared_tokens, True),
 )
 """(name, unit, description, figure, whether it only grows)"""
 

@@ -42,6 +42,8 @@ HOST_BYTES = "firstword.engine.host.used"
 HIBERNATED = "firstword.engine.sessions.hibernated"
 DROPPED = "firstword.engine.sessions.dropped"
 WOKEN_FROM_HOST = "firstword.engine.sessions.woken_from_host"
+PREFILLED_TOKENS = "firstword.engine.prompt.computed"
+SHARED_TOKENS = "firstword.engine.prompt.shared"
 WOKEN_FROM_LOG = "firstword.engine.sessions.woken_from_log"
 
 _TO_FIRST_S = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2)

@@ -308,3 +308,25 @@ def test_memory_that_is_out_all_the_same_is_told_once_and_harms_nobody() -> None
     with pytest.raises(OutOfPages), torch.inference_mode():
         host.engine.session("a").cache.reserve(1000)
     assert reply(host, "b").finish == "length"
+
+
+def test_calls_that_come_and_go_leave_nothing_behind() -> None:
+    """Each opened on a pool that is full of others, half of them asked for a reply, a third closed in the middle."""
+    host = made(320, 1 << 20)
+    for number in range(80):
+        name, prompt = f"c{number}", tuple(5 + (31 * number + at) % 1900 for at in range(40))
+        host.handle(records.Open(name, prompt, number))
+        run(host, steps=number % 5)
+        if number % 2:
+            host.handle(records.Submit(name, 1, 40, (), Sampling(), 2, hold=1 if number % 4 == 1 else None))
+            run(host, steps=number % 7)
+        if number >= 10:
+            host.handle(records.Close(f"c{number - 10}"))
+    assert host.beat().dropped > 0
+    for number in range(70, 80):
+        host.handle(records.Close(f"c{number}"))
+    run(host)
+    assert host.beat().sessions == host.beat().pages_in_use == host.beat().host_bytes == 0
+    for owner in (host, host.hibernation, host.scheduler):
+        left = {name: kept for name, kept in vars(owner).items() if isinstance(kept, dict | set) and kept}
+        assert left == {}, owner

@@ -72,9 +72,11 @@ class LocalEngine:
         seed: int,
         on_failed: Callable[[records.Failed], None],
         constraint: Constraint | None = None,
+        preamble: records.Preamble | None = None,
     ) -> None:
         send = self._commands.append
-        self._sessions[session] = mirror = SessionMirror(session, seed, tokens, send, on_failed, constraint)
+        mirror = SessionMirror(session, seed, tokens, send, on_failed, constraint, preamble)
+        self._sessions[session] = mirror
         mirror.open()
 
     def sync(

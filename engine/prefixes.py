@@ -1,0 +1,199 @@
+"""Beginnings that calls have in common: computed once, and shared by the calls of one tenant.
+
+A beginning is kept as caches that later calls fork. Nobody finds what another tenant had computed: how soon a first
+token comes would tell what others' prompts say. What is pinned for everybody is public by configuration. Knows sessions
+and pages; knows no text.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from engine.cache import PagePool
+from engine.engine import Engine
+from engine.session import Session
+from engine.text.common import common_length
+
+LEAST_TOKENS = 32
+"""Fewer are computed sooner than looked for."""
+MOST_KEPT = 256
+PAGES_SHARE = 1 / 4
+"""Of the pool, what beginnings that nobody has pinned may hold; all of it is given up before a call has to move."""
+OWN_RUN_FREE = 1 / 4
+"""Of the pool, what must be left free where a fork is given pages of its own."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a session's log begins with, and for whom it may be kept. tenant: None for everybody. pinned: for good."""
+
+    tenant: str | None
+    tokens: tuple[int, ...]
+    pinned: bool = field(default=False, compare=False)
+
+    def serves(self, other: Beginning) -> bool:
+        """Whether whoever begins with the other may have this one."""
+        return self.tenant in (other.tenant, None)
+
+
+@dataclass(eq=False)
+class _Prefix:
+    """A kept beginning: a session of its own, that is in no engine and never replies."""
+
+    of: Beginning
+    session: Session
+
+
+class Prefixes:
+    """The beginnings that one engine keeps. tokens_saved: that calls did not have to compute.
+
+    own_runs: calls get copies in pages of their own while the pool has room, instead of a share in the pages that are
+    there. By default on a CPU: attention reads pages that form one run as a view, and has to gather others at every
+    step.
+    """
+
+    def __init__(self, engine: Engine, *, own_runs: bool | None = None) -> None:
+        self._engine = engine
+        self._kept: list[_Prefix] = []
+        """Least recently used first."""
+        self._behind: list[_Prefix] = []
+        """Kept ones whose drafter has something to catch up on, so that not every call has to."""
+        self._tended: _Prefix | None = None
+        self._of: dict[str, Beginning] = {}
+        self._computing: dict[Beginning, str] = {}
+        """Who computes a beginning that is not kept yet; all others that begin so wait for it."""
+        self._pins = itertools.count(1)
+        self._pool = engine.target.new_cache().pool
+        self._own_runs = self._pool.geometry.device.type == "cpu" if own_runs is None else own_runs
+        self.tokens_saved = 0
+
+    def join(self, session: Session, beginning: Beginning) -> None:
+        """The session, of which nothing is computed, begins so."""
+        if len(beginning.tokens) < LEAST_TOKENS:
+            return
+        self._of[session.name] = beginning
+        self.take(session)
+        self._compute(session, beginning)
+
+    def pin(self, tokens: Sequence[int], tenant: str | None) -> None:
+        """Compute a beginning when nothing more urgent is there to do, and keep it for good. Raises as ``Engine.open``
+        does. tenant: None for everybody.
+        """
+        beginning = Beginning(tenant, tuple(tokens), pinned=True)
+        for prefix in self._kept:
+            if prefix.of == beginning:
+                prefix.of = beginning
+                return
+        name = f"\npin {next(self._pins)}"  # no call's name has a line break in it
+        self.join(self._engine.open(name, tokens), beginning)
+
+    def take(self, session: Session) -> None:
+        """Let the session have what is kept of its log's beginning, if that is more than it has."""
+        if (mine := self._of.get(session.name)) is None:
+            return
+        open_to = [prefix for prefix in self._kept if prefix.of.serves(mine)]
+        # The last token is forwarded again: the feature that a drafter needs there is in no cache.
+        found = [(common_length(prefix.session.tokens, session.tokens) - 1, prefix) for prefix in open_to]
+        positions, prefix = max(found, key=lambda pair: pair[0], default=(0, None))
+        if prefix is None or positions < max(session.cache.length + 1, LEAST_TOKENS):
+            return
+        self.tokens_saved += positions - session.cache.length
+        self._kept.remove(prefix)
+        self._kept.append(prefix)
+        session.adopt(prefix.session, positions)
+        for cache in session.caches if self._own_runs else ():
+            if cache.pool.free_pages - cache.num_pages >= cache.pool.num_pages * OWN_RUN_FREE:
+                cache.unshare()
+
+    def learn(self, session: Session) -> None:
+        """More of the session is computed, or its log is another: keep its beginning once all of that is there."""
+        beginning = self._of.get(session.name)
+        if beginning is None or self._computing.get(beginning) != session.name:
+            return
+        length = len(beginning.tokens)
+        if tuple(session.tokens[:length]) != beginning.tokens:
+            self._hand_on(beginning)
+        elif session.cache.length >= length - 1:
+            self._keep(session, beginning)
+            self._hand_on(beginning)
+            if beginning.pinned:
+                self.forget(session.name)
+                self._engine.close(session)
+
+    def forget(self, name: str) -> None:
+        """The session is closed."""
+        beginning = self._of.pop(name, None)
+        if beginning is not None and self._computing.get(beginning) == name:
+            self._hand_on(beginning)
+
+    @property
+    def due(self) -> bool:
+        """Whether there is something to do when nobody waits."""
+        return bool(self._behind)
+
+    def tend(self) -> None:
+        """Let a kept beginning's drafter do a piece of what every call that takes it would have to do."""
+        self._tended = prefix = self._behind.pop()
+        if self._engine.catch_up(prefix.session):
+            self._behind.append(prefix)
+        self._tended = None
+
+    def give_up(self, pool: PagePool, shared: bool) -> bool:
+        """Part with the beginning used least recently that has pages of the pool to itself, or shared: that has any.
+        Whether there was one; what is pinned stays.
+        """
+        for prefix in self._kept:
+            if prefix.of.pinned or prefix is self._tended:
+                continue
+            caches = [cache for cache in prefix.session.caches if cache.pool is pool]
+            if any(cache.num_pages if shared else cache.movable_pages for cache in caches):
+                self._drop(prefix)
+                return True
+        return False
+
+    def _is_kept(self, beginning: Beginning) -> bool:
+        """Whether a call that begins so finds all of it. What is to be pinned has to be kept in its own right."""
+        length = len(beginning.tokens)
+        return any(
+            prefix.of == beginning
+            or (not beginning.pinned and prefix.of.serves(beginning) and prefix.of.tokens[:length] == beginning.tokens)
+            for prefix in self._kept
+        )
+
+    def _compute(self, session: Session, beginning: Beginning) -> None:
+        """Let the session compute its beginning, unless it is kept, or computed by another one already."""
+        session.held = False
+        if not self._is_kept(beginning):
+            public = self._computing.get(replace(beginning, tenant=None))
+            session.held = (public or self._computing.setdefault(beginning, session.name)) != session.name
+
+    def _keep(self, session: Session, beginning: Beginning) -> None:
+        length = len(beginning.tokens)
+        kept = Session("", 0, session.cache.fork(), session.draft.fork())
+        kept.tokens = session.tokens.copy()
+        kept.rewind(length)
+        self._kept.append(prefix := _Prefix(beginning, kept))
+        self._behind.append(prefix)
+        others = [prefix for prefix in self._kept if not prefix.of.pinned]
+        pages = sum(prefix.session.cache.num_pages for prefix in others)
+        while others and (pages > self._pool.num_pages * PAGES_SHARE or len(others) > MOST_KEPT):
+            oldest = others.pop(0)
+            pages -= oldest.session.cache.num_pages
+            self._drop(oldest)
+
+    def _hand_on(self, beginning: Beginning) -> None:
+        """Nobody computes it any more: whoever has waited for it takes it, or the first of them computes it."""
+        del self._computing[beginning]
+        for name, other in self._of.items():
+            session = self._engine.session(name)
+            if session.held and other.tokens == beginning.tokens and beginning.serves(other):
+                self.take(session)
+                self._compute(session, other)
+
+    def _drop(self, prefix: _Prefix) -> None:
+        self._kept.remove(prefix)
+        if prefix in self._behind:
+            self._behind.remove(prefix)
+        prefix.session.close()

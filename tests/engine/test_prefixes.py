@@ -1,0 +1,232 @@
+"""What calls begin with is computed once a tenant, and nobody can tell from what is said or reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from functools import partial
+
+import pytest
+
+from engine import records
+from engine.cache import ABSENT
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.hibernation import Hibernation
+from engine.host import EngineHost
+from engine.load import load_proposer, load_target_for, reader_of
+from engine.policy import FixedPolicy
+from engine.prefixes import Prefixes
+from engine.records import Preamble
+from engine.sampling import Sampling
+from engine.schedule import DeadlineScheduler
+from tests.engine.embedded import HEAD, MODEL, codec, grammars
+from tests.engine.equal import held_out
+from tests.engine.test_hibernation import run
+
+PROMPT = tuple(held_out(1)[0].ids[:150])
+OTHER = PROMPT[:100] + tuple(held_out(9)[8].ids[40:90])
+LINES = tuple(tuple(prompt.ids[-9:]) for prompt in held_out(4))
+
+
+def made(
+    *, shares: bool = True, pool_tokens: int = 4096, own_runs: bool = True, host_bytes: int = 1 << 30
+) -> EngineHost:
+    config = EngineConfig(str(MODEL), f"suffix+eagle3:{HEAD}", dtype="float64", pool_tokens=pool_tokens)
+    target = load_target_for(config)
+    engine = Engine(target, load_proposer(config, target), FixedPolicy(8), coupled=True)
+    prefixes = Prefixes(engine, own_runs=own_runs) if shares else None
+    hibernation = None
+    if prefixes is not None:
+        hibernation = Hibernation(engine, host_bytes, idle_s=0.0, give_up=prefixes.give_up)
+    return EngineHost(
+        engine,
+        DeadlineScheduler(64),
+        partial(reader_of, codec()),
+        grammars(),
+        hibernation=hibernation,
+        prefixes=prefixes,
+    )
+
+
+def opened(name: str, tenant: str | None, prompt: tuple[int, ...] = PROMPT, seed: int = 5) -> records.Open:
+    preamble = None if tenant is None else Preamble(tenant, len(prompt))
+    return records.Open(name, prompt, seed, preamble=preamble)
+
+
+def computed(host: EngineHost, *commands: records.Command) -> int:
+    """Prompt tokens that were computed for these."""
+    before = host.beat().prefilled_tokens
+    for command in commands:
+        assert host.handle(command) == []
+    run(host)
+    return host.beat().prefilled_tokens - before
+
+
+def converse(host: EngineHost, name: str, prompt: tuple[int, ...], sampling: Sampling) -> list[records.Event]:
+    """Two turns, with a hypothesis, and all that is reported of them but times and what was cached."""
+    events: list[records.Event] = []
+    length = len(prompt)
+    for turn, line in enumerate(LINES[:2], start=1):
+        events += host.handle(records.Sync(name, length, line[:5], ahead=5, number=turn))
+        run(host, events.append)
+        events += host.handle(records.Submit(name, turn, length, line, sampling, 12))
+        run(host, events.append)
+        ended = events[-1]
+        assert isinstance(ended, records.Ended)
+        length = ended.log_tokens
+    return [bare(event) for event in events]
+
+
+def bare(event: records.Event) -> records.Event:
+    if isinstance(event, records.Progress):
+        return dataclasses.replace(event, at=0.0)
+    if isinstance(event, records.Ended):
+        stats = event.stats
+        return dataclasses.replace(event, stats=(stats.prompt_tokens, stats.steps, stats.drafted, stats.accepted_at))  # type: ignore[arg-type]
+    return event
+
+
+@pytest.mark.parametrize("own_runs", [False, True], ids=["pages shared", "runs of their own"])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, top_p=0.95)], ids=["greedy", "sampled"])
+def test_a_call_is_the_same_whether_its_beginning_was_computed_for_it_or_not(
+    sampling: Sampling, own_runs: bool
+) -> None:
+    """Text, seeds, steps, drafts and what was accepted of them: for the whole beginning, and for a part of it."""
+    sharing, alone = made(own_runs=own_runs), made(shares=False)
+    assert computed(sharing, opened("first", "a")) == len(PROMPT) - 1
+    for name, prompt in (("same", PROMPT), ("partly", OTHER)):
+        for host in (sharing, alone):
+            computed(host, opened(name, "a", prompt))
+        assert converse(sharing, name, prompt, sampling) == converse(alone, name, prompt, sampling)
+    # The last token that both begin with is computed again, for what a drafter needs there.
+    assert sharing.beat().shared_tokens == len(PROMPT) - 1 + 100 - 1
+    assert sharing.beat().prefilled_tokens + sharing.beat().shared_tokens == (
+        alone.beat().prefilled_tokens + len(PROMPT) - 1
+    )
+    shared = [cache._pages for cache in sharing.engine.session("same").caches]
+    runs = all(page + 1 == after for pages in shared for page, after in itertools.pairwise(pages))
+    assert runs or not own_runs
+
+
+def test_two_tenants_with_the_same_prompt_do_not_share() -> None:
+    host = made()
+    assert computed(host, opened("a1", "a")) == len(PROMPT) - 1
+    assert computed(host, opened("b1", "b")) == len(PROMPT) - 1
+    assert computed(host, opened("nobody's", None)) == len(PROMPT) - 1
+    assert computed(host, opened("no tenant", "")) == len(PROMPT) - 1
+    assert host.beat().shared_tokens == 0
+    for tenant in ("a", "b", ""):
+        assert computed(host, opened(f"{tenant}2", tenant)) == 0
+
+
+def test_tenants_at_the_same_time_do_not_wait_for_each_other() -> None:
+    host = made()
+    both = computed(host, opened("a1", "a"), opened("a2", "a"), opened("b1", "b"), opened("b2", "b"))
+    assert both == 2 * (len(PROMPT) - 1)
+
+
+def test_a_public_prompt_is_every_tenants() -> None:
+    host = made()
+    assert computed(host, records.Pin(PROMPT, None)) == len(PROMPT) - 1
+    assert host.beat().sessions == 0
+    assert computed(host, opened("a", "a"), opened("b", "b")) == 0
+    assert computed(host, opened("nobody's", None)) == len(PROMPT) - 1
+
+
+def test_a_pinned_prompt_is_its_tenants_and_stays_under_pressure() -> None:
+    host = made(pool_tokens=600)
+    computed(host, records.Pin(PROMPT, "a"), records.Pin(PROMPT, "a"))
+    for number in range(6):
+        computed(host, opened(f"c{number}", "b", tuple(100 + number + at for at in range(150))))
+    assert host.beat().hibernated > 0
+    assert computed(host, opened("a", "a")) == 0
+    assert computed(host, opened("b", "b")) == len(PROMPT) - 1
+
+
+def test_calls_that_begin_at_once_wait_for_the_one_that_computes() -> None:
+    """Also where that one is closed before it is done, and where its instructions are replaced."""
+    host = made()
+    assert computed(host, *(opened(f"c{number}", "a") for number in range(4))) == len(PROMPT) - 1
+    host = made()
+    for number in range(4):
+        host.handle(opened(f"c{number}", "a"))
+    run(host, steps=1)
+    spent = host.beat().prefilled_tokens
+    assert 0 < spent < len(PROMPT) - 1
+    host.handle(records.Close("c0"))
+    run(host, steps=1)
+    assert not host.engine.session("c1").held and host.engine.session("c2").held
+    host.handle(records.Sync("c1", 0, OTHER))
+    run(host)
+    assert all(host.engine.session(f"c{number}").num_pending == 1 for number in (1, 2, 3))
+    assert host.beat().shared_tokens == len(PROMPT) - 1
+
+
+def test_who_waits_for_another_ones_computing_is_answered_all_the_same() -> None:
+    host = made()
+    host.handle(opened("slow", "a"))
+    host.handle(opened("asks", "a"))
+    assert host.engine.session("asks").held
+    events = host.handle(records.Submit("asks", 1, len(PROMPT), (), Sampling(), 3))
+    while not any(isinstance(event, records.Ended) for event in events):
+        events += host.advance()
+    assert isinstance(events[-1], records.Ended) and events[-1].finish == "length"
+
+
+def test_under_pressure_beginnings_are_given_up_before_calls_move() -> None:
+    host = made(pool_tokens=700)
+    computed(host, opened("first", "a"))
+    host.handle(records.Close("first"))
+    computed(host, opened("c1", None, tuple(at + 7 for at in range(250))))
+    assert host.engine.target.new_cache().pool.pages_in_use > 250 // 16 + 8
+    computed(host, opened("c2", None, tuple(at + 9 for at in range(250))))
+    assert host.beat().hibernated == 0 and host.beat().dropped == 0
+    assert computed(host, opened("again", "a")) == len(PROMPT) - 1
+
+
+def test_a_call_that_was_dropped_takes_its_beginning_from_who_has_it() -> None:
+    host = made(pool_tokens=500, own_runs=False, host_bytes=0)
+    computed(host, records.Pin(PROMPT, "a"), opened("a1", "a"))
+    computed(host, opened("b1", "b", tuple(at + 7 for at in range(300))))
+    assert host.engine.session("a1").cache.length == 0
+    assert computed(host, records.Wake("a1")) == 0
+
+
+def test_shared_pages_stay_where_they_are_when_a_call_moves() -> None:
+    host = made(own_runs=False)
+    computed(host, opened("first", "a"), opened("second", "a"))
+    session = host.engine.session("second")
+    pool = session.cache.pool
+    before = pool.pages_in_use
+    session.offload()
+    held = [page for page in session.cache._pages if page != ABSENT]
+    assert len(held) >= (len(PROMPT) - 1) // 16 and pool.pages_in_use < before
+    session.restore()
+    assert pool.pages_in_use == before
+
+
+def test_nothing_is_left_of_calls_and_beginnings() -> None:
+    host = made()
+    for tenant in "abc":
+        computed(host, opened(tenant, tenant), opened(tenant * 2, tenant))
+    for name in list(host.engine.sessions):
+        host.handle(records.Close(name))
+    assert host.prefixes is not None
+    pool = host.engine.target.new_cache().pool
+    assert 0 < pool.pages_in_use <= 3 * (len(PROMPT) // 16 + 1)
+    while host.prefixes.give_up(pool, False):
+        pass
+    assert pool.pages_in_use == 0
+
+
+def test_pages_that_quiet_calls_share_with_what_is_kept_are_freed_when_both_part_with_them() -> None:
+    """Beginnings of whole pages, so that no call has a page to itself."""
+    host = made(pool_tokens=512)
+    for number in range(4):
+        prompt = tuple(300 * number + at for at in range(129))
+        computed(host, opened(f"c{number}", "a", prompt))
+    host.handle(records.Open("asks"))
+    events = host.handle(records.Submit("asks", 1, 0, tuple(range(5, 460)), Sampling(), 2))
+    run(host, events.append)
+    assert isinstance(events[-1], records.Ended) and events[-1].finish == "length"
