@@ -148,8 +148,8 @@ def main() -> None:
     header = ["each call placed, times", "tokens of prompts so far", "computed", "share saved"]
     text = (
         f"{harness.table(header, tokens)}\n\nThe first {arguments.calls} recorded calls, each a tenant of its own with "
-        f"instructions of its own.\n\n{harness.table(HEADER, ways)}\n\nMedians of {arguments.rounds} rounds, CPU time of "
-        "the engine's thread; ratios are paired, with their 95 % interval."
+        f"instructions of its own.\n\n{harness.table(HEADER, ways)}\n\nMedians of {arguments.rounds} rounds, CPU time "
+        "of the engine's thread; ratios are paired, with their 95 % interval."
     )
     harness.save("prefixes", "Beginnings that calls share", text, {"tokens": tokens, "ways": ways})
 
