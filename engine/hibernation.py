@@ -54,7 +54,8 @@ class Hibernation:
         self._budget = host_bytes
         self._idle_s = idle_s
         self._give_up = give_up
-        self._working: tuple[Session, ...] = ()
+        self._working: dict[Session, bool] = {}
+        """Who has the step, and whether for a reply."""
         self._asked: dict[str, float] = {}
         """When sessions were last asked for something; least recently first. Those that sleep are not among them."""
         self._in_host: dict[str, None] = {}
@@ -91,7 +92,7 @@ class Hibernation:
 
     def works(self, sessions: Iterable[Session]) -> None:
         """These have the next step: nothing of theirs is moved in it."""
-        self._working = tuple(sessions)
+        self._working = {session: session.turn is not None for session in sessions}
         for session in self._working:
             self._touch(session)
 
@@ -108,6 +109,7 @@ class Hibernation:
         """The session is closed."""
         self._asked.pop(name, None)
         self._in_host.pop(name, None)
+        self._working = {session: replies for session, replies in self._working.items() if session.name != name}
 
     @property
     def due(self) -> bool:
@@ -126,6 +128,10 @@ class Hibernation:
             self.counts.woken_from_host += 1
         self._asked.pop(session.name, None)
         self._asked[session.name] = time.monotonic()
+
+    def _stays(self, session: Session) -> bool:
+        """Whether the session has the step. A reply that has found no pages in it has it no more."""
+        return session.turn is not None or self._working.get(session) is False
 
     @staticmethod
     def _is_short(pool: PagePool) -> bool:
@@ -149,7 +155,7 @@ class Hibernation:
             if session is None:
                 del self._asked[name]
                 continue
-            if session.turn is not None or session in self._working:
+            if self._stays(session):
                 continue
             if not any(cache.movable_pages for cache in session.caches if cache.pool in pools):
                 continue
@@ -180,7 +186,7 @@ class Hibernation:
         """Drop an idle session whose pages in the pool are all shared, with other idle ones for all that is known."""
         for name in [*self._in_host, *self._asked]:
             session = self._engine.sessions[name]
-            idle = session.turn is None and session.num_pending <= 1 and session not in self._working
+            idle = session.num_pending <= 1 and not self._stays(session)
             if (idle or name in self._in_host) and any(c.num_pages for c in session.caches if c.pool is pool):
                 self._drop(session)
                 return True
