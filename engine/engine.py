@@ -333,7 +333,8 @@ class Engine:
         turn.stats.step()
         if FORCED not in tree.source:  # a token that had to come says nothing about drafting
             if drafted:
-                turn.stats.count(int(tree.depth.max()), len(tree), accepted)
+                names = self._drafters_of(tree)
+                turn.stats.count(int(tree.depth.max()), names[1:], [names[node] for node in path[1 : accepted + 1]])
             if turn.choice is not None and (drafted or turn.choice.drafts):  # nothing may have been left to verify
                 self.drafting.observe(turn, tree, path)
         if finish is not None:
@@ -349,6 +350,11 @@ class Engine:
             finish=finish,
             error=error,
         )
+
+    def _drafters_of(self, tree: DraftTree) -> list[str]:
+        """Who has drafted each node, by name; of the root, anybody."""
+        names = self.proposer.name.split("+")
+        return [names[source] if 0 <= source < len(names) else self.proposer.name for source in tree.source.tolist()]
 
     def _choose(self, turn: Turn, tree: DraftTree | None, output: Output) -> torch.Tensor:
         assert output.logits is not None

@@ -34,11 +34,12 @@ class Finish(Enum):
 
 @dataclass
 class Phase:
-    """A run of steps that were drafted in one way, and why in that one."""
+    """A run of steps that were drafted in one way, and why in that one. drafts: steps that verified a draft."""
 
     mode: str
     reason: str
     steps: int = 0
+    drafts: int = 0
     drafted: int = 0
     accepted: int = 0
 
@@ -64,6 +65,9 @@ class TurnStats:
     """``accepted_at[d]``: steps in which the draft at depth d + 1 was accepted."""
     drafted_at: list[int] = field(default_factory=list)
     """``drafted_at[d]``: steps whose tree reached depth d + 1."""
+    drafted_by: dict[str, int] = field(default_factory=dict)
+    """Of ``drafted``, what each drafter has guessed; ``accepted_by``: likewise of ``accepted``."""
+    accepted_by: dict[str, int] = field(default_factory=dict)
     draft_seconds: float = 0.0
     forward_seconds: float = 0.0
     phases: list[Phase] = field(default_factory=list)
@@ -103,13 +107,18 @@ class TurnStats:
         if self.steps and not self.phases:
             self.phases.append(Phase("plain", "too short to draft", self.steps))
 
-    def count(self, tree_depth: int, tree_nodes: int, num_accepted: int) -> None:
-        """Account for what one step drafted."""
-        self.drafted += tree_nodes - 1
+    def count(self, tree_depth: int, drafted: Sequence[str], accepted: Sequence[str]) -> None:
+        """Account for what one step drafted. drafted: who has guessed each node; accepted: those that were kept."""
+        num_accepted = len(accepted)
+        self.drafted += len(drafted)
         self.accepted += num_accepted
         if self.phases:
-            self.phases[-1].drafted += tree_nodes - 1
+            self.phases[-1].drafts += 1
+            self.phases[-1].drafted += len(drafted)
             self.phases[-1].accepted += num_accepted
+        for names, counts in ((drafted, self.drafted_by), (accepted, self.accepted_by)):
+            for name in names:
+                counts[name] = counts.get(name, 0) + 1
         while len(self.drafted_at) < tree_depth:
             self.drafted_at.append(0)
             self.accepted_at.append(0)

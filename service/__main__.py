@@ -22,8 +22,7 @@ from service.server import Server
 from service.server_events import EngineRestarted
 from service.servicer import CallServicer
 from service.store import MemoryStore
-from service.telemetry import Telemetry, recording
-from service.telemetry.engine import watch_engine
+from service.telemetry import Telemetry, engines
 from service.telemetry.setup import install
 
 log = logging.getLogger("service")
@@ -72,11 +71,9 @@ async def _open_for_business(
     )
     chat = await asyncio.to_thread(load_chat, config.engine.model)
     pin_prompts(engine, chat, config.prompt, ready.max_context_tokens)
-    telemetry = Telemetry(ready.model)
-    watch_engine(telemetry, lambda: engine.beat)
-    telemetry.watch(recording.ENGINE_RESTARTS, "{restart}", "Engine processes replaced", lambda: engine.restarts)
-    page_tokens = ready.page_tokens
-    servicer.admission = Admission(config.admission, lambda: engine.beat, page_tokens, telemetry)
+    telemetry = Telemetry(ready.model, config.telemetry)
+    engines.watch(telemetry, {**others, ready.model: engine})
+    servicer.admission = Admission(config.admission, lambda: engine.beat, ready.page_tokens, telemetry)
     servicer.services = CallServices(
         engine=engine,
         new_conversation=lambda opening: Conversation.opened(chat, opening),

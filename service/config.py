@@ -156,16 +156,28 @@ class LogConfig(Section):
 
 
 class TelemetryConfig(Section):
-    """Which exporters run. Their endpoints and headers come from the standard ``OTEL_EXPORTER_*`` variables.
+    """Which exporters run, as many as are named. Their endpoints and headers come from the standard
+    ``OTEL_EXPORTER_*`` variables.
 
-    Prometheus is served at ``prometheus_host:prometheus_port``.
+    Prometheus is served at ``prometheus_host:prometheus_port``; port 0 lets the system choose. turn_traces: what a turn
+    belongs to whose event names no trace: its call's, or one of its own. content: whether spans hold what was said.
     """
 
-    traces: Literal["none", "console", "otlp"] = "none"
-    metrics: Literal["none", "console", "otlp", "prometheus"] = "none"
+    traces: tuple[Literal["console", "otlp"], ...] = ()
+    metrics: tuple[Literal["console", "otlp", "prometheus"], ...] = ()
     otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
     prometheus_host: str = "127.0.0.1"
     prometheus_port: int = Field(default=9464, ge=0, le=65535)
+    turn_traces: Literal["call", "own"] = "call"
+    content: bool = False
+
+    @field_validator("traces", "metrics", mode="before")
+    @classmethod
+    def _separate(cls, value: object) -> object:
+        """Several are separated by commas, as in ``OTEL_METRICS_EXPORTER``; "none" is none."""
+        if not isinstance(value, str):
+            return value
+        return tuple(dict.fromkeys(name for part in value.split(",") if (name := part.strip()) not in ("", "none")))
 
 
 OTEL_VARIABLES: Mapping[str, str] = {
@@ -174,6 +186,7 @@ OTEL_VARIABLES: Mapping[str, str] = {
     "OTEL_EXPORTER_OTLP_PROTOCOL": "otlp_protocol",
     "OTEL_EXPORTER_PROMETHEUS_HOST": "prometheus_host",
     "OTEL_EXPORTER_PROMETHEUS_PORT": "prometheus_port",
+    "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "content",
 }
 """Standard variables that stand for keys of ``[telemetry]``, unless the file or ``FIRSTWORD_*`` sets those."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -21,6 +22,7 @@ from service.options import Generation
 from service.problems import Problem
 from service.reporter import Reporter
 from service.server_events import AheadState, AnsweringAhead, PrefilledAhead
+from service.telemetry import Listened
 from service.terms import Terms
 
 Hypothesis = Partial | EagerEndOfTurn
@@ -50,6 +52,8 @@ class Listening:
         self._may_answer = may_answer
         self._ahead = Ahead(terms.answer_ahead, later, self._expired, self._changed)
         self._hypothesis: Hypothesis | None = None
+        self._since = 0.0
+        self._hypotheses = 0
         self._settled: str | None = None
         """What may be computed of the hypothesis while its end waits; None: all of it."""
         self._stop_waiting: Callable[[], None] = lambda: None
@@ -67,6 +71,8 @@ class Listening:
     def suppose(self, event: Hypothesis) -> None:
         """Take a newer hypothesis. One that says the same leaves what is computed as it is."""
         last, self._hypothesis = self._hypothesis, event
+        self._since = self._since or time.monotonic()
+        self._hypotheses += 1
         says_the_same = last is not None and (last.turn_id, last.text) == (event.turn_id, event.text)
         if last is not None and says_the_same and _asks_no_more(event, last):
             self._hypothesis = dataclasses.replace(last, revision=event.revision)
@@ -117,11 +123,12 @@ class Listening:
         """The history is about to change under what was made ahead."""
         self._ahead.drop(AheadState.ABANDONED)
 
-    def end_turn(self) -> int:
-        """The turn is committed, or another one is; returns how many tokens were made ahead in vain."""
-        self._hypothesis = None
+    def end_turn(self) -> Listened:
+        """The turn is committed, or another one is; returns what was done ahead of it."""
+        listened = Listened(self._since, self._hypotheses, self._ahead.take_wasted())
+        self._hypothesis, self._since, self._hypotheses = None, 0.0, 0
         self._settle()
-        return self._ahead.take_wasted()
+        return listened
 
     def _doubt(self, supposed: EagerEndOfTurn) -> None:
         """The caller may go on after all."""

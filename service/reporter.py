@@ -30,7 +30,7 @@ from service.server_events import (
     TurnEnded,
     TurnWaiting,
 )
-from service.telemetry import CallRecorder, TurnRecord
+from service.telemetry import CallRecorder, ToolUse, TurnRecord
 from service.terms import Terms
 
 
@@ -100,6 +100,7 @@ class Reporter:
         reply.record.late_reader = self._held
         reply.record.model, reply.record.deadline = self._model, reply.deadline
         self._open.append(reply)
+        self._recorder.begun()
 
     def progress(self, reply: Reply, segment: Segment, record: records.Progress) -> None:
         """One step of a generation: more text, or tool calls."""
@@ -125,6 +126,7 @@ class Reporter:
             segment.calls.append(call)
             segment.take_unsent()  # behind a call, not behind text
             account.tool_calls += 1
+            account.tools.append(ToolUse(call.name, call_id, time.monotonic(), call.arguments))
             timeout_ms = self._terms.tool_timeout_ms(call.name)
             self._emit(ToolCalled(reply.turn_id, call, len(reply.text), timeout_ms))
 
@@ -152,6 +154,12 @@ class Reporter:
         self._emit(TurnWaiting(reply.turn_id, call_ids, account, self._history.state()))
         self._on_over()
 
+    def spoken_over(self, reply: Reply, during: Phase) -> None:
+        """The caller has spoken over the reply, which was in this phase, for the first time."""
+        if during is not Phase.OVER:
+            reply.record.interrupted = time.monotonic()
+        self._recorder.spoken_over("playback" if during is Phase.OVER else during.value)
+
     def interrupted(self, reply: Reply) -> None:
         """The history holds a beginning of the reply."""
         assert reply.kept is not None
@@ -169,6 +177,8 @@ class Reporter:
 
     def tool_timed_out(self, reply: Reply, call: ToolCallItem, timeout_ms: int) -> None:
         """The reply goes on without the tool."""
+        if (tool := reply.record.tool(call.call_id)) is not None:
+            tool.outcome = "timed_out"
         self._emit(ToolTimedOut(reply.turn_id, call.call_id, timeout_ms))
 
     def limit_reached(self, reply: Reply, guardrail: Guardrail, limit: int) -> None:
@@ -180,6 +190,7 @@ class Reporter:
         if reply not in self._open:
             return
         self._open.remove(reply)
+        self._recorder.over()
         cut = {TurnEnd.INTERRUPTED: "interrupted", TurnEnd.LIMIT_REACHED: "limit_reached"}
         reply.record.end_reason = cut.get(reason, "completed")
         account = _account(reply)
@@ -195,6 +206,7 @@ class Reporter:
         """The call is over, and with it every turn that is not; ``error``: why, or empty."""
         for reply in self._open:
             reply.record.end_reason = "session_closed"
+            self._recorder.over()
             self._recorder.turn(_account(reply))
         self._recorder.end(error)
 
@@ -204,4 +216,5 @@ def _account(reply: Reply) -> TurnRecord:
     reply.record.ended = time.monotonic()
     reply.record.source = reply.source.value
     reply.record.output_tokens = reply.output_tokens if reply.generated else 0
+    reply.record.said = reply.text
     return reply.record

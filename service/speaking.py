@@ -95,6 +95,10 @@ class Speaking:
     def take_result(self, reply: Reply, segment: Segment, result: ToolResultItem, *, wants_reply: bool) -> None:
         """A tool's result, or what stands for it. With the last that is waited for the reply goes on."""
         self._tools.answered(result.call_id)
+        if (tool := reply.record.tool(result.call_id)) is not None:
+            tool.answered, tool.result = time.monotonic(), result.output
+            if tool.outcome == "abandoned":
+                tool.outcome = "failed" if result.is_error else "answered"
         segment.results[result.call_id] = result
         segment.wants_reply |= wants_reply
         if segment.outstanding:

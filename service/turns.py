@@ -321,6 +321,7 @@ class Turns:
             raise
         record = TurnRecord(event.turn_id, committed, options.traceparent, options.tracestate)
         record.sampling, record.max_tokens = generation.sampling, generation.max_tokens
+        record.heard = event.text if isinstance(event, Final) else ""
         deadline = self._terms.deadline(options, committed)
         rate = self._rate.tokens_per_s
         reply = Reply(event.turn_id, begin, self._history.length, generation, record, deadline, rate)
@@ -346,11 +347,13 @@ class Turns:
         self._reporter.begin(reply)
         self._taken[reply.turn_id] = _content(event)
         self.last_turn = reply.turn_id
-        reply.record.wasted_ahead = self._listening.end_turn()
+        reply.record.listened = self._listening.end_turn()
 
     def _cut(self, reply: Reply, chars: int) -> None:
         """The caller spoke over the reply: the history holds what was heard of it. Repeatable, and revisable."""
         phase, reply.phase = reply.phase, Phase.OVER
+        if reply.cut is None:
+            self._reporter.spoken_over(reply, phase)
         repeated = reply.cut == chars
         reply.cut, reply.kept = chars, self._history.rewrite(reply, chars)
         self._history.version += not repeated

@@ -1,5 +1,11 @@
-"""Spans and metrics of calls and turns. ``setup`` installs the SDK; ``recording`` names and measures things."""
+"""Spans and metrics of calls and turns.
 
-from service.telemetry.recording import CallRecorder, Telemetry, TurnRecord
+``names`` has every name, ``record`` is what a turn writes down, ``metrics`` and ``tracing`` make figures and spans of
+it when it is over, ``engines`` watches the engine processes, ``setup`` installs the SDK.
+"""
 
-__all__ = ["CallRecorder", "Telemetry", "TurnRecord"]
+from service.telemetry.metrics import Telemetry
+from service.telemetry.record import Listened, ToolUse, TurnRecord
+from service.telemetry.tracing import CallRecorder
+
+__all__ = ["CallRecorder", "Listened", "Telemetry", "ToolUse", "TurnRecord"]

@@ -5,6 +5,7 @@ Endpoints, headers, samplers and resource attributes come from the standard ``OT
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 
 from opentelemetry import metrics, trace
@@ -16,20 +17,25 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 
 from service.config import TelemetryConfig
-from service.telemetry.recording import BUCKETS
+from service.telemetry.names import BUCKETS
 
 
 def install(config: TelemetryConfig) -> Callable[[], None]:
-    """Make the providers global. Returns what flushes and ends them; with no exporter nothing is installed."""
-    resource = Resource.create({"service.name": "firstword"}).merge(Resource.create())
+    """Make the providers global. Returns what flushes and ends them; with no exporter nothing is installed. Raises
+    OSError for a port of the Prometheus endpoint that is taken.
+    """
+    own = Resource.create({"service.name": "firstword", "service.instance.id": str(uuid.uuid4())})
+    resource = own.merge(Resource.create())
     endings: list[Callable[[], object]] = []
-    if config.traces != "none":
+    if config.traces:
         tracers = TracerProvider(resource=resource)
-        tracers.add_span_processor(BatchSpanProcessor(_span_exporter(config)))
+        for name in config.traces:
+            tracers.add_span_processor(BatchSpanProcessor(_span_exporter(name, config)))
         trace.set_tracer_provider(tracers)
         endings.append(tracers.shutdown)
-    if config.metrics != "none":
-        meters = MeterProvider(metric_readers=[_metric_reader(config)], resource=resource, views=views())
+    if config.metrics:
+        readers = [_metric_reader(name, config) for name in config.metrics]
+        meters = MeterProvider(metric_readers=readers, resource=resource, views=views())
         metrics.set_meter_provider(meters)
         endings.append(meters.shutdown)
 
@@ -52,8 +58,8 @@ def views() -> list[View]:
     ]
 
 
-def _span_exporter(config: TelemetryConfig) -> SpanExporter:
-    if config.traces == "console":
+def _span_exporter(name: str, config: TelemetryConfig) -> SpanExporter:
+    if name == "console":
         return ConsoleSpanExporter()
     if config.otlp_protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -64,14 +70,12 @@ def _span_exporter(config: TelemetryConfig) -> SpanExporter:
     return HttpSpanExporter()
 
 
-def _metric_reader(config: TelemetryConfig) -> MetricReader:
-    if config.metrics == "prometheus":
-        from opentelemetry.exporter.prometheus import PrometheusMetricReader
-        from prometheus_client import start_http_server
+def _metric_reader(name: str, config: TelemetryConfig) -> MetricReader:
+    if name == "prometheus":
+        from service.telemetry.prometheus import serve
 
-        start_http_server(config.prometheus_port, addr=config.prometheus_host)
-        return PrometheusMetricReader()
-    if config.metrics == "console":
+        return serve(config.prometheus_host, config.prometheus_port)
+    if name == "console":
         return PeriodicExportingMetricReader(ConsoleMetricExporter())
     if config.otlp_protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter

@@ -25,7 +25,7 @@ from service import client_events as client
 from service import server_events as server
 from service.call import Call
 from service.call_services import CallServices, Resident
-from service.config import EMBEDDED_MODEL, CallConfig
+from service.config import EMBEDDED_MODEL, CallConfig, TelemetryConfig
 from service.conversation import Conversation, load_chat
 from service.items import ToolDefinition
 from service.mirror import ReplySink, SessionMirror
@@ -215,6 +215,7 @@ class CallUnderTest:
         engine: LocalEngine | None = None,
         config: CallConfig | None = None,
         residents: Sequence[Resident] = (),
+        telemetry: TelemetryConfig | None = None,
     ) -> None:
         self.residents = {resident.name: resident for resident in residents}
         self.engine = engine or LocalEngine()
@@ -226,7 +227,7 @@ class CallUnderTest:
             engine=self.engine,
             new_conversation=self._new_conversation,
             store=MemoryStore(),
-            telemetry=Telemetry(MODEL),
+            telemetry=Telemetry(MODEL, telemetry),
             config=config or CallConfig(),
             model=MODEL,
             max_context_tokens=target().max_context_tokens,

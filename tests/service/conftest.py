@@ -6,8 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from service.telemetry.setup import views
 from tests.service.calls import CallUnderTest
+from tests.service.recorded import Recorded
 
 settings.register_profile("service", deadline=None)
 settings.load_profile("service")
@@ -18,3 +26,15 @@ def ended_calls() -> Iterator[None]:
     """Every call that a test has opened ends with it: they share one pool of pages."""
     yield
     CallUnderTest.end_all()
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
+    spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    tracers, meters = TracerProvider(), MeterProvider([reader], views=views())
+    tracers.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr(trace, "get_tracer", tracers.get_tracer)
+    monkeypatch.setattr(metrics, "get_meter", meters.get_meter)
+    yield Recorded(spans, reader)
+    tracers.shutdown()
+    meters.shutdown()

@@ -90,16 +90,33 @@ def test_drafters_are_named_and_their_directories_made_absolute() -> None:
 
 def test_exporters_come_from_the_standard_variables_unless_ours_are_set() -> None:
     environ = {"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "prometheus"}
-    assert load_config(environ).telemetry.traces == "console"
-    assert load_config({**environ, "FIRSTWORD_TELEMETRY__TRACES": "none"}).telemetry.traces == "none"
-    assert load_config({**environ, "OTEL_SDK_DISABLED": "true"}).telemetry.metrics == "none"
+    assert load_config(environ).telemetry.traces == ("console",)
+    assert load_config({**environ, "FIRSTWORD_TELEMETRY__TRACES": "none"}).telemetry.traces == ()
+    assert load_config({**environ, "OTEL_SDK_DISABLED": "true"}).telemetry.metrics == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("otlp, prometheus", ("otlp", "prometheus")),
+        ("otlp,otlp", ("otlp",)),
+        ("none", ()),
+        ("", ()),
+        (" console,", ("console",)),
+    ],
+)
+def test_several_exporters_run_at_once(tmp_path: Path, given: str, expected: tuple[str, ...]) -> None:
+    assert load_config({"OTEL_METRICS_EXPORTER": given}).telemetry.metrics == expected
+    (tmp_path / "firstword.toml").write_text(f"[telemetry]\nmetrics = {list(expected)}\n")
+    assert load_config({}).telemetry.metrics == expected
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "key", "expected"),
     [
-        ("OTEL_TRACES_EXPORTER", "otlp", "traces", "otlp"),
-        ("OTEL_METRICS_EXPORTER", "console", "metrics", "console"),
+        ("OTEL_TRACES_EXPORTER", "otlp", "traces", ("otlp",)),
+        ("OTEL_METRICS_EXPORTER", "console", "metrics", ("console",)),
+        ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "true", "content", True),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", "otlp_protocol", "http/protobuf"),
         ("OTEL_EXPORTER_PROMETHEUS_HOST", "0.0.0.0", "prometheus_host", "0.0.0.0"),
         ("OTEL_EXPORTER_PROMETHEUS_PORT", "9999", "prometheus_port", 9999),
@@ -113,7 +130,7 @@ def test_each_standard_variable_stands_for_its_key(
     assert default != expected
     assert getattr(load_config({variable: ""}).telemetry, key) == default
     assert getattr(load_config({variable: value, "OTEL_SDK_DISABLED": "TRUE"}).telemetry, key) == default
-    written = repr(default) if isinstance(default, str) else default
+    written = {(): "'none'", False: "false"}.get(default, repr(default))
     (tmp_path / "firstword.toml").write_text(f"[telemetry]\n{key} = {written}\n")
     assert getattr(load_config({variable: value}).telemetry, key) == default
 

@@ -5,16 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-from opentelemetry import metrics, trace
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
 from engine.session import TurnStats
@@ -28,63 +22,17 @@ from service.config import AdmissionConfig
 from service.items import MessageItem, ToolDefinition
 from service.options import GenerationPatch, TurnOptions
 from service.problems import Problem
-from service.telemetry import Telemetry, TurnRecord
-from service.telemetry.recording import BUCKETS
-from service.telemetry.setup import views
+from service.telemetry import Telemetry, TurnRecord, names
+from service.telemetry.names import BUCKETS
 from tests.e2e.server import EXAMPLES, CallStream, ServiceProcess, connected
 from tests.service.calls import LINES, MODEL, SYSTEM, CallUnderTest
+from tests.service.recorded import Recorded, attributes, within
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
-PARTS = ("queue", "prefill", "first token", "decode")
+GENERATION = ("queue", "prefill", "decode")
+ONCE = ("hand over", "first token", "first clause")
 TURN = f"chat {MODEL}"
-
-
-class Recorded:
-    """What was exported so far."""
-
-    def __init__(self, spans: InMemorySpanExporter, reader: InMemoryMetricReader) -> None:
-        self._spans = spans
-        self._reader = reader
-
-    @property
-    def spans(self) -> list[ReadableSpan]:
-        return list(self._spans.get_finished_spans())
-
-    def named(self, name: str) -> list[ReadableSpan]:
-        return [span for span in self.spans if span.name == name]
-
-    def children(self, parent: ReadableSpan) -> list[ReadableSpan]:
-        assert parent.context is not None
-        return [span for span in self.spans if span.parent and span.parent.span_id == parent.context.span_id]
-
-    def metrics(self) -> dict[str, list[Any]]:
-        """The data points of each metric, by its name."""
-        data = self._reader.get_metrics_data()
-        found = data.resource_metrics[0].scope_metrics[0].metrics if data else []
-        return {metric.name: list(metric.data.data_points) for metric in found}
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
-    spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
-    tracers, meters = TracerProvider(), MeterProvider([reader], views=views())
-    tracers.add_span_processor(SimpleSpanProcessor(spans))
-    monkeypatch.setattr(trace, "get_tracer", tracers.get_tracer)
-    monkeypatch.setattr(metrics, "get_meter", meters.get_meter)
-    yield Recorded(spans, reader)
-    tracers.shutdown()
-    meters.shutdown()
-
-
-def attributes(span: ReadableSpan) -> Mapping[str, Any]:
-    return span.attributes or {}
-
-
-def within(inner: ReadableSpan, outer: ReadableSpan) -> bool:
-    assert inner.start_time and inner.end_time and outer.start_time and outer.end_time
-    slack = 1000  # moments are rounded to nanoseconds from floating-point seconds
-    return outer.start_time - slack <= inner.start_time <= inner.end_time <= outer.end_time + slack
 
 
 def example_messages() -> list[dict[str, Any]]:
@@ -144,7 +92,7 @@ def test_a_turn_and_its_call(recorded: Recorded) -> None:
     assert (known["firstword.mode"], known["firstword.steps"]) == ("plain", stats.steps)
     assert "error.type" not in known
     assert turn.status.status_code is StatusCode.UNSET
-    assert [event.name for event in turn.events] == ["first text", "first clause"]
+    assert [event.name for event in turn.events] == ["first text"]
 
 
 def test_the_parts_of_a_turn_lie_inside_it_and_follow_each_other(recorded: Recorded) -> None:
@@ -153,11 +101,17 @@ def test_the_parts_of_a_turn_lie_inside_it_and_follow_each_other(recorded: Recor
     call.run()
     (turn,) = recorded.named(TURN)
     parts = {span.name: span for span in recorded.children(turn)}
-    assert sorted(parts) == sorted(PARTS)
+    assert sorted(parts) == sorted(GENERATION + ONCE)
     assert all(within(part, turn) for part in parts.values())
+    assert parts["hand over"].end_time == parts["queue"].start_time
     assert parts["queue"].end_time == parts["prefill"].start_time
     assert parts["prefill"].end_time == parts["first token"].end_time == parts["decode"].start_time
-    assert parts["queue"].start_time == parts["first token"].start_time
+    starts = {parts[name].start_time for name in ("hand over", "first token", "first clause")}
+    assert starts == {turn.start_time}
+    (end,) = call.of(server.TurnEnded)
+    (stats,) = end.account.stats
+    assert attributes(parts["prefill"])["firstword.prefill.tokens"] == stats.prompt_tokens - stats.cached_tokens
+    assert attributes(parts["decode"])["firstword.steps"] == stats.steps
 
 
 def test_a_turn_with_a_tool_call_has_the_parts_of_both_its_generations(recorded: Recorded) -> None:
@@ -172,7 +126,15 @@ def test_a_turn_with_a_tool_call_has_the_parts_of_both_its_generations(recorded:
     (turn,) = recorded.named(TURN)
     known = attributes(turn)
     assert known["firstword.turn.tool_calls"] == 1
-    assert sorted(span.name for span in recorded.children(turn)) == sorted(PARTS * 2)
+    once = ("hand over", "first token", "execute_tool find_appointment")
+    assert sorted({*GENERATION, *once}) == sorted({span.name for span in recorded.children(turn)} - {"first clause"})
+    assert [span.name for span in recorded.children(turn)].count("prefill") == 2
+    (tool,) = recorded.named("execute_tool find_appointment")
+    first, second = recorded.named("decode")
+    assert first.end_time and tool.start_time and tool.end_time and second.start_time
+    assert first.start_time and first.start_time <= tool.start_time <= tool.end_time <= second.start_time
+    assert attributes(tool)["gen_ai.tool.call.id"] == waiting.call_ids[0]
+    assert attributes(tool)["firstword.tool.outcome"] == "answered"
     assert all(within(part, turn) for part in recorded.children(turn))
     (end,) = call.of(server.TurnEnded)
     assert known["firstword.steps"] == sum(stats.steps for stats in end.account.stats)
@@ -206,7 +168,11 @@ def test_an_interrupted_turn(recorded: Recorded) -> None:
     (turn,) = recorded.named(TURN)
     assert attributes(turn)["gen_ai.agent.invocation.end_reason"] == "interrupted"
     assert "error.type" not in attributes(turn)
-    assert "decode" in {span.name for span in recorded.children(turn)}
+    parts = {span.name: span for span in recorded.children(turn)}
+    assert "decode" in parts
+    assert within(parts["interruption"], turn) and parts["interruption"].end_time == turn.end_time
+    (duration,) = recorded.metrics()["firstword.turn.interruption_time"]
+    assert duration.count == 1
 
 
 def test_the_time_that_a_client_did_not_read_is_nobody_elses(recorded: Recorded) -> None:
@@ -285,7 +251,11 @@ def test_metrics_have_the_conventions_names_and_our_bounds(recorded: Recorded) -
         "gen_ai.server.time_per_output_token",
         "gen_ai.server.request.duration",
     }
+    untouched = {names.TOOL_WAIT, names.INTERRUPTION_TIME}
+    assert not untouched & set(found)
     for name, bounds in BUCKETS.items():
+        if name in untouched:
+            continue
         (point,) = found[name]
         assert list(point.explicit_bounds) == list(bounds) == sorted(set(bounds))
         assert point.count == 2
