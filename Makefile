@@ -7,9 +7,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve talk picture test test-equality lint proto proto-check chart model second-style eval eval-constrained \
-	bench-acceptance bench-first-token bench-decode bench-drafters bench-suffix bench-turns bench-hibernation \
-	bench-prefixes clean
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -32,6 +30,15 @@ serve: $(READY) ## Start the server (configured by FIRSTWORD_* and firstword.tom
 talk: $(READY) ## Talk to a running server
 	$(VENV)/bin/firstword talk
 
+top: $(READY) ## Show what a running server does (started with OTEL_METRICS_EXPORTER=prometheus)
+	$(VENV)/bin/firstword top
+
+observability: $(READY) ## Make the rules, alerts and dashboards of deploy/objectives.toml
+	$(PY) -m deploy.generate
+
+trace-picture: $(READY) ## Draw the picture of a trace in docs/observability.md, from one that is really received
+	$(PY) -m scripts.trace_picture docs/trace.svg
+
 test: $(READY) ## Run all tests
 	$(PY) -m pytest
 
@@ -39,6 +46,7 @@ lint: $(READY) ## ruff, mypy --strict, stale stubs, and buf where npm is there
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m deploy.generate --check
 	$(MAKE) --no-print-directory proto-check
 
 test-equality: $(READY) ## The whole equality suite: with transformers, and with and without every drafter
