@@ -1,4 +1,4 @@
-"""The command line: ``firstword serve``, ``firstword talk`` and ``firstword demo``."""
+"""The command line: ``firstword serve``, ``talk``, ``top`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -43,6 +43,14 @@ def parser() -> argparse.ArgumentParser:
     talk.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
     talk.add_argument("--seed", type=int, help="of the call (default: random)")
 
+    about = "Show what a running server does: latencies, drafting, capacity, from its Prometheus endpoint."
+    top = commands.add_parser("top", help="show what a running server does", description=about)
+    top.add_argument("address", nargs="?", default="localhost:9464", help="of its metrics (default: %(default)s)")
+    top.add_argument(
+        "--every", metavar="S", type=float, default=2.0, help="seconds between looks (default: %(default)s)"
+    )
+    top.add_argument("--once", action="store_true", help="print the figures since its start, and leave")
+
     about = "Start a server on the embedded model and talk to it; where there is no terminal, a recorded caller does."
     shown = commands.add_parser("demo", help="start a server and talk to it", description=about)
     shown.add_argument("--calls", metavar="FILE", type=Path, help="recorded calls, JSON lines (default: the model's)")
@@ -60,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return serve(chosen)
             case "talk":
                 _talk(options)
+            case "top":
+                _top(options)
             case "demo":
                 live = sys.stdin.isatty() and sys.stdout.isatty()
                 if live or options.svg is not None:
@@ -92,6 +102,17 @@ def _talk(options: argparse.Namespace) -> None:
         if error.code is not grpc.StatusCode.UNAVAILABLE:
             raise
         raise ServerError(f"no server at {options.address}, or not any more: {error.message}") from None
+
+
+def _top(options: argparse.Namespace) -> None:
+    _require_textual()
+    from firstword.top.app import once, top
+    from firstword.top.scrape import ScrapeError
+
+    try:
+        once(options.address) if options.once else top(options.address, options.every)
+    except ScrapeError as error:
+        raise ServerError(f"{error}. It is there where OTEL_METRICS_EXPORTER=prometheus") from None
 
 
 def _require_textual() -> None:

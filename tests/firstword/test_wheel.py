@@ -8,7 +8,19 @@ import sys
 from tests.e2e.server import ROOT
 
 LOADED = "import firstword, sys; print(*{name.split('.')[0] for name in sys.modules})"
-HEAVY = {"torch", "numpy", "transformers", "engine", "service", "textual", "rich", "opentelemetry", "pydantic", "redis"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "transformers",
+    "engine",
+    "service",
+    "textual",
+    "rich",
+    "prometheus_client",
+    "opentelemetry",
+    "pydantic",
+    "redis",
+}
 
 
 def test_importing_the_client_loads_nothing_heavy() -> None:

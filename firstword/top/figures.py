@@ -1,0 +1,164 @@
+"""What is to be shown, worked out of a snapshot: the figures of the dashboards, for one instance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from firstword.top.scrape import Snapshot
+
+LATENCIES = {
+    "first token": "gen_ai_server_time_to_first_token_seconds",
+    "first clause": "firstword_turn_time_to_first_clause_seconds",
+    "queue": "firstword_turn_queue_time_seconds",
+    "prefill": "firstword_turn_prefill_time_seconds",
+    "per token": "gen_ai_server_time_per_output_token_seconds",
+    "interruption": "firstword_turn_interruption_time_seconds",
+    "tool": "firstword_turn_tool_wait_seconds",
+}
+QUANTILES = (0.5, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A histogram's percentiles in seconds; None where there is nothing yet. count: of what was measured."""
+
+    count: int
+    percentiles: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Share:
+    """So many of so many."""
+
+    part: float
+    whole: float
+
+    def __str__(self) -> str:
+        return f"{self.part / self.whole:.0%}" if self.whole else "-"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One model's process."""
+
+    serving: bool
+    sessions: int
+    pages: Share
+    restarts: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """modes: first-token latency and tokens per forward, by drafting mode. positions: accepted of what reached each."""
+
+    calls: int
+    turns_open: int
+    turns: int
+    ends: Mapping[str, int]
+    errors: Mapping[str, int]
+    refused: Mapping[str, int]
+    ahead: Share
+    interruptions: int
+    latencies: Mapping[str, Latency]
+    modes: Mapping[str, tuple[Latency, float | None]]
+    drafters: Mapping[str, Share]
+    positions: Sequence[Share]
+    prompt: Mapping[str, Share]
+    engines: Mapping[str, Engine]
+
+
+def figures(snapshot: Snapshot) -> Figures:
+    """All of them."""
+    turns = _by(snapshot, "firstword_turns_total", "firstword_answer_ahead")
+    whole = sum(turns.values())
+    found = _by(snapshot, "firstword_prompt_tokens_total", "firstword_prompt_found")
+    drafted = _by(snapshot, "firstword_draft_drafted_total", "firstword_drafter")
+    accepted = _by(snapshot, "firstword_draft_accepted_total", "firstword_drafter")
+    steps, tokens = "firstword_turn_tokens_per_step_count", "firstword_turn_tokens_per_step_sum"
+    modes = _by(snapshot, steps, "firstword_mode")
+    first = LATENCIES["first token"]
+    return Figures(
+        calls=int(_sum(snapshot, "firstword_calls_active")),
+        turns_open=int(_sum(snapshot, "firstword_turns_open")),
+        turns=int(whole),
+        ends=_whole(_by(snapshot, "firstword_turns_total", "gen_ai_agent_invocation_end_reason")),
+        errors=_whole(_by(snapshot, "firstword_turns_total", "error_type")),
+        refused=_whole(_by(snapshot, "firstword_calls_refused_total", "error_type")),
+        ahead=Share(turns.get("true", 0.0), whole),
+        interruptions=int(_sum(snapshot, "firstword_interruptions_total")),
+        latencies={name: latency(snapshot, metric) for name, metric in LATENCIES.items()},
+        modes={
+            mode: (latency(snapshot, first, mode), _sum(snapshot, tokens, firstword_mode=mode) / count)
+            for mode, count in modes.items()
+            if count
+        },
+        drafters={name: Share(accepted.get(name, 0.0), count) for name, count in drafted.items() if count},
+        positions=_positions(snapshot),
+        prompt={name: Share(count, sum(found.values())) for name, count in found.items()},
+        engines=_engines(snapshot),
+    )
+
+
+def latency(snapshot: Snapshot, histogram: str, mode: str = "") -> Latency:
+    """A histogram's percentiles, as PromQL's ``histogram_quantile`` has them: linear within a bucket."""
+    where = {"firstword_mode": mode} if mode else {}
+    buckets: dict[float, float] = {}
+    for labels, value in snapshot.of(f"{histogram}_bucket", **where):
+        bound = float(labels["le"])
+        buckets[bound] = buckets.get(bound, 0.0) + value
+    ordered = sorted(buckets.items())
+    count = ordered[-1][1] if ordered else 0.0
+    return Latency(int(count), tuple(_quantile(ordered, count, q) for q in QUANTILES))
+
+
+def _quantile(buckets: Sequence[tuple[float, float]], count: float, q: float) -> float | None:
+    if not count:
+        return None
+    rank, below, lower = q * count, 0.0, 0.0
+    for bound, reached in buckets:
+        if reached >= rank:
+            if bound == float("inf"):
+                return lower
+            inside = reached - below
+            return lower + (bound - lower) * ((rank - below) / inside if inside else 0.0)
+        below, lower = reached, bound
+    return lower
+
+
+def _positions(snapshot: Snapshot) -> list[Share]:
+    drafted = _by(snapshot, "firstword_draft_position_drafted_total", "firstword_draft_position")
+    accepted = _by(snapshot, "firstword_draft_position_accepted_total", "firstword_draft_position")
+    return [Share(accepted.get(at, 0.0), drafted[at]) for at in sorted(drafted, key=int) if drafted[at]]
+
+
+def _engines(snapshot: Snapshot) -> dict[str, Engine]:
+    by = "gen_ai_response_model"
+    used, free = (_by(snapshot, f"firstword_engine_pages_{what}", by) for what in ("used", "free"))
+    sessions, restarts = (_by(snapshot, f"firstword_engine_{what}", by) for what in ("sessions", "restarts_total"))
+    return {
+        model: Engine(
+            bool(serving),
+            int(sessions.get(model, 0)),
+            Share(used.get(model, 0.0), used.get(model, 0.0) + free.get(model, 0.0)),
+            int(restarts.get(model, 0)),
+        )
+        for model, serving in _by(snapshot, "firstword_engine_serving", by).items()
+    }
+
+
+def _sum(snapshot: Snapshot, name: str, **where: str) -> float:
+    return sum(value for _, value in snapshot.of(name, **where))
+
+
+def _by(snapshot: Snapshot, name: str, label: str) -> dict[str, float]:
+    """The sums of a metric by one of its labels, without those that do not have it."""
+    found: dict[str, float] = {}
+    for labels, value in snapshot.of(name):
+        if labels.get(label):
+            found[labels[label]] = found.get(labels[label], 0.0) + value
+    return found
+
+
+def _whole(counts: Mapping[str, float]) -> dict[str, int]:
+    return {name: int(count) for name, count in counts.items() if count}
