@@ -14,10 +14,11 @@ help: ## List what can be made
 
 setup: $(READY) ## Install everything into .venv
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock requirements-triton.lock pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(PY) -c 'import triton' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -r requirements-triton.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
@@ -92,6 +93,9 @@ bench-prefixes: $(READY) ## What sharing the beginnings of calls saves, and what
 
 bench-suffix: $(READY) ## Cost per token of self-speculation, from 1,000 to 100,000 tokens
 	$(PY) -m bench.suffix
+
+bench-gpu: $(READY) ## The engine on a GPU, stage by stage (under 10 minutes; docs/gpu.md)
+	$(PY) -m bench.gpu
 
 picture: $(READY) ## Draw the README's picture of a live conversation
 	$(VENV)/bin/firstword demo --svg docs/conversation.svg

@@ -175,6 +175,11 @@ class KVCache:
         """Pages that ``offload`` would free: those of its own."""
         return len(self._own_pages()) if self.resident else 0
 
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """The page table, in order of the positions that its pages hold."""
+        return tuple(self._pages)
+
     def reserve(self, num_tokens: int) -> None:
         """Make ``num_tokens`` positions behind ``length`` present and private, before a forward writes there.
 

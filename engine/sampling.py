@@ -58,14 +58,14 @@ class Sampling:
 _MASK64 = (1 << 64) - 1
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     value &= _MASK64
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 _GAMMA = 0x9E3779B97F4A7C15
-_MIX1 = _signed(0xBF58476D1CE4E5B9)
-_MIX2 = _signed(0x94D049BB133111EB)
+_MIX1 = signed(0xBF58476D1CE4E5B9)
+_MIX2 = signed(0x94D049BB133111EB)
 
 
 def mix64(value: int) -> int:
@@ -94,15 +94,29 @@ def gumbel_noise(seed: int, first_index: int, count: int, vocab_size: int, devic
 
     Counter-based (SplitMix64 over (seed, index, id)), so any index can be had without those before it.
     """
-    keys = [_signed(mix64(seed + (first_index + i + 1) * _GAMMA)) for i in range(count)]
-    ids = torch.arange(1, vocab_size + 1, device=device) * _signed(_GAMMA)
-    x = torch.tensor(keys, device=device)[:, None] + ids
-    x = (x ^ _shift_right(x, 30)) * _MIX1
-    x = (x ^ _shift_right(x, 27)) * _MIX2
-    bits = _shift_right(x ^ _shift_right(x, 31), 24)
+    index = torch.arange(first_index, first_index + count, device=device)
+    return gumbel_of_bits(noise_bits(torch.full_like(index, signed(seed)), index, vocab_size))
+
+
+def noise_bits(seed: Tensor, index: Tensor, vocab_size: int) -> Tensor:
+    """int64 [n, vocab_size]: 40 random bits for each token id, of seeds and reply indices, both int64 [n]."""
+    keys = _mix(seed + (index + 1) * signed(_GAMMA))
+    ids = torch.arange(1, vocab_size + 1, device=seed.device) * signed(_GAMMA)
+    return _shift_right(_mix(keys[:, None] + ids), 24)
+
+
+def gumbel_of_bits(bits: Tensor) -> Tensor:
+    """float32: standard Gumbel noise of 40 random bits each."""
     # One minus the uniform, from 40 bits: fine steps where the noise is large, which is where the argmax looks.
     rest = ((bits.to(torch.float32) + 0.5) * 2.0**-40).clamp_(max=1.0 - 2.0**-24)
     return rest.neg_().log1p_().neg_().log_().neg_()
+
+
+def _mix(x: Tensor) -> Tensor:
+    """``mix64`` of every int64."""
+    x = (x ^ _shift_right(x, 30)) * _MIX1
+    x = (x ^ _shift_right(x, 27)) * _MIX2
+    return x ^ _shift_right(x, 31)
 
 
 class Sampler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.models.config import read_json
 
+_PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INDEX = "model.safetensors.index.json"
 
 
@@ -26,6 +27,15 @@ def pack(matrix: Tensor) -> Tensor:
     if matrix.device.type == "cpu" and matrix.dtype in (torch.float32, torch.float64):
         return matrix.t().contiguous().t()
     return matrix
+
+
+class TensorSource(Protocol):
+    """Gives tensors by their names in a checkpoint, in the dtype and on the device that are wanted."""
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor: ...
+    def merge(self, names: list[str], shapes: list[tuple[int, ...]]) -> Tensor:
+        """Several, stacked along their first dimension."""
+        ...
 
 
 class Weights:
@@ -59,7 +69,15 @@ class Weights:
         return self.names - self._taken
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor, in the wanted dtype on the device. ModelError where it is missing or has another shape."""
+        """The tensor, in the wanted dtype on the device. ModelError where it is missing, has another shape, or is
+        quantised: without its scales it would be another one."""
+        tensor = self.raw(name, shape)
+        if tensor.dtype not in _PLAIN:
+            raise ModelError(f"{self._directory}: {name} is {tensor.dtype}, which nothing in the config explains")
+        return tensor.to(self._dtype)
+
+    def raw(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """The tensor on the device as it is stored. ModelError where it is missing or has another shape."""
         if name not in self._shard_of:
             raise ModelError(f"{self._directory}: tensor {name} is missing")
         self._taken.add(name)
@@ -68,9 +86,9 @@ class Weights:
             tensor: Tensor = self._open(shard).get_tensor(name)
         except SafetensorError as error:
             raise ModelError(f"{self._directory / shard} cannot give {name}, which {INDEX} says it holds") from error
-        if tuple(tensor.shape) != shape:
+        if shape is not None and tuple(tensor.shape) != shape:
             raise ModelError(f"{self._directory}: {name} has shape {tuple(tensor.shape)}, {shape} was expected")
-        return tensor.to(self._device, self._dtype)
+        return tensor.to(self._device)
 
     def merge(self, names: list[str], shapes: list[tuple[int, ...]]) -> Tensor:
         """Several tensors stacked along their first dimension, without holding two copies of the whole."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError
+from engine.models.scheme import Scheme, read_scheme
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class DecoderConfig:
     qkv_bias: bool
     output_bias: bool
     qk_norm: bool
+    scheme: Scheme | None = None
+    """How the layers' matrices are quantised in the checkpoint."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,6 +134,7 @@ def read_config(directory: Path) -> DecoderConfig:
         qkv_bias=family.qkv_bias or bool(config.get("attention_bias", False)),
         output_bias=not family.qkv_bias and bool(config.get("attention_bias", False)),
         qk_norm=family.qk_norm,
+        scheme=read_scheme(config, path),
     )
 
 
@@ -145,5 +149,3 @@ def _refuse_unsupported(config: Mapping[str, Any], path: Path) -> None:
         raise ModelError(f"activation {config['hidden_act']} is not supported; silu is")
     if config.get("mlp_bias"):
         raise ModelError("biases in the MLP (mlp_bias) are not supported")
-    if config.get("quantization_config"):
-        raise ModelError("quantised checkpoints (quantization_config) are not supported yet")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,24 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
+@dataclass(frozen=True, eq=False)
+class HeadNorms:
+    """RMSNorm weights [head_dim] of every query and every key head (Qwen3)."""
+
+    query: Tensor
+    key: Tensor
+    eps: float
+
+
+def rotate_heads(qkv: Tensor, kv_heads: int, norms: HeadNorms | None, cos: Tensor, sin: Tensor) -> Tensor:
+    """The query and key heads of qkv [n, heads + 2 * kv_heads, head_dim], normed where the model does, and rotated."""
+    qk = qkv[:, :-kv_heads]
+    if norms is not None:
+        query = rms_norm(qk[:, :-kv_heads], norms.query, norms.eps)
+        qk = torch.cat([query, rms_norm(qk[:, -kv_heads:], norms.key, norms.eps)], 1)
+    return rotate(qk, cos, sin)
+
+
 def _inverse_frequency(parameters: Mapping[str, Any], head_dim: int) -> Tensor:
     """parameters: as ``engine.models.config.rope_parameters`` has checked them."""
     exponent = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
@@ -84,6 +102,21 @@ def _inverse_frequency(parameters: Mapping[str, Any], head_dim: int) -> Tensor:
     wavelength = 2 * math.pi / frequency
     smooth = ((original / wavelength - low) / (high - low)).clamp(0.0, 1.0)
     return (1 - smooth) * frequency / factor + smooth * frequency
+
+
+class WritesAndAttends(Protocol):
+    """Where the rows of a pass stand: what a block's attention needs beside its weights."""
+
+    def write(self, qkv: Tensor, norms: HeadNorms | None, kv: Tensor) -> Tensor:
+        """Write the rows' keys and values into a layer's; the rotated queries [n, heads, head_dim] come back.
+
+        qkv: [n, heads + 2 * kv_heads, head_dim], as projected. kv: [2, slots, kv_heads, head_dim].
+        """
+        ...
+
+    def attend(self, query: Tensor, kv: Tensor) -> Tensor:
+        """Attention of the rows, whose keys were written before, over all that they see: [n, heads * head_dim]."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,13 +154,20 @@ class Place:
         cos, sin = rotary.at(length, tree, computed)
         return Place(written, read, mask, cos, sin)
 
+    def write(self, qkv: Tensor, norms: HeadNorms | None, kv: Tensor) -> Tensor:
+        """As ``WritesAndAttends.write``."""
+        kv_heads = kv.shape[2]
+        qk = rotate_heads(qkv, kv_heads, norms, self.cos, self.sin)
+        self.put(kv, qk[:, -kv_heads:], qkv[:, -kv_heads:])
+        return qk[:, :-kv_heads]
+
     def put(self, kv: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Write the window's keys and values, each [n, kv_heads, head_dim], into a layer's."""
+        """Write keys and values, each [n, kv_heads, head_dim]."""
         kv[0, self.written] = keys
         kv[1, self.written] = values
 
     def attend(self, query: Tensor, kv: Tensor) -> Tensor:
-        """``attend`` of the window's queries, whose keys were ``put`` before."""
+        """As ``WritesAndAttends.attend``."""
         return attend(query, kv, self)
 
 
@@ -151,12 +191,14 @@ class Places:
         rows = [part.cos.shape[0] for part in parts]
         return Places(parts, rows, torch.cat([part.cos for part in parts]), torch.cat([part.sin for part in parts]))
 
-    def put(self, kv: Tensor, keys: Tensor, values: Tensor) -> None:
-        """As ``Place.put``, of all rows."""
-        for part, some_keys, some_values in zip(
-            self.parts, torch.split(keys, self.rows), torch.split(values, self.rows), strict=True
-        ):
+    def write(self, qkv: Tensor, norms: HeadNorms | None, kv: Tensor) -> Tensor:
+        """As ``Place.write``, of all rows."""
+        kv_heads = kv.shape[2]
+        qk = rotate_heads(qkv, kv_heads, norms, self.cos, self.sin)
+        keys, values = torch.split(qk[:, -kv_heads:], self.rows), torch.split(qkv[:, -kv_heads:], self.rows)
+        for part, some_keys, some_values in zip(self.parts, keys, values, strict=True):
             part.put(kv, some_keys, some_values)
+        return qk[:, :-kv_heads]
 
     def attend(self, query: Tensor, kv: Tensor) -> Tensor:
         """As ``Place.attend``, of all rows: each window sees its own session alone."""
@@ -182,7 +224,31 @@ def attend(query: Tensor, kv: Tensor, place: Place) -> Tensor:
     return out.view(kv_heads, group, n, head_dim).permute(2, 0, 1, 3).reshape(n, heads * head_dim)
 
 
-def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """The gated MLP (Shazeer 2020) with gate and up projections merged: [n, d] -> [n, d]."""
-    gate, up = F.linear(x, gate_up).chunk(2, -1)
-    return F.linear(F.silu(gate).mul_(up), down)
+class Matrix(Protocol):
+    """A weight that is not a plain tensor: quantised, or one shard of several."""
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[n, in] -> [n, out]"""
+        ...
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+
+Weight = Tensor | Matrix
+
+
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    """[n, in] -> [n, out], whatever the weight is kept as."""
+    return F.linear(x, weight, bias) if isinstance(weight, Tensor) else weight.linear(x, bias)
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """SiLU of the first half of each row times its second half (Shazeer 2020): [n, 2 * inner] -> [n, inner]."""
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate).mul_(up)
+
+
+def swiglu(x: Tensor, gate_up: Weight, down: Weight) -> Tensor:
+    """The gated MLP with gate and up projections merged: [n, d] -> [n, d]."""
+    return linear(gated(linear(x, gate_up)), down)

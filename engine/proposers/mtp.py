@@ -19,7 +19,7 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.interfaces import Tap
 from engine.models.decoder import Decoder, load_layer
-from engine.models.layers import Place, Places, Rotary, rms_norm
+from engine.models.layers import Rotary, WritesAndAttends, rms_norm
 from engine.proposers.pairs.proposer import PairProposer
 from engine.proposers.setup import Setup
 from engine.weights import Weights, pack
@@ -155,7 +155,7 @@ class Module:
         """The one state [m, H] of the target's [m, 1, H]."""
         return features[:, 0]
 
-    def forward(self, tokens: Tensor, hidden: Tensor, kv: Tensor, place: Place | Places) -> Tensor:
+    def forward(self, tokens: Tensor, hidden: Tensor, kv: Tensor, place: WritesAndAttends) -> Tensor:
         """Un-normed states [m, H] behind pairs of a state [m, H] and the token [m] that followed it.
 
         Writes the pairs' keys and values to ``place``. kv: [2, slots, kv_heads, head_dim].

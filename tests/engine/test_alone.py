@@ -14,7 +14,7 @@ PROGRAM = """
 import importlib.abc, pkgutil, sys, warnings
 
 BLOCKED = {"grpc", "google", "redis", "opentelemetry", "pydantic", "aiohttp", "prometheus_client", "llguidance"}
-BLOCKED |= {"service", "firstword", "training", "bench", "evals", "tests"}
+BLOCKED |= {"triton", "service", "firstword", "training", "bench", "evals", "tests"}
 
 class Blocker(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -31,8 +31,10 @@ else:
 
 import engine
 names = [module.name for module in pkgutil.walk_packages(engine.__path__, "engine.")]
+skipped = ["engine.grammar.compiler", "engine.grammar.guided"]  # what is held to no form needs no grammar
+skipped += [name for name in names if name.startswith("engine.kernels.fused.")]  # and where there is no GPU, no Triton
 for name in names:
-    if name not in ("engine.grammar.compiler", "engine.grammar.guided"):  # what is held to no form needs no grammar
+    if name not in skipped:
         importlib.import_module(name)
 
 from engine import records

@@ -67,9 +67,9 @@ def test_linear_scaling_divides_the_frequencies(directory: Path) -> None:
     change(directory, rope_parameters=None, rope_scaling={"type": "linear", "factor": 2.0}, rope_theta=500.0)
     rope = read_config(directory).rope
     assert (rope["rope_type"], rope["factor"], rope["rope_theta"]) == ("linear", 2.0, 500.0)
-    rotary = load(directory, torch.float32)._rotary
+    rotary = load(directory, torch.float32).rotary
     change(directory, rope_scaling=None)
-    torch.testing.assert_close(rotary.cos[::2][:50], load(directory, torch.float32)._rotary.cos[:50])
+    torch.testing.assert_close(rotary.cos[::2][:50], load(directory, torch.float32).rotary.cos[:50])
 
 
 def shard(directory: Path, index: dict[str, Any]) -> None:
@@ -124,18 +124,18 @@ def test_an_engine_that_cannot_start_says_what_was_raised(
 @pytest.mark.parametrize("context", [2, 3, 9, 40, 61, 62, 63])
 def test_a_short_context_is_measured_as_far_as_it_goes(directory: Path, tmp_path: Path, context: int) -> None:
     target = load_target(directory, pool_tokens=512, max_context_tokens=context)
-    assert measure_costs(target, NoProposer(), repeats=1).nodes == (1,)
+    assert measure_costs(target, [NoProposer()], repeats=1).nodes == (1,)
     head = heads.write(tmp_path / "head", heads.random_head(target.config), eagle(target))
-    costs = measure_costs(target, read(head, target, taps=(0, 1, 2)), repeats=1)
+    costs = measure_costs(target, [read(head, target, taps=(0, 1, 2))], repeats=1)
     assert costs.nodes == tuple(nodes for nodes in LADDER if nodes == 1 or nodes + 2 <= context)
     assert target.pool.pages_in_use == 0
 
 
 def test_a_context_without_room_for_a_reply(directory: Path) -> None:
     with pytest.raises(ModelError, match="context of 1 token"):
-        measure_costs(load_target(directory, pool_tokens=64, max_context_tokens=1), NoProposer())
+        measure_costs(load_target(directory, pool_tokens=64, max_context_tokens=1), [NoProposer()])
 
 
 def test_the_embedded_model_serves_a_short_context() -> None:
     target = load_target(MODEL, pool_tokens=256, max_context_tokens=32)
-    assert measure_costs(target, NoProposer(), repeats=1).nodes == (1,)
+    assert measure_costs(target, [NoProposer()], repeats=1).nodes == (1,)

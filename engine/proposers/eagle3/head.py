@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.models.decoder import Decoder
-from engine.models.layers import Place, Places, Rotary, rms_norm, rotate, swiglu
+from engine.models.layers import HeadNorms, Rotary, WritesAndAttends, linear, rms_norm, swiglu
 from engine.proposers.eagle3.checkpoint import HeadConfig
 from engine.weights import pack
 
@@ -44,10 +44,10 @@ class Head:
         self._qkv = pack(
             torch.cat([self._take(f"self_attn.{name}_proj.weight", (n, 2 * hidden)) for name, n in rows.items()])
         )
-        self._qk_norm = None
+        self._head_norms = None
         if "self_attn.q_norm.weight" in tensors:
-            names = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
-            self._qk_norm = tuple(self._take(name, (config.head_dim,)) for name in names)
+            query, key = (self._take(f"self_attn.{name}_norm.weight", (config.head_dim,)) for name in "qk")
+            self._head_norms = HeadNorms(query, key, config.rms_norm_eps)
         self._output = pack(self._take("self_attn.o_proj.weight", (hidden, q_rows)))
         self._mlp_norm = self._take("post_attention_layernorm.weight", (hidden,))
         gate = self._take("mlp.gate_proj.weight", (None, hidden))
@@ -85,7 +85,7 @@ class Head:
             flat = rms_norm(flat, self._input_norm, self.config.rms_norm_eps)
         return F.linear(flat, self._fc)
 
-    def forward(self, tokens: Tensor, hidden: Tensor, kv: Tensor, place: Place | Places) -> Tensor:
+    def forward(self, tokens: Tensor, hidden: Tensor, kv: Tensor, place: WritesAndAttends) -> Tensor:
         """Hidden states [m, H] behind pairs of a state [m, H] and the token [m] (target ids) that followed it.
 
         Writes the pairs' keys and values to ``place``. kv: [2, slots, kv_heads, head_dim].
@@ -94,16 +94,9 @@ class Head:
         normed = rms_norm(hidden, self._hidden_norm, eps)
         residual = normed if config.norm_before_residual else hidden
         embedded = rms_norm(self._embedding[tokens], self._embedding_norm, eps)
-        qkv = F.linear(torch.cat([embedded, normed], -1), self._qkv)
-        heads, kv_heads = config.num_heads, config.num_kv_heads
-        qkv = qkv.view(tokens.shape[0], heads + 2 * kv_heads, config.head_dim)
-        qk = qkv[:, : heads + kv_heads]
-        if self._qk_norm is not None:
-            q_norm, k_norm = self._qk_norm
-            qk = torch.cat([rms_norm(qk[:, :heads], q_norm, eps), rms_norm(qk[:, heads:], k_norm, eps)], 1)
-        qk = rotate(qk, place.cos, place.sin)
-        place.put(kv, qk[:, heads:], qkv[:, heads + kv_heads :])
-        x = residual + F.linear(place.attend(qk[:, :heads], kv), self._output)
+        qkv = linear(torch.cat([embedded, normed], -1), self._qkv).view(tokens.shape[0], -1, config.head_dim)
+        query = place.write(qkv, self._head_norms, kv)
+        x = residual + linear(place.attend(query, kv), self._output)
         return x + swiglu(rms_norm(x, self._mlp_norm, eps), self._gate_up, self._down)
 
     def predict(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from engine.interfaces import Tap
-from engine.models.layers import Place, Places, Rotary
+from engine.models.layers import Rotary, WritesAndAttends
 
 
 class PairHead(Protocol):
@@ -31,7 +31,7 @@ class PairHead(Protocol):
         """Target states [m, taps, d] to the head's hidden states [m, H]."""
         ...
 
-    def forward(self, tokens: Tensor, hidden: Tensor, kv: Tensor, place: Place | Places) -> Tensor:
+    def forward(self, tokens: Tensor, hidden: Tensor, kv: Tensor, place: WritesAndAttends) -> Tensor:
         """Outputs [m, H] behind pairs of a state [m, H] and the token [m] (target ids) that followed it.
 
         Writes the pairs' keys and values to ``place``. kv: [2, slots, kv_heads, head_dim].

@@ -44,7 +44,7 @@ class PairProposer:
         cos = head.rotary.cos
         geometry = Geometry(1, head.num_kv_heads, head.head_dim, cos.dtype, cos.device)
         self.pool = PagePool(geometry, max(1, pool_tokens // page_tokens), page_tokens)
-        self._source = source
+        self.source = source
         self._chain = chain
 
     def start(self) -> PairDraft:
@@ -78,7 +78,7 @@ class PairProposer:
         if branches:
             found = search(self.head, self.pool.kv[0], list(branches.values()), shape)
             for at, candidates in zip(branches, found, strict=True):
-                trees[at] = candidates.tree(roots[at], budget, self._source, self.head.to_target)
+                trees[at] = candidates.tree(roots[at], budget, self.source, self.head.to_target)
         return trees
 
     def _make_pairs(self, drafts: Sequence[PairDraft], roots: Sequence[int | None]) -> None:
