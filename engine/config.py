@@ -24,6 +24,9 @@ class EngineConfig:
     speaking_rate: tokens that a synthesiser speaks in a second, where nobody measured the call's own.
     draft_rope_theta: overrides the head's own value (some published heads state one they were not trained with).
     draft_layer_ids: overrides the head's taps, as residual-stream indices.
+    kernels: "triton", "plain", or "auto", which is triton on CUDA. graphs: steps of fixed shape, captured as CUDA
+    graphs (and run as they are on a CPU, which is for tests); None: on CUDA. weights: "full", or "fp8" or "int8" to
+    quantise the layers' matrices at load; a checkpoint that is quantised already is served as it is.
     couple_noise: drafters share the noise of sampled turns; None: where several are merged. Those, their scores being
     calibrated by what came of them, had more accepted with it where we measured, and single ones less.
     """
@@ -45,6 +48,14 @@ class EngineConfig:
     draft_rope_theta: float | None = None
     draft_layer_ids: tuple[int, ...] | None = None
     couple_noise: bool | None = None
+    kernels: str = "auto"
+    graphs: bool | None = None
+    weights: str = "full"
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps are static."""
+        return self.device.startswith("cuda") if self.graphs is None else self.graphs
 
     @property
     def couples(self) -> bool:

@@ -297,16 +297,20 @@ class Engine:
         try:
             return self._settle(share, output, started)
         except Exception as error:
-            log.exception("a session's step failed")
-            session.forget()
-            del session.tokens[told:]
-            if turn is None:
-                session.stall()
-                return Step(session.name, None)
-            turn.num_tokens = told - turn.start
-            self._end(turn, Finish.FAILED)
-            failed = ReplyFailed(f"{type(error).__name__}: {error}")
-            return Step(session.name, turn, finish=Finish.FAILED, error=failed)
+            return self._broken(session, turn, told, error)
+
+    def _broken(self, session: Session, turn: Turn | None, told: int, error: Exception) -> Step:
+        """A share failed half-way. ``told`` tokens of the log had been said before."""
+        log.error("a session's step failed", exc_info=error)
+        session.forget()
+        del session.tokens[told:]
+        if turn is None:
+            session.stall()
+            return Step(session.name, None)
+        turn.num_tokens = told - turn.start
+        self._end(turn, Finish.FAILED)
+        failed = ReplyFailed(f"{type(error).__name__}: {error}")
+        return Step(session.name, turn, finish=Finish.FAILED, error=failed)
 
     def _settle(self, share: _Share, output: Output, started: float) -> Step:
         """Choose, accept, commit and observe for one session, and say what it gained."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from engine.costs import measure_costs
 from engine.engine import Engine
 from engine.errors import ModelError
 from engine.grammar.library import GrammarLibrary
+from engine.graphs.capture import held_bytes
+from engine.graphs.draft import GraphProposer
+from engine.graphs.engine import GraphEngine
+from engine.graphs.steps import Graphs
 from engine.hibernation import Hibernation
 from engine.host import EngineHost
 from engine.interfaces import Proposer, Target
@@ -46,6 +51,8 @@ def load_target_for(config: EngineConfig) -> Decoder:
         pool_tokens=config.pool_tokens,
         page_tokens=config.page_tokens,
         max_context_tokens=config.max_context_tokens,
+        kernels=config.kernels,
+        precision=config.weights,
     )
 
 
@@ -55,7 +62,10 @@ def load_host(config: EngineConfig) -> tuple[EngineHost, records.Ready]:
     target = load_target_for(config)
     codec = Codec.load(config.model, target.vocab_size)
     proposer = load_proposer(config, target)
-    engine = measured_engine(target, proposer, config)
+    if config.captures:
+        engine, note = graph_engine(target, proposer, config)
+    else:
+        engine, note = measured_engine(target, proposer, config), ""
 
     def new_reader(command: records.Submit) -> ReplyReader:
         return reader_of(codec, command)
@@ -70,7 +80,7 @@ def load_host(config: EngineConfig) -> tuple[EngineHost, records.Ready]:
         max_context_tokens=target.max_context_tokens,
         pages=target.pool.num_pages,
         page_tokens=target.pool.page_tokens,
-        costs=describe(engine),
+        costs="; ".join(filter(None, (describe(engine), note))),
     )
     return host, ready
 
@@ -103,10 +113,31 @@ def measured_engine(target: Target, proposer: Proposer, config: EngineConfig) ->
     name.
     """
     cheaper = cheaper_ways(proposer)
-    ways = [proposer, *cheaper]
-    pace = Pace(measure_costs(target, ways))
-    policy = choose_policy(config, pace, [way.name for way in ways])
+    pace, policy = measured(target, [proposer, *cheaper], config)
     return Engine(target, proposer, policy, coupled=config.couples, cheaper=cheaper, pace=pace)
+
+
+@torch.inference_mode()
+def graph_engine(decoder: Decoder, proposer: Proposer, config: EngineConfig) -> tuple[Engine, str]:
+    """(the same with static steps, a line for people on what they took). All are captured before this returns.
+
+    With a pair head alone (EAGLE-3, MTP) whole cycles are static; with any other drafter, the target's forwards.
+    """
+    started, before = time.monotonic(), held_bytes(decoder.device)
+    graphs = Graphs(decoder, proposer)
+    graphs.prepare()
+    taken, seconds = held_bytes(decoder.device) - before, time.monotonic() - started
+    note = f"static steps ready in {seconds:.1f} s, {taken / 1e6:.0f} MB"
+    if not isinstance(graphs.proposer, GraphProposer):
+        return measured_engine(graphs.target, proposer, config), note
+    pace, policy = measured(graphs.target, [graphs.proposer], config)
+    return GraphEngine(graphs, policy, coupled=config.couples, pace=pace), note
+
+
+def measured(target: Target, ways: Sequence[Proposer], config: EngineConfig) -> tuple[Pace, DraftPolicy]:
+    """What steps cost here, and the configured policy."""
+    pace = Pace(measure_costs(target, ways))
+    return pace, choose_policy(config, pace, [way.name for way in ways])
 
 
 def describe(engine: Engine) -> str:

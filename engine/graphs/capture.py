@@ -1,0 +1,53 @@
+"""Work over fixed tensors: captured as a CUDA graph where there is a GPU, run as it is elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+WARM_UPS = 2
+"""Runs before a capture, in which libraries choose their kernels and allocate what they keep."""
+
+
+class Captured:
+    """``work`` reads and writes tensors that outlive it, makes no decision on the host and copies nothing to it.
+
+    memory: of the graphs that share it (``torch.cuda.graph_pool_handle``). None of them may run beside another.
+    """
+
+    def __init__(self, work: Callable[[], None], device: torch.device, memory: Any = None) -> None:
+        self._work = work
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if device.type == "cuda":
+            self._graph = _capture(work, memory)
+
+    def run(self) -> None:
+        if self._graph is None:
+            self._work()
+        else:
+            self._graph.replay()
+
+
+def _capture(work: Callable[[], None], memory: Any) -> torch.cuda.CUDAGraph:
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(WARM_UPS):
+            work()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=memory):
+        work()
+    return graph
+
+
+def graph_memory(device: torch.device) -> Any:
+    """What graphs that never run at the same time share; None without a GPU."""
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
+def held_bytes(device: torch.device) -> int:
+    """What torch holds on a GPU, that of graphs included; 0 elsewhere."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
