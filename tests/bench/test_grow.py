@@ -81,7 +81,7 @@ def test_the_grown_model_is_larger_and_says_the_same(pair: tuple[Path, Path]) ->
 def test_what_was_added_is_noise_where_it_is_multiplied_away(pair: tuple[Path, Path]) -> None:
     """Kernels may run faster on zeros, and then a step would not cost what a larger model's costs."""
     grown = load(pair[1])
-    for layer in grown._layers:
+    for layer in grown.layers:
         assert float((layer.qkv == 0).float().mean()) < 0.01
         assert float((layer.gate_up == 0).float().mean()) < 0.01
 

@@ -1,0 +1,87 @@
+"""Measures the engine on a GPU, stage by stage: see ``docs/gpu.md``.
+
+    python -m bench.gpu [--stages check,plain,...] [--minutes 9] [--kernels auto|triton|plain] [--out FILE] [--dry-run]
+
+Needs torch and, for the kernels, triton; transformers for the peers; grpc and the service's packages for the stage over
+gRPC. Whatever is not there is said. ``--dry-run`` walks every stage on a CPU with tiny shapes, to see that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from bench.gpu.interpret import interpret_without_gpu
+
+interpret_without_gpu()
+
+from bench.gpu import machine  # noqa: E402
+from bench.gpu.registry import STAGES  # noqa: E402
+from bench.gpu.sizes import DRY, FULL  # noqa: E402
+from bench.gpu.stages import Bench, DeviceLost, Record, run_stage  # noqa: E402
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n")[0])
+    names = [stage.name for stage in STAGES]
+    parser.add_argument("--stages", type=lambda text: text.split(","), default=names, metavar="A,B,...")
+    parser.add_argument("--minutes", type=float, default=9.0, help="no stage begins once so much time has passed")
+    parser.add_argument("--kernels", choices=("auto", "triton", "plain"), default="auto")
+    parser.add_argument("--model", type=Path, default=Path("models/receptionist"))
+    parser.add_argument("--out", type=Path, default=Path("build/gpu.json"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes, on a CPU")
+    parser.add_argument("--list", action="store_true", help="print the stages and their time boxes")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.stages) - set(names):
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
+    if arguments.device == "cpu" and not arguments.dry_run and not arguments.list:
+        parser.error("there is no GPU here; --dry-run walks the stages on the CPU")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.list:
+        for stage in STAGES:
+            print(f"{stage.name:12} {stage.seconds:5.0f} s")
+        return
+    device = torch.device("cpu" if arguments.dry_run else arguments.device)
+    torch.set_num_threads(1 if arguments.dry_run else torch.get_num_threads())
+    dry = arguments.dry_run
+    bench = Bench(device, DRY if dry else FULL, arguments.model, arguments.kernels, patience=10.0 if dry else 1.0)
+    facts = machine.facts(device)
+    print("# GPU" + (" (dry run: every figure is the CPU's, on tiny shapes)" if arguments.dry_run else ""))
+    print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+    record = Record(arguments.out, {"facts": facts, "dry_run": arguments.dry_run, "stages": {}})
+    begun, states = time.monotonic(), dict.fromkeys(arguments.stages, "no time left")
+    chosen = [stage for stage in STAGES if stage.name in arguments.stages]
+    for number, stage in enumerate(chosen):
+        if time.monotonic() - begun > 60 * arguments.minutes:
+            break
+        try:
+            states[stage.name] = run_stage(bench, stage, record)
+        except DeviceLost as lost:
+            _begin_again(arguments, [later.name for later in chosen[number + 1 :]], begun, str(lost))
+    print("\n## Stages\n\n" + "\n".join(f"{name}: {state}" for name, state in states.items()))
+    print(f"{time.monotonic() - begun:.0f} s; written to {arguments.out}")
+
+
+def _begin_again(arguments: argparse.Namespace, names: list[str], begun: float, why: str) -> None:
+    """An error on the device poisons this process: a fresh one does what is left, without the kernels."""
+    minutes = arguments.minutes - (time.monotonic() - begun) / 60
+    print(f"\nthe device is lost to this process ({why}); {len(names)} stages go on with plain kernels", flush=True)
+    if not names or minutes <= 0:
+        raise SystemExit(1)
+    rest = arguments.out.with_name(f"{arguments.out.stem}-rest{arguments.out.suffix}")
+    command = [sys.executable, "-m", "bench.gpu", "--stages", ",".join(names), "--minutes", f"{minutes:.2f}"]
+    os.execv(sys.executable, [*command, "--kernels", "plain", "--model", str(arguments.model), "--out", str(rest)])
+
+
+if __name__ == "__main__":
+    main()

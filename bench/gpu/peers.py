@@ -1,0 +1,127 @@
+"""transformers' own ``generate`` on the same grown weights, in the same run."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from bench.gpu.calls import asked, grown_pair
+from bench.gpu.stages import Bench, NotRun, Table
+from engine.models.decoder import Decoder
+
+PROMPT_LOOKUP = 10
+
+
+def peers(bench: Bench) -> list[Table]:
+    """Dynamic cache, static cache, static cache compiled, and prompt lookup. Not assisted: the embedded model's draft
+    model speaks 2,048 tokens, and transformers wants an assistant of the target's own vocabulary."""
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise NotRun("transformers is not installed here") from error
+    target, _ = grown_pair(bench)
+    model = same_weights(target)
+    questions = [prompt.ids for prompt in asked(bench, 3 if bench.device.type == "cuda" else 1)]
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("greedy", {}),
+        ("prompt lookup", {"prompt_lookup_num_tokens": PROMPT_LOOKUP}),
+        ("static cache", {"cache_implementation": "static", "disable_compile": True}),
+    ]
+    if bench.device.type == "cuda":
+        ways.append(("static cache, compiled", {"cache_implementation": "static"}))
+    rows = []
+    ours = bench.figures.get("grown tokens_s plain, graphs", float("nan"))
+    for name, options in ways:
+        if bench.left < 0:
+            rows.append([name, float("nan"), "no time left", float("nan")])
+            continue
+        try:
+            rate = _tokens_per_second(model, questions, bench, options)
+        except Exception as error:
+            rows.append([name, float("nan"), f"{type(error).__name__}: {str(error)[:80]}", float("nan")])
+            continue
+        rows.append([name, rate, "", rate / ours])
+    header = ["transformers generate", "tokens/s", "", "x our plain, graphs"]
+    return [Table("Peers on the same grown weights", header, rows)]
+
+
+def same_weights(target: Decoder) -> Any:
+    """transformers' Llama over the very tensors of ``target``: its merged matrices, cut into views."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = target.config
+    with torch.device("meta"):
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=config.hidden_size,
+                intermediate_size=config.intermediate_size,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                num_key_value_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                rms_norm_eps=config.rms_norm_eps,
+                max_position_embeddings=config.max_positions,
+                rope_parameters=dict(config.rope),
+                tie_word_embeddings=False,
+            )
+        )
+    tensors = {"model.embed_tokens.weight": target.embedding, "lm_head.weight": target.lm_head_weight}
+    tensors["model.norm.weight"] = target.norm_weight
+    q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    for index, layer in enumerate(target.layers):
+        prefix = f"model.layers.{index}."
+        assert isinstance(layer.qkv, torch.Tensor)
+        assert isinstance(layer.gate_up, torch.Tensor)
+        for name, part in zip("qkv", layer.qkv.split([q_rows, kv_rows, kv_rows]), strict=True):
+            tensors[f"{prefix}self_attn.{name}_proj.weight"] = part
+        for name, part in zip(("gate", "up"), layer.gate_up.chunk(2), strict=True):
+            tensors[f"{prefix}mlp.{name}_proj.weight"] = part
+        tensors[f"{prefix}self_attn.o_proj.weight"] = layer.output
+        tensors[f"{prefix}mlp.down_proj.weight"] = layer.down
+        tensors[f"{prefix}input_layernorm.weight"] = layer.attention_norm
+        tensors[f"{prefix}post_attention_layernorm.weight"] = layer.mlp_norm
+    model.requires_grad_(False)
+    with torch.inference_mode():
+        model.load_state_dict(tensors, strict=True, assign=True)
+    # Computed, and in no checkpoint.
+    with target.device:
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+    return model.eval()
+
+
+@torch.inference_mode()
+def _tokens_per_second(model: Any, questions: list[list[int]], bench: Bench, options: dict[str, Any]) -> float:
+    """Of whole replies less their first token, which is a reply of one token's time."""
+    tokens, seconds = 0, 0.0
+    for number, ids in enumerate(questions):
+        for timed in (False, True) if number == 0 else (True,):
+            whole, length = _generate(model, ids, bench.sizes.reply_tokens, bench, options)
+            one, _ = _generate(model, ids, 1, bench, options)
+            if timed:
+                tokens += length - 1
+                seconds += whole - one
+        if bench.left < 0:
+            break
+    return tokens / seconds
+
+
+def _generate(model: Any, ids: list[int], most: int, bench: Bench, options: dict[str, Any]) -> tuple[float, int]:
+    prompt = torch.tensor([ids], device=bench.device)
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    output = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=most,
+        min_new_tokens=most,
+        do_sample=False,
+        pad_token_id=0,
+        **options,
+    )
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, output.shape[1] - len(ids)

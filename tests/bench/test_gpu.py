@@ -1,0 +1,104 @@
+"""The measuring script runs its stages one by one, whatever becomes of each. ``--dry-run`` walks what they measure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.gpu.registry import STAGES
+from bench.gpu.sizes import DRY, random_head, random_target, step_bytes
+from bench.gpu.stages import Bench, NotRun, Record, Stage, Table, run_stage
+from engine.quantize import ScaledMatrix
+from tests.engine.embedded import MODEL
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+def bench() -> Bench:
+    return Bench(CPU, DRY, MODEL, "plain")
+
+
+def test_a_stage_that_fails_harms_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def good(bench: Bench) -> list[Table]:
+        assert 0 < bench.left <= 5
+        bench.figures["found"] = 3.5
+        return [Table("A table", ["a", "b"], [[1, 2.0]])]
+
+    def bad(bench: Bench) -> list[Table]:
+        raise RuntimeError("broken kernel")
+
+    def absent(bench: Bench) -> list[Table]:
+        raise NotRun("grpc is not there")
+
+    shared, record = bench(), Record(tmp_path / "out" / "gpu.json", {"stages": {}})
+    states = [run_stage(shared, Stage(f.__name__, 5, f), record) for f in (bad, good, absent)]
+    assert states == ["failed", "done", "not run"]
+    written = json.loads((tmp_path / "out" / "gpu.json").read_text())["stages"]
+    assert "broken kernel" in written["bad"]["traceback"]
+    assert written["good"]["tables"] == [{"title": "A table", "header": ["a", "b"], "rows": [[1, 2.0]]}]
+    assert written["good"]["figures"] == {"found": 3.5}
+    assert written["absent"]["reason"] == "grpc is not there"
+    printed = capsys.readouterr().out
+    assert "RuntimeError: broken kernel" in printed
+    assert "| 1 | 2 |" in printed
+
+
+def test_one_thing_is_held_at_a_time() -> None:
+    shared, made = bench(), []
+
+    def make(what: str) -> str:
+        made.append(what)
+        return what
+
+    assert [shared.held(key, lambda key=key: make(key)) for key in ("8B", "8B", "70B", "8B")] == [
+        "8B",
+        "8B",
+        "70B",
+        "8B",
+    ]
+    assert made == ["8B", "70B", "8B"]
+
+
+def test_what_a_step_reads_is_counted() -> None:
+    """All weights but the table of embeddings; in eight bits a quarter of float32, and the scales."""
+    config = DRY.small
+    full = random_target(config, DRY, CPU, pool_tokens=64, kernels="plain")
+    head = random_head(full, pool_tokens=64)
+    assert head.taps == (2, config.num_layers // 2, config.num_layers - 3)
+    rows = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    matrices = config.hidden_size * (rows + config.num_heads * config.head_dim + 3 * config.intermediate_size)
+    around = config.vocab_size * config.hidden_size
+    assert step_bytes(full) == 4 * (config.num_layers * (matrices + 2 * config.hidden_size) + around)
+    small = random_target(config, DRY, CPU, pool_tokens=64, kernels="plain", precision="fp8")
+    assert isinstance(small.layers[0].down, ScaledMatrix)
+    assert step_bytes(small) < step_bytes(full) * 0.4
+
+
+def test_the_command_walks_stages_and_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "bench.gpu", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+
+    out = tmp_path / "gpu.json"
+    done = run("--dry-run", "--stages", "device,forced", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "every figure is the CPU's" in done.stdout
+    found = json.loads(out.read_text())
+    assert found["dry_run"] is True
+    assert {name: stage["state"] for name, stage in found["stages"].items()} == {"device": "done", "forced": "done"}
+    refused = run("--dry-run", "--stages", "device,warp")
+    assert refused.returncode == 2
+    assert "no such stage: warp" in refused.stderr
+
+
+def test_time_boxes_fit_two_calls_of_ten_minutes() -> None:
+    boxes = {stage.name: stage.seconds for stage in STAGES}
+    second = ("device", "grown", "peers", "large", "grpc")
+    assert sum(seconds for name, seconds in boxes.items() if name not in second[1:]) < 500
+    assert sum(boxes[name] for name in second) < 500
