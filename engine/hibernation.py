@@ -70,6 +70,11 @@ class Hibernation:
     def bytes_in_host(self) -> int:
         return sum(pool.mover.bytes_held for pool in self._pools)
 
+    @property
+    def host_pages(self) -> int:
+        """Of the target's, with as many of each drafter's, that the budget has room for."""
+        return self._budget // max(1, sum(pool.bytes_per_page for pool in self._pools))
+
     def admit(self, plan: list[Work]) -> list[Work]:
         """What of a plan shares the step. Where there are not pages for all of it, prefill that nobody waits for is
         left out: nothing that is in the step can be moved for the sake of a reply.

@@ -158,6 +158,7 @@ class EngineHost:
             pages_in_use=pool.pages_in_use,
             steps=self._steps,
             pages_total=pool.num_pages,
+            host_pages=0 if self.hibernation is None else self.hibernation.host_pages,
             backlog_s=step_s + sum(pace.prefill(tokens, chunk) for tokens in prompts),
             token_s=pace.prefill(chunk, chunk) / chunk,
             host_bytes=in_host,

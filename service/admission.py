@@ -179,7 +179,7 @@ class Admission:
         if beat is None:
             return
         tenant = self._tenants[seat.tenant]
-        need, total = self._pages(tokens), beat.pages_total * self._config.overcommit
+        need, total = self._pages(tokens), (beat.pages_total + beat.host_pages) * self._config.overcommit
         if need > total:
             message = f"the call needs {need} pages, and there are {beat.pages_total}"
             raise Problem(Reason.PAGES_COMMITTED, message, field="open.items")
@@ -188,7 +188,7 @@ class Admission:
         used = max(promised, beat.pages_in_use)
         budget = _Budget(total, used, self._committed(tenant.seats), need)
         if budget.exhausted:
-            message = f"the call needs {need} pages, and {used} of {beat.pages_total} are promised"
+            message = f"the call needs {need} pages, and {used} of {total:.0f} are promised"
             raise self._refusal(Reason.PAGES_COMMITTED, message)
         self._require_share(budget, seat.tenant, "pages")
 

@@ -172,7 +172,8 @@ class GraphEngine(Engine):
         accepted, now = min(len(path) - 1, len(kept)), time.monotonic()
         turn.stats.step()
         turn.stats.forward_seconds += now - started
-        turn.stats.count(int(tree.depth.max()), len(tree), accepted)
+        names = self._drafters_of(tree)
+        turn.stats.count(int(tree.depth.max()), names[1:], [names[node] for node in path[1 : accepted + 1]])
         self.drafting.observe(turn, tree, path)
         if finish is not None:
             self._end(turn, finish)
