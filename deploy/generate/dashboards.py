@@ -339,6 +339,7 @@ def _prompts() -> Sequence[Panel]:
 def _capacity() -> Sequence[Panel]:
     used, free = naming.label(names.PAGES_IN_USE), naming.label(names.PAGES_FREE)
     own, backlog = f"{{{ENGINE}}}", f"{naming.label(names.ENGINE_BACKLOG)}_seconds"
+    host = naming.label(names.HOST_BYTES)
     return (
         lines(
             "Calls and turns",
@@ -381,6 +382,32 @@ def _capacity() -> Sequence[Panel]:
             "How long all that is pending in the engine takes to compute.",
             "s",
             {"{{gen_ai_response_model}}": f"max by (gen_ai_response_model) ({backlog}{own})"},
+        ),
+        lines(
+            "Quiet calls a second",
+            "Moved to host memory, dropped to their tokens, and brought back from either.",
+            "reqps",
+            {
+                "hibernated": _of_engines_rate(names.HIBERNATED),
+                "dropped": _of_engines_rate(names.DROPPED),
+                "woken from host": _of_engines_rate(names.WOKEN_FROM_HOST),
+                "woken from log": _of_engines_rate(names.WOKEN_FROM_LOG),
+            },
+        ),
+        lines(
+            "Host memory of quiet calls",
+            "Bytes of their pages.",
+            "bytes",
+            {"{{gen_ai_response_model}}": f"sum by (gen_ai_response_model) ({host}_bytes{own})"},
+        ),
+        lines(
+            "Prompt tokens in the engine",
+            "computed: here; shared: had from another call of the tenant.",
+            "none",
+            {
+                "computed": _of_engines_rate(names.COMPUTED_TOKENS),
+                "shared": _of_engines_rate(names.SHARED_TOKENS),
+            },
         ),
         lines(
             "Held for slow readers",
@@ -429,6 +456,10 @@ def _by(counter: str, attribute: str, where: str = "") -> str:
 
 def _of_engines(gauge: str) -> str:
     return f"sum by (gen_ai_response_model) ({naming.label(gauge)}{{{ENGINE}}})"
+
+
+def _of_engines_rate(counter: str) -> str:
+    return f"sum (rate({naming.counter(counter)}{{{ENGINE}}}[{RATE}]))"
 
 
 def _span_quantile(quantile: float, spans: str, *, ahead: bool) -> str:
