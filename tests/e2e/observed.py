@@ -87,7 +87,8 @@ async def hold_calls(address: str) -> None:
         for system, tools, lines in example_calls(8):
             call = await _opened(stub, system_prompt=system, tools=tools, seed=3)
             refused = CallStream(stub)
-            await refused.send(open=client_pb.Open())
+            with contextlib.suppress(grpc.aio.AioRpcError):  # it may be refused before it is written
+                await refused.send(open=client_pb.Open())
             assert await refused.stream.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # one call is all it takes
             spoken_over = await _speak_over(call, lines)
             if spoken_over:
