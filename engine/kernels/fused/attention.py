@@ -19,7 +19,7 @@ MOST_QUERIES = 64
 """Folded query rows of one program at most."""
 PROGRAMS = 264
 """Programs that fill the card: two for each of the 132 multiprocessors of an H100 or H200."""
-MOST_SPLITS = 64
+FEW_SPLITS, MOST_SPLITS = 8, 64
 LOG2_E = 1.4426950408889634
 
 
@@ -70,8 +70,13 @@ def attend(query: Tensor, kv: Tensor, rows: Rows) -> Tensor:
 
 
 def _splits(programs: int, most_keys: int) -> int:
-    """Parts that a window's keys are read in, a power of two: no more than fill the card, or than there are tiles."""
-    wanted = min(MOST_SPLITS, max(1, PROGRAMS // programs), triton.cdiv(most_keys, KEYS))
+    """Parts that a window's keys are read in, a power of two: no more than fill the card.
+
+    Of the keys only whether they are few matters: every number of parts is a kernel of its own, and a call that grows
+    must not wait for one to be compiled.
+    """
+    most = FEW_SPLITS if most_keys <= FEW_SPLITS * KEYS else MOST_SPLITS
+    wanted = min(most, max(1, PROGRAMS // programs))
     return 1 << (wanted.bit_length() - 1)
 
 
@@ -130,7 +135,7 @@ def _tile(
     return higher, total, sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "blocks", "width", "words"])
 def _attend_split(
     query,
     kv,
@@ -202,7 +207,7 @@ def _attend_split(
     tl.store(marks + SPLITS * n * (KV_HEADS * GROUP) + out, total, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _join(parts, marks, out, n, HEADS: tl.constexpr, HEAD: tl.constexpr, SPLITS: tl.constexpr):
     row = tl.program_id(0)
     head = tl.program_id(1)
