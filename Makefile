@@ -53,6 +53,9 @@ lint: $(READY) ## ruff, mypy --strict, stale stubs, and buf where npm is there
 test-equality: $(READY) ## The whole equality suite: with transformers, and with and without every drafter
 	$(PY) -m tests.equality
 
+soak: $(READY) ## Hold calls while servers, the store and lines die: nothing lost, nothing said twice (SOAK="--kills 30 ...")
+	$(PY) -m tests.soak $(SOAK)
+
 model: $(READY) ## Make the embedded model and its drafters from nothing (two hours on two cores, resumable)
 	$(PY) -m training.make_model
 
@@ -90,6 +93,9 @@ bench-hibernation: $(READY) ## First tokens of calls that were quiet beyond the 
 
 bench-prefixes: $(READY) ## What sharing the beginnings of calls saves, and what it costs
 	$(PY) -m bench.prefixes
+
+bench-store: $(READY) ## What the store costs a first token: paired turns, with Redis and without any
+	$(PY) -m bench.store_cost
 
 bench-suffix: $(READY) ## Cost per token of self-speculation, from 1,000 to 100,000 tokens
 	$(PY) -m bench.suffix

@@ -7,21 +7,18 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from firstword import wire
 from firstword.errors import CallError, CallFailed, ServiceBusy
 from firstword.events import Generated, HistoryCause, HistoryChanged, Interrupted, Notice, Opened, TurnEvent
 from firstword.router import Router
-from firstword.stream import CallStream
+from firstword.stream import CallStream, Dial
 from firstword.tools import execute
 from firstword.turn import Turn
 from firstword.types import Item, Sampling, Tool, ToolCall, ToolChoice, TurnOptions, WordTiming
 from firstword.v1 import client_events_pb2 as client_pb
 from firstword.v1 import conversation_pb2 as conversation_pb
-
-if TYPE_CHECKING:
-    from firstword.v1.call_service_pb2_grpc import CallServiceAsyncStub
 
 
 class Call:
@@ -44,22 +41,23 @@ class Call:
 
     def __init__(
         self,
-        stub: CallServiceAsyncStub,
+        dial: Dial,
         opening: client_pb.Open,
         tools: Sequence[Tool],
         metadata: Mapping[str, str],
         on_notice: Callable[[Notice | CallError], object] | None,
+        resume_timeout_s: float,
         patience_s: float = 0.0,
     ) -> None:
         """For a client to make, in a running event loop. patience_s: how long to ask again where there is no room."""
-        self._stub = stub
+        self._dial = dial
+        self._resume_timeout_s = resume_timeout_s
         self._opening = opening
         self._tools = {tool.name: tool for tool in tools}
         self._metadata = tuple(metadata.items())
         self._on_notice = on_notice
         self._patience_s = patience_s
-        self._router = Router(on_notice)
-        self._stream = CallStream(self._router.receive, self._router.end)
+        self._begin_again()
         self._last_turn = 0
         self._revision = 0
         self._asked = 0
@@ -75,13 +73,17 @@ class Call:
                 if time.monotonic() + busy.retry_after_s > until:
                     raise
                 await asyncio.sleep(busy.retry_after_s)
-            self._router = Router(self._on_notice)
-            self._stream = CallStream(self._router.receive, self._router.end)
+            self._begin_again()
+
+    def _begin_again(self) -> None:
+        """Nothing is sent yet."""
+        self._router = router = Router(self._on_notice)
+        self._stream = CallStream(router.receive, router.end, router.is_quiet, self._resume_timeout_s)
 
     async def _open(self) -> None:
         """Open the call. Raises CallFailed, and ServiceBusy where that is worth trying again."""
         self._stream.send(open=self._opening)
-        self._stream.start(self._stub, self._metadata)
+        self._stream.start(self._dial, self._metadata)
         try:
             self.opened = await self._router.opened
         except asyncio.CancelledError:
@@ -117,7 +119,12 @@ class Call:
     @property
     def records(self) -> Mapping[int, bytes]:
         """By sequence number, the signed records of the conversation that the service's store does not hold yet."""
-        return MappingProxyType(self._stream.records)
+        return MappingProxyType(self._stream.books.records)
+
+    @property
+    def resumes(self) -> int:
+        """How often another stream, perhaps of another server, has taken the call over."""
+        return self._stream.resumes
 
     # The caller
 

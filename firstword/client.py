@@ -12,7 +12,7 @@ import grpc
 
 from firstword import wire
 from firstword.call import Call
-from firstword.errors import CallError
+from firstword.errors import CLOSED, CallError, CallFailed
 from firstword.events import Notice
 from firstword.types import AnswerAhead, ContextPolicy, Fallback, Item, Limits, Sampling, Tool, ToolChoice
 from firstword.v1 import call_service_pb2_grpc
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     # A call may be silent for minutes, and a server that has gone without a word must be found out all the same.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.http2.max_pings_without_data", 0),
+    # Somebody is on the phone: a server that is away is looked for again soon, and not for minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
     # A call stays on one server: spread them over all addresses that the name has.
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
 )
@@ -35,7 +39,8 @@ class Client:
     """A service's client: ``async with Client("localhost:50051") as client``.
 
     target: any gRPC target. credentials: of the channel; None: not encrypted. metadata: sent with every call, such as
-    an API key. options: of the channel, in place of those of the same name in ``CHANNEL_OPTIONS``.
+    an API key. options: of the channel, in place of those of the same name in ``CHANNEL_OPTIONS``. resume_timeout_s:
+    how long a call may be without a server before it has failed; 0: it fails with its stream.
     """
 
     def __init__(
@@ -45,18 +50,18 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Mapping[str, str] | None = None,
         options: Sequence[tuple[str, Any]] = (),
+        resume_timeout_s: float = 60.0,
     ) -> None:
         self._target = target
         self._credentials = credentials
         self._metadata = dict(metadata or {})
         self._options = tuple({**dict(CHANNEL_OPTIONS), **dict(options)}.items())
-        self._channel: grpc.aio.Channel | None = None
+        self._resume_timeout_s = resume_timeout_s
+        self._channels: dict[str, grpc.aio.Channel] | None = None
 
     async def __aenter__(self) -> Self:
-        if self._credentials is None:
-            self._channel = grpc.aio.insecure_channel(self._target, self._options)
-        else:
-            self._channel = grpc.aio.secure_channel(self._target, self._credentials, self._options)
+        self._channels = {}
+        self._stub("")
         return self
 
     async def __aexit__(
@@ -66,9 +71,23 @@ class Client:
 
     async def close(self) -> None:
         """Close the channel; calls that are still open break off. Idempotent."""
-        if self._channel is not None:
-            channel, self._channel = self._channel, None
+        channels, self._channels = self._channels, None
+        for channel in (channels or {}).values():
             await channel.close()
+
+    def _stub(self, address: str) -> CallServiceAsyncStub:
+        """For a server at its own address, or, for the empty one, wherever the target leads. Raises CallFailed when the
+        client is closed.
+        """
+        if self._channels is None:
+            raise CallFailed(grpc.StatusCode.CANCELLED, CLOSED, "the client was closed")
+        if address not in self._channels:
+            target = address or self._target
+            if self._credentials is None:
+                self._channels[address] = grpc.aio.insecure_channel(target, self._options)
+            else:
+                self._channels[address] = grpc.aio.secure_channel(target, self._credentials, self._options)
+        return call_service_pb2_grpc.CallServiceStub(self._channels[address])
 
     def call(
         self,
@@ -116,7 +135,7 @@ class Client:
         Raises ValueError and TypeError for what the contract cannot hold, RuntimeError outside ``async with`` of the
         client.
         """
-        if self._channel is None:
+        if self._channels is None:
             raise RuntimeError("a client makes calls inside `async with`")
         given: dict[str, Any] = {
             "temperature": temperature,
@@ -149,5 +168,5 @@ class Client:
             progress_notices=progress_notices,
             caller_key=caller_key,
         )
-        stub: CallServiceAsyncStub = call_service_pb2_grpc.CallServiceStub(self._channel)
-        return Call(stub, opening, tools, {**self._metadata, **(metadata or {})}, on_notice, patience_s)
+        known = {**self._metadata, **(metadata or {})}
+        return Call(self._stub, opening, tools, known, on_notice, self._resume_timeout_s, patience_s)

@@ -104,6 +104,11 @@ class Router:
         finally:
             del self._questions[request_id]
 
+    def is_quiet(self) -> bool:
+        """Whether nothing is waited for."""
+        waits = self._interrupts or self._questions or self._edits
+        return not waits and all(turn.over for turn in self._turns.values())
+
     # What is received
 
     def receive(self, response: call_pb.CallResponse) -> None:

@@ -1,20 +1,23 @@
-"""The stream of one call: numbers what goes out, keeps the books of what comes in, and knows how it ended.
+"""The events of one call, on whichever stream they go: a stream that breaks is replaced, and nobody above is told.
 
-Knows nothing of turns. One task reads; requests are written in the order in which they were sent, by gRPC's own task,
-so that no cancelled method of a call can break the stream in the middle of a message.
+A server that dies, one that goes, one that does not answer, and a line that is cut are all the same here: another
+stream is opened with what the call's books hold, and what no server has had is sent again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine
+import random
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from firstword.books import Books
 from firstword.errors import CLOSED, CallFailed
+from firstword.line import Line, Metadata, closed
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import client_events_pb2 as client_pb
 
@@ -26,130 +29,223 @@ log = logging.getLogger(__name__)
 ACKNOWLEDGE_EVERY = 64
 """Server events. The service keeps what is not acknowledged, for a client that comes back."""
 
-MAX_RECORDS = 8192
-"""Records kept for a service whose store does not keep up; the oldest go first."""
-
 CLOSE_TIMEOUT_S = 5.0
+DROP_TIMEOUT_S = 0.3
+"""How long a call that is dropped waits for the service to know."""
+OPENED_TIMEOUT_S, MAX_OPENED_TIMEOUT_S = 5.0, 60.0
+"""How long a server may take to say that it goes on with the call: at the first try, and at a later one."""
+WARM_TIMEOUT_S = 1.0
+"""How long the one that is warm for it may take, before another takes the call from it."""
+BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
+
+SUPERSEDED, WARM_ELSEWHERE = "SUPERSEDED", "WARM_ELSEWHERE"
+PASSING = frozenset(
+    {
+        "",
+        "DRAINING",
+        "ENGINE_BUSY",
+        "ENGINE_UNAVAILABLE",
+        "PAGES_COMMITTED",
+        "STORE_UNAVAILABLE",
+        "SUPERSEDED",
+        "TENANT_ABOVE_SHARE",
+        "TENANT_TOO_MANY_CALLS",
+        "TOO_MANY_CALLS",
+        "WARM_ELSEWHERE",
+    }
+)
+"""Reasons for which a call is tried elsewhere, or again; without one it is a stream that broke."""
+_BROKEN = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+
+Dial = Callable[[str], "CallServiceAsyncStub"]
+"""A stub for an address; for the empty one, wherever the client's target leads."""
 
 
 class CallStream:
-    """One bidirectional stream.
+    """The stream of one call, or those that follow each other.
 
-    on_response: takes each server event, in order, but for those of a server that lost the call. on_end: called once,
-    with how the stream ended.
+    on_response: takes each server event, in order and once. on_end: called once, with how the call ended. is_quiet:
+    whether no turn is in progress. resume_timeout_s: how long the call may be without a server.
 
-    failure: how it ended; None: it has not. seq: highest ``CallResponse.seq`` received. generation: the highest one
-    seen. records: by ``seq``, those that the service's store does not hold yet.
+    failure: how it ended; None: it has not. resumes: how often another stream has taken over.
     """
 
     def __init__(
-        self, on_response: Callable[[call_pb.CallResponse], None], on_end: Callable[[CallFailed], None]
+        self,
+        on_response: Callable[[call_pb.CallResponse], None],
+        on_end: Callable[[CallFailed], None],
+        is_quiet: Callable[[], bool],
+        resume_timeout_s: float,
     ) -> None:
         self.failure: CallFailed | None = None
-        self.seq = 0
-        self.generation = 0
-        self.records: OrderedDict[int, bytes] = OrderedDict()
+        self.resumes = 0
+        self.books = Books()
         self._on_response = on_response
         self._on_end = on_end
-        self._client_seq = 0
+        self._is_quiet = is_quiet
+        self._resume_timeout_s = resume_timeout_s
         self._acknowledged = 0
         self._closing = False
-        self._status: CallFailed | None = None
-        self._outbox: asyncio.Queue[call_pb.CallRequest | None] = asyncio.Queue()
+        self._dropped = False
+        self._successor = ""
+        self._moving = False
+        self._line: Line | None = None
+        """The one that is in use; None while there is none."""
+        self._early: list[call_pb.CallRequest] = []
 
-    def start(self, stub: CallServiceAsyncStub, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+    def start(self, dial: Dial, metadata: Metadata) -> None:
         """Begin to read and to write. Must be called in a running event loop."""
-        self._rpc = stub.Call(self._requests(), metadata=metadata)
-        self._rpc.add_done_callback(self._note_status)
-        self._reader = asyncio.create_task(self._read())
+        self._dial = dial
+        self._metadata = metadata
+        self._line = line = Line(dial(""), metadata)
+        for request in self._early:
+            line.send(request)
+        self._runner = asyncio.create_task(self._run(line))
 
     def send(self, **event: Any) -> int:
         """Queue a client event; returns its number. Raises CallFailed when the call is over."""
         if self.failure is not None:
             raise self.failure
         if self._closing:
-            raise _closed()
-        self._client_seq += 1
-        self._outbox.put_nowait(call_pb.CallRequest(client_seq=self._client_seq, **event))
-        return self._client_seq
+            raise closed()
+        request = self.books.number(**event)
+        if self._line is not None:
+            self._line.send(request)
+        elif "open" in event:
+            self._early.append(request)
+        return request.client_seq
 
     async def close(self) -> None:
         """End the call in order: all that was sent is handled first. Idempotent."""
         if not self._closing and self.failure is None:
             self.send(close=client_pb.Close())
             self._closing = True
-            self._outbox.put_nowait(None)
+            if self._line is not None:
+                self._line.send_no_more()
         try:
-            await asyncio.wait({self._reader}, timeout=CLOSE_TIMEOUT_S)
+            await asyncio.wait({self._runner}, timeout=CLOSE_TIMEOUT_S)
         finally:
             await self.abort()
 
     async def abort(self) -> None:
         """End the stream at once. Idempotent."""
-        self._closing = True
-        self._rpc.cancel()
-        await asyncio.wait({self._reader})
+        if self._line is not None and not self._closing and not self._runner.done():
+            # Else the service would keep the call for a client that may come back.
+            self._line.send(self.books.number(close=client_pb.Close()))
+            self._line.send_no_more()
+            self._closing = self._dropped = True
+            await asyncio.wait({self._runner}, timeout=DROP_TIMEOUT_S)
+        self._closing = self._dropped = True
+        if self._line is not None:
+            self._line.cancel()
+        else:
+            self._runner.cancel()
+        await asyncio.wait({self._runner})
 
-    async def _requests(self) -> AsyncIterator[call_pb.CallRequest]:
-        while (request := await self._outbox.get()) is not None:
-            yield request
-
-    async def _read(self) -> None:
+    async def _run(self, line: Line) -> None:
+        """One stream after the other, until the call is over."""
+        failure = closed()
         try:
-            async for response in self._rpc:
-                self._take(response)
-            failure = _closed()
-        except grpc.aio.AioRpcError:
-            failure = self._status or _closed()
-        except asyncio.CancelledError:  # of the stream; this task itself is nobody's to cancel but the loop's
-            failure = CallFailed(grpc.StatusCode.CANCELLED, CLOSED, "the client dropped the call")
+            while True:
+                failure = await line.read(self._take)
+                self._line = None
+                if self._dropped:
+                    failure = CallFailed(grpc.StatusCode.CANCELLED, CLOSED, "the client dropped the call")
+                if not self._may_go_on(failure):
+                    break
+                log.info("the stream of the call broke, going on: %s", failure)
+                line = await self._go_on(failure)
+                self.resumes += 1
+        except CallFailed as final:
+            failure = final
         except Exception:  # whatever it was, nobody may wait for ever
-            log.exception("an event of the service cannot be read")
-            failure = CallFailed(grpc.StatusCode.INTERNAL, "", "an event of the service cannot be read")
-            self._rpc.cancel()
+            log.exception("the call cannot go on")
+            failure = CallFailed(grpc.StatusCode.INTERNAL, "", "the client failed")
+        except asyncio.CancelledError:
+            failure = CallFailed(grpc.StatusCode.CANCELLED, CLOSED, "the client dropped the call")
         self.failure = failure
         self._on_end(failure)
 
-    def _note_status(self, rpc: Any) -> None:
-        """Keep the status that ended the stream, before gRPC forgets it.
+    def _may_go_on(self, failure: CallFailed) -> bool:
+        """Whether the call may be had on another stream."""
+        if self._moving:
+            return not self._dropped
+        wanted = not self._dropped and self._resume_timeout_s > 0 and bool(self.books.token)
+        return wanted and failure.code in _BROKEN and failure.reason in PASSING
 
-        A write under way when the status arrives fails, and grpc.aio then puts INTERNAL ("Internal error from Core") in
-        its place: a client that was refused would not learn why. This runs while the first status is still there, when
-        the three coroutines end without waiting for anything; the first call is the one that counts.
-        """
-        if self._status is not None:
-            return
-        code, message, trailers = (_at_once(about()) for about in (rpc.code, rpc.details, rpc.trailing_metadata))
-        ok = code is grpc.StatusCode.OK
-        self._status = _closed() if ok else CallFailed.of(code, message or "", trailers or ())
+    async def _go_on(self, failure: CallFailed) -> Line:
+        """A stream on which the call goes on. Raises CallFailed where there is none in time, or will be none."""
+        until = time.monotonic() + self._resume_timeout_s
+        address, self._successor, self._moving = self._successor, "", False
+        take_over, attempt = False, 0
+        while True:
+            try:
+                patience_s = WARM_TIMEOUT_S if address else min(OPENED_TIMEOUT_S * 2**attempt, MAX_OPENED_TIMEOUT_S)
+                return await self._resume(address, take_over, patience_s)
+            except CallFailed as refused:
+                failure = refused
+                if refused.reason:
+                    self.books.refused()
+            if failure.code not in _BROKEN or failure.reason not in PASSING:
+                raise failure
+            if failure.reason == SUPERSEDED:
+                self.books.superseded(int(failure.metadata.get("generation", 0)))
+            if address:  # whoever should be warm is not
+                address, take_over = "", True
+                continue
+            if failure.reason == WARM_ELSEWHERE and not take_over:
+                address = failure.metadata.get("address", "")
+                take_over = not address
+                continue
+            wait = random.uniform(0.5, 1.0) * min(MAX_BACKOFF_S, BACKOFF_S * 2**attempt)
+            attempt += 1
+            if time.monotonic() + wait > until:
+                raise failure
+            await asyncio.sleep(wait)
+
+    async def _resume(self, address: str, take_over: bool, patience_s: float) -> Line:
+        """Try one server. Raises CallFailed."""
+        line = Line(self._dial(address), self._metadata)
+        try:
+            line.send(self.books.resume(take_over=take_over))
+            async with asyncio.timeout(patience_s):
+                response = await line.first()
+            again = self.books.resumed(response)
+        except BaseException as error:
+            line.cancel()
+            if isinstance(error, TimeoutError):
+                raise CallFailed(grpc.StatusCode.UNAVAILABLE, "", "the server does not answer") from None
+            raise
+        for request in again:
+            line.send(request)
+        self._line = line
+        if self._closing:
+            line.send_no_more()
+        self._on_response(response)
+        return line
 
     def _take(self, response: call_pb.CallResponse) -> None:
-        """Keep the books of the envelope, and hand the event on."""
-        if response.generation < self.generation:
+        """Keep the books, and hand the event on."""
+        if self._moving or not self.books.take(response):
             return
-        self.generation = response.generation
-        self.seq = response.seq
-        if response.record:
-            self.records[response.seq] = response.record
-        while self.records and (next(iter(self.records)) <= response.durable_seq or len(self.records) > MAX_RECORDS):
-            self.records.popitem(last=False)
         self._on_response(response)
-        if self.seq - self._acknowledged >= ACKNOWLEDGE_EVERY and not self._closing:
-            self._acknowledged = self.seq
+        if response.notice.WhichOneof("kind") == "draining":
+            self._successor = response.notice.draining.successor_address
+        if self._line is None or self._closing:
+            return
+        if self._successor and self._is_quiet():
+            self._moving = True  # what this server still says is said again by the next one
+            self._line.cancel()
+        elif self.books.seq - self._acknowledged >= ACKNOWLEDGE_EVERY:
+            self._acknowledged = self.books.seq
             # Not numbered, for after a resume it would be no use to send it again.
-            self._outbox.put_nowait(call_pb.CallRequest(acknowledge=client_pb.Acknowledge(seq=self.seq)))
-
-
-def _at_once(waiting: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine that has nothing to wait for."""
-    try:
-        waiting.send(None)
-    except StopIteration as end:
-        return end.value
-    finally:
-        waiting.close()
-    raise RuntimeError("the coroutine waits")
-
-
-def _closed() -> CallFailed:
-    return CallFailed(grpc.StatusCode.OK, CLOSED, "the call was closed")
+            self._line.send(call_pb.CallRequest(acknowledge=client_pb.Acknowledge(seq=self.books.seq)))

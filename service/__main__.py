@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import signal
 import sys
 from collections.abc import Mapping
@@ -21,11 +22,16 @@ from service.prompts import pin_prompts
 from service.server import Server
 from service.server_events import EngineRestarted
 from service.servicer import CallServicer
-from service.store import MemoryStore
-from service.telemetry import Telemetry, engines
+from service.signing import Signing
+from service.store import MemoryStore, Store
+from service.store.opening import store_of
+from service.telemetry import Telemetry, engines, names
 from service.telemetry.setup import install
 
 log = logging.getLogger("service")
+
+STORE_CLOSING_S = 1.0
+"""How long what is not written yet may take, once every call is over."""
 
 
 async def run(config: ServiceConfig) -> None:
@@ -53,6 +59,8 @@ async def run(config: ServiceConfig) -> None:
         log.info("stopping")
     finally:
         await server.stop()
+        if servicer.services is not None:
+            await servicer.services.store.stop(STORE_CLOSING_S)
         await asyncio.gather(*(process.stop() for process in (engine, *others.values())))
         await asyncio.to_thread(end_telemetry)
 
@@ -74,18 +82,37 @@ async def _open_for_business(
     telemetry = Telemetry(ready.model, config.telemetry)
     engines.watch(telemetry, {**others, ready.model: engine})
     servicer.admission = Admission(config.admission, lambda: engine.beat, ready.page_tokens, telemetry)
+    store = _store(config, server, servicer, telemetry)
+    await store.start()
     servicer.services = CallServices(
         engine=engine,
         new_conversation=lambda opening: Conversation.opened(chat, opening),
-        store=MemoryStore(),
+        restored_conversation=lambda state: Conversation.restored(chat, state),
+        store=store,
+        signing=Signing(config.resume.secrets or (secrets.token_hex(32),), config.resume.token_ttl_s),
         telemetry=telemetry,
         config=config.call,
         model=ready.model,
         max_context_tokens=ready.max_context_tokens,
         residents={resident.name: resident for resident in residents},
+        resume=config.resume,
     )
     await server.set_serving(True)
     log.info("serving", extra={"host": config.server.host, "port": server.port, "model": ready.model})
+
+
+def _store(config: ServiceConfig, server: Server, servicer: CallServicer, telemetry: Telemetry) -> Store:
+    """What all servers of the service share, where one is configured."""
+    if not config.store.url:
+        return MemoryStore()
+    address = config.server.advertise
+    if not address and config.server.host not in ("0.0.0.0", "::", "[::]"):
+        address = f"{config.server.host}:{server.port}"
+    store = store_of(config, address, lambda: servicer.load)
+    telemetry.watch(names.STORE_PENDING, "{call}", "Calls with records to be written", lambda: store.pending)
+    telemetry.watch(names.STORE_BEHIND, "1", "1 while the store does not keep up", lambda: float(store.behind))
+    telemetry.watch(names.STORE_FAILURES, "{failure}", "Writes that failed", lambda: store.failures, grows=True)
+    return store
 
 
 async def _reside(name: str, config: EngineConfig, engine: EngineClient) -> Resident:

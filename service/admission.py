@@ -116,6 +116,11 @@ class Admission:
         """(when, tokens) of calls opened since the engine's last beat."""
 
     @property
+    def max_calls(self) -> int:
+        """How many there can be at once."""
+        return self._config.max_calls
+
+    @property
     def seats(self) -> int:
         return sum(len(tenant.seats) for tenant in self._tenants.values())
 

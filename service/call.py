@@ -1,85 +1,130 @@
-"""One call: its client's events in, its own events out, numbered. The state machine, without transport.
+"""One call: its client's events in, its own events out. The state machine, without transport.
 
 Every client event is handled to its end before the next one: nothing here awaits. What turns are made of is
-``service.turns``'s; this module owns the open event, the order of events, and the end of the call.
+``service.turns``'s, how events are numbered and written down ``service.outbound``'s; this module owns how a call
+begins, how it is gone on with, and its end.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from service import client_events as events
 from service.call_clock import CallClock
 from service.call_services import CallServices
+from service.call_state import CallState, Opening
 from service.conversation import Conversation
 from service.history import History
+from service.journal import Journal
+from service.options import Limits
+from service.outbound import Outbound, Send
 from service.problems import Problem, Reason, invalid
+from service.reply import Phase, Reply
 from service.reporter import Reporter
-from service.server_events import Envelope, Failure, LimitReached, Notice, Opened, ServerEvent
+from service.restoring import restored_reply
+from service.server_events import (
+    Durability,
+    Failure,
+    LimitReached,
+    Notice,
+    Opened,
+    ResumeToken,
+    ServerEvent,
+    TextDelta,
+    Unfinished,
+)
 from service.shadow import Shadow
 from service.side_questions import SideQuestions
+from service.store import CallKey, CallLog, Ownership
 from service.terms import Terms
 from service.turns import Turns
 
 log = logging.getLogger(__name__)
 
-GENERATION = 1
-"""Of the lease on a call. One process holds every call that it serves for as long as it lives."""
+Afterwards = Literal["over", "elsewhere", "forgotten"]
+"""What becomes of what the store holds of a call that ends here: it is over, or may go on elsewhere, or is deleted."""
+
+End = Callable[[Problem | None], None]
+
+
+@dataclass(eq=False)
+class _Parts:
+    """What an open call is made of."""
+
+    opening: Opening
+    terms: Terms
+    history: History
+    reporter: Reporter
+    turns: Turns
+    questions: SideQuestions
+    outbound: Outbound
+    log: CallLog
 
 
 @dataclass(eq=False)
 class Call:
     """The state of one call.
 
-    send: takes each server event at once. end: called once, with the problem that ended the call or None.
-    metadata: of the stream; may name the trace that the call belongs to. admit: given what tells the length of the
-    context before the call begins; raises Problem where there is no room for it. tenant: whose call it is.
+    send: takes each server event at once. end: called once for each client that is there, with the problem that ended
+    the call, or took it from this client, or None. metadata: of the stream; may name the trace that the call belongs
+    to. admit: given what tells the length of the context before the call begins; raises Problem where there is no room
+    for it. over: called once, when the call has ended here. tenant: whose call it is; "" where there are none.
     """
 
     services: CallServices
-    send: Callable[[Envelope], None]
-    end: Callable[[Problem | None], None]
-    metadata: dict[str, str] = field(default_factory=dict)
+    send: Send
+    end: End
+    metadata: Mapping[str, str] = field(default_factory=dict)
     admit: Callable[[Callable[[], int]], None] = lambda tokens: None
+    over: Callable[[], None] = lambda: None
     tenant: str = ""
 
     def __post_init__(self) -> None:
-        self.session = ""
+        self.key = CallKey(self.tenant, "")
         self.ended = False
-        self._seq = 0
-        self._client_seq = 0
-        self._replay: deque[Envelope] = deque(maxlen=self.services.config.replay_events)
-        self._turns: Turns | None = None
-        self._reporter: Reporter | None = None
-        self._questions: SideQuestions | None = None
+        self.attended = True
+        """Whether there is a client."""
+        self._parts: _Parts | None = None
         self._closing = False
         self._clock: CallClock | None = None
+        self._renew_at = 0.0
+        self._call_off: Callable[[], None] = lambda: None
+
+    @property
+    def session(self) -> str:
+        """Its name; empty before it is open."""
+        return self.key.session
+
+    @property
+    def turns(self) -> Turns | None:
+        """Its turns; None before it is open."""
+        return None if self._parts is None else self._parts.turns
+
+    @property
+    def generation(self) -> int:
+        """Of the lease; 0 before it is open."""
+        return 0 if self._parts is None else self._parts.outbound.generation
 
     def handle(self, client_seq: int, event: events.ClientEvent) -> None:
         """Take one client event. ``client_seq``: 0 for unnumbered; one that was seen before is dropped."""
         if self.ended:
             return
-        opening = self._turns is None
-        if not opening:
-            if 0 < client_seq <= self._client_seq:
-                return
-            self._client_seq = max(self._client_seq, client_seq)
-            if self._clock is not None and not isinstance(event, events.Acknowledge):
-                self._clock.heard()
+        parts = self._parts
         try:
-            if self._turns is None or self._questions is None:
+            if parts is None:
                 self._begin(event)
-            else:
-                self._dispatch(self._turns, self._questions, event)
+            elif not 0 < client_seq <= parts.outbound.client_seq:
+                if self._clock is not None and not isinstance(event, events.Acknowledge):
+                    self._clock.heard()
+                with parts.outbound.handling(client_seq):
+                    self._handle(parts, client_seq, event)
         except Problem as problem:
-            if opening:
-                self._finish(problem)
-            else:
-                self._refuse(problem, event, client_seq)
+            self._finish(problem)
         except Exception:
             log.exception("client event failed", extra={"session": self.session, "event": type(event).__name__})
             self._finish(Problem(Reason.INTERNAL, "the service failed on this event"))
@@ -90,23 +135,60 @@ class Call:
         self._turn_over()
 
     def disconnect(self) -> None:
-        """The client is gone: whatever is being generated stops, and the pages return. Idempotent."""
-        self._finish(None)
+        """The client is gone for good: whatever is being generated stops, and the pages return. Idempotent."""
+        self._finish(None, "elsewhere")
+
+    def detach(self, end: End) -> None:
+        """The stream of the client with this ``end`` broke. The call is kept warm for a while: it may come back."""
+        if self.ended or end != self.end:
+            return
+        if self._parts is None or not self.services.resume.keep_s:
+            self.disconnect()
+            return
+        self.attended = self._closing = False
+        self._parts.outbound.pause()
+        self.hold(False)
+        self.end = lambda problem: None
+        self._call_off = self.services.later(self.services.resume.keep_s, self.disconnect)
+        log.info("client gone", extra={"session": self.session, "kept_s": self.services.resume.keep_s})
+
+    def attach(self, send: Send, end: End, resume: events.Resume) -> bool:
+        """Go on with a client that comes back, if it can be told all that it has missed; whether it can."""
+        parts = self._parts
+        stale = self.ended or parts is None or resume.last_generation > parts.outbound.generation
+        if stale or parts is None or not parts.outbound.covers(resume.last_seq):
+            return False
+        self._call_off()
+        self.end(Problem(Reason.MOVED, "the client has come back on another stream"))
+        self.hold(False)
+        self.end, self.attended, self._closing = end, True, False
+        parts.outbound.acknowledge(resume.last_seq)
+        missed = parts.outbound.unread(resume.last_seq)
+        parts.outbound.replay(send, self._opened(parts, resumed=True, missed=missed), resume.last_seq)
+        log.info("client back", extra={"session": self.session, "replayed": len(missed)})
+        return True
 
     def notify(self, notice: Notice) -> None:
         """Tell the client something that ends nothing."""
-        if not self.ended and self._turns is not None:
+        if not self.ended and self._parts is not None:
             self._emit(notice)
 
     def hold(self, held: bool) -> None:
         """Whether the client is too far behind: replies stand still until it has caught up."""
-        if not self.ended and self._turns is not None and self._reporter is not None:
-            self._turns.hold(held)
-            self._reporter.hold(held)
+        if not self.ended and (parts := self._parts) is not None:
+            parts.turns.hold(held)
+            parts.reporter.hold(held)
 
-    def abandon(self, problem: Problem) -> None:
+    def abandon(self, problem: Problem, afterwards: Afterwards = "over") -> None:
         """End the call for a reason of the service's own."""
-        self._finish(problem)
+        self._finish(problem, afterwards)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is being said or waited for."""
+        return self._parts is None or not self._parts.reporter.busy
+
+    # How a call begins
 
     def _begin(self, event: events.ClientEvent) -> None:
         """The first event must open the call. Raises Problem for whatever keeps it from that."""
@@ -123,52 +205,108 @@ class Call:
             message = f"the conversation has {conversation.length} tokens, of at most {limit}"
             raise Problem(Reason.CONTEXT_FULL, message, field="open.items")
         terms = Terms.of(event, services.config, conversation.vocab_size, limit)
-        self.session = event.session_id or f"call-{secrets.token_hex(8)}"
-        try:
-            services.store.open(self.session)
-        except ValueError:
-            raise Problem(Reason.SESSION_EXISTS, "a call of this name is open", field="open.session_id") from None
+        key = CallKey(self.tenant, event.session_id or f"call-{secrets.token_hex(8)}")
+        if key in services.live:
+            raise Problem(Reason.SESSION_EXISTS, "a call of this name is open", field="open.session_id")
+        self.admit(lambda: conversation.length)
         seed = secrets.randbits(62) if event.seed is None else event.seed
-        try:
-            self.admit(lambda: conversation.length)
-            shadows = self._shadows(event, conversation, terms, seed)
-        except Problem:
-            services.store.close(self.session)
-            raise
-        recorder = services.telemetry.call(self.session, self.metadata)
-        history = History(services, self.session, conversation, shadows, self.tenant)
-        emit, over = self._emit, self._turn_over
-        self._reporter = reporter = Reporter(self.session, services.model, terms, history, recorder, emit, over)
-        self._turns = turns = Turns(
-            self.session,
-            terms,
-            history,
-            reporter,
-            services.later,
-            event.fallbacks,
-            lambda: services.engine.serving,
-            self._finish,
-        )
-        self._questions = SideQuestions(services, terms, history, recorder, emit, over)
-        turns.start(seed)
+        shadows = self._shadows(key.session, event, conversation, terms, seed)
+        # What it said stands in the history and before it, and is written down as that.
+        opened = replace(event, session_id=key.session, seed=seed, system="", items=())
+        parts = self._open(key, Opening(opened, services.model, time.time()), terms, conversation, shadows)
+        parts.turns.start(seed)
         log.info("call opened", extra={"session": self.session, "tokens": conversation.length})
-        self._emit(
-            Opened(
-                session_id=self.session,
-                model=services.model,
-                seed=seed,
-                used_tokens=conversation.length,
-                max_context_tokens=limit,
-                generation=terms.generation,
-                limits=terms.limits,
-                item_ids=conversation.item_ids(),
-                history_version=history.version,
-            )
-        )
-        reporter.announce()
-        self._clock = CallClock(terms.limits, services.later, lambda: reporter.busy, self._out_of_time)
+        self._emit(self._opened(parts))
+        parts.reporter.announce()
+        self._start_clock(parts, 0.0)
 
-    def _shadows(self, event: events.Open, conversation: Conversation, terms: Terms, seed: int) -> dict[str, Shadow]:
+    def restore(self, state: CallState, generation: int, last_seq: int, stored: int) -> None:
+        """Go on with a call that was written down, in place of ``handle``'s first event.
+
+        generation: of the lease. last_seq: the last event that its client has. stored: the last that the store has.
+        """
+        try:
+            self._restore(state, generation, last_seq, stored)
+        except Problem as problem:
+            self._finish(problem, "elsewhere")
+
+    def _restore(self, state: CallState, generation: int, last_seq: int, stored: int) -> None:
+        """Raises Problem where this server cannot."""
+        services, opening, status = self.services, state.opening, state.status
+        event = opening.event
+        if opening.model != services.model:
+            message = f"the call is of {opening.model}, which is not served here"
+            raise Problem(Reason.UNKNOWN_MODEL, message, field="open.resume")
+        conversation = services.restored_conversation(state)
+        self.admit(lambda: conversation.length)
+        terms = Terms.of(event, services.config, conversation.vocab_size, services.max_context_tokens)
+        terms.generation, terms.tools = status.generation, status.tools
+        seed = event.seed or 0
+        shadows = self._shadows(event.session_id, event, conversation, terms, seed)
+        key = CallKey(self.tenant, event.session_id)
+        parts = self._open(key, opening, terms, conversation, shadows, generation, last_seq, stored, state.client_seq)
+        parts.history.restore(status.version, status.submissions)
+        parts.turns.start(seed)
+        replies = [restored_reply(reply, parts.history) for reply in state.replies]
+        parts.turns.restore(state, replies)
+        parts.outbound.greet(self._opened(parts, resumed=True, missed=[]), last_seq)
+        # Nothing is said before all is as it was: whatever is, is written down with the whole call.
+        parts.questions.restore(state.asked, status.questions)
+        untold = [reply for reply, was in zip(replies, state.replies, strict=True) if not was.told]
+        parts.reporter.restore(status.announced, untold)
+        parts.turns.go_on()
+        log.info("call taken over", extra={"session": self.session, "generation": generation, "seq": last_seq})
+        self._start_clock(parts, max(0.0, time.time() - opening.opened_at))
+
+    def _open(
+        self,
+        key: CallKey,
+        opening: Opening,
+        terms: Terms,
+        conversation: Conversation,
+        shadows: Mapping[str, Shadow],
+        generation: int = 1,
+        last_seq: int = 0,
+        stored: int = 0,
+        client_seq: int = 0,
+    ) -> _Parts:
+        """Put the parts of the call together, and let the store know of it."""
+        services, self.key = self.services, key
+        recorder = services.telemetry.call(key.session, dict(self.metadata))
+        history = History(services, key.session, conversation, shadows, self.tenant)
+        emit, over, session = self._emit, self._turn_over, key.session
+        reporter = Reporter(session, services.model, terms, history, recorder, emit, over)
+        serving = services.engine_serving
+        fallbacks = opening.event.fallbacks
+        turns = Turns(session, terms, history, reporter, services.later, fallbacks, serving, self._finish)
+        questions = SideQuestions(services, terms, history, recorder, emit, over)
+        journal = Journal(opening, terms, history, turns, reporter, questions)
+        owned = Ownership(
+            generation, last_seq, stored, opening.event.caller_key, self._checkpoint, self._lost, self._durable
+        )
+        book = services.store.begin(key, owned)
+        outbound = Outbound(
+            key,
+            services.signing,
+            journal,
+            book,
+            self.send,
+            generation=generation,
+            base=last_seq,
+            client_seq=client_seq,
+            replay_events=services.config.replay_events,
+        )
+        self._parts = parts = _Parts(opening, terms, history, reporter, turns, questions, outbound, book)
+        services.live[key] = self
+        return parts
+
+    def _start_clock(self, parts: _Parts, elapsed_s: float) -> None:
+        limits: Limits = parts.terms.limits
+        self._clock = CallClock(limits, self.services.later, lambda: parts.reporter.busy, self._out_of_time, elapsed_s)
+
+    def _shadows(
+        self, session: str, event: events.Open, conversation: Conversation, terms: Terms, seed: int
+    ) -> dict[str, Shadow]:
         """The call at each model of its chain. Raises Problem for one that is not served, or cannot hold the call."""
         shadows: dict[str, Shadow] = {}
         try:
@@ -181,22 +319,54 @@ class Call:
                 if resident is None:
                     raise Problem(Reason.UNKNOWN_MODEL, f"{link.model} is no fallback here", field=f"{path}.model")
                 content, generation = conversation.content, terms.generation
-                shadows[link.model] = Shadow(
-                    resident, self.session, seed, content, generation, f"{path}.model", self.tenant
-                )
+                shadows[link.model] = Shadow(resident, session, seed, content, generation, f"{path}.model", self.tenant)
         except Problem:
             for shadow in shadows.values():
                 shadow.close()
             raise
         return shadows
 
-    def _out_of_time(self, problem: Problem) -> None:
-        """A guardrail ends the call, which says so before."""
-        assert problem.reached is not None
-        self._emit(LimitReached(*problem.reached))
-        self._finish(problem)
+    def _opened(
+        self,
+        parts: _Parts,
+        *,
+        resumed: bool = False,
+        missed: Sequence[ServerEvent] = (),
+    ) -> Opened:
+        """missed: what will be replayed behind it."""
+        opening, history = parts.opening, parts.history
+        return Opened(
+            session_id=self.session,
+            model=self.services.model,
+            seed=opening.event.seed or 0,
+            used_tokens=history.length,
+            max_context_tokens=self.services.max_context_tokens,
+            generation=parts.terms.generation,
+            limits=parts.terms.limits,
+            item_ids=[item.id for item in history.items],
+            history_version=history.version,
+            token=self._token(),
+            resumed=resumed,
+            unfinished=_unfinished(parts.turns.reply, missed) if resumed else None,
+        )
 
-    def _dispatch(self, turns: Turns, questions: SideQuestions, event: events.ClientEvent) -> None:
+    def _token(self) -> ResumeToken:
+        signing = self.services.signing
+        self._renew_at = time.monotonic() + signing.token_ttl_s / 2
+        return ResumeToken(signing.token(self.key), signing.token_ttl_s)
+
+    # How it goes on
+
+    def _handle(self, parts: _Parts, client_seq: int, event: events.ClientEvent) -> None:
+        try:
+            self._dispatch(parts, event)
+        except Problem as problem:
+            self._refuse(parts, problem, event, client_seq)
+        if not self.ended and time.monotonic() > self._renew_at:
+            self._emit(self._token())
+
+    def _dispatch(self, parts: _Parts, event: events.ClientEvent) -> None:
+        turns, questions = parts.turns, parts.questions
         match event:
             case events.Partial():
                 turns.hear(event)
@@ -221,7 +391,8 @@ class Call:
             case events.CancelGenerate():
                 questions.cancel(event)
             case events.Acknowledge():
-                self._acknowledge(event.seq)
+                if not parts.outbound.acknowledge(event.seq):
+                    raise invalid("acknowledge.seq", f"is above {parts.outbound.seq}, the last that was sent")
             case events.SpeechStarted():
                 turns.speech_started()
             case events.Respond():
@@ -229,22 +400,16 @@ class Call:
             case events.Say():
                 turns.say(event)
             case events.CloseCall():
-                self._finish(None)
-            case events.Open():
+                self._finish(None, "forgotten" if event.forget else "over")
+            case events.Open() | events.Resume():
                 raise Problem(Reason.ALREADY_OPEN, "the call is open already")
             case events.Malformed():
                 raise event.problem
 
-    def _acknowledge(self, seq: int) -> None:
-        if seq > self._seq:
-            raise invalid("acknowledge.seq", f"is above {self._seq}, the last that was sent")
-        while self._replay and self._replay[0].seq <= seq:
-            self._replay.popleft()
-
-    def _refuse(self, problem: Problem, event: events.ClientEvent, client_seq: int) -> None:
+    def _refuse(self, parts: _Parts, problem: Problem, event: events.ClientEvent, client_seq: int) -> None:
         """Say what was wrong with an event that changed nothing. A turn that runs is not its turn: it goes on."""
         turn_id = getattr(event, "turn_id", 0)
-        begun = self._turns is None or turn_id <= self._turns.last_turn
+        begun = turn_id <= parts.turns.last_turn
         request_id = getattr(event, "request_id", 0)
         self._emit(Failure(problem, None if begun else turn_id, client_seq, request_id))
         if problem.reached is not None:
@@ -255,30 +420,67 @@ class Call:
             return
         if self._clock is not None:
             self._clock.heard()
-        asked = self._questions is not None and self._questions.busy
-        if self._closing and not asked and (self._reporter is None or not self._reporter.speaking):
+        parts = self._parts
+        asked = parts is not None and parts.questions.busy
+        if self._closing and not asked and (parts is None or not parts.reporter.speaking):
             self._finish(None)
 
     def _emit(self, event: ServerEvent) -> int:
-        """Number an event and send it; returns its number."""
-        self._seq += 1
-        durable = self.services.store.durable_seq(self.session)
-        envelope = Envelope(GENERATION, self._seq, durable, self._client_seq, event)
-        self._replay.append(envelope)
-        self.send(envelope)
-        return self._seq
+        assert self._parts is not None
+        return self._parts.outbound.emit(event)
 
-    def _finish(self, problem: Problem | None) -> None:
+    # What the store says
+
+    def _checkpoint(self) -> tuple[int, bytes]:
+        assert self._parts is not None
+        return self._parts.outbound.checkpoint()
+
+    def _durable(self, durable: bool) -> None:
+        self.notify(Durability(durable))
+
+    def _lost(self, taken_over: bool) -> None:
+        """Another server has the call: nothing more of it may be said here."""
+        if taken_over:
+            self._finish(Problem(Reason.MOVED, "another server has taken the call over"), "elsewhere")
+        else:
+            problem = Problem(Reason.SESSION_EXISTS, "a call of this name is open", field="open.session_id")
+            self._finish(problem, "elsewhere")
+
+    # Its end
+
+    def _out_of_time(self, problem: Problem) -> None:
+        """A guardrail ends the call, which says so before."""
+        assert problem.reached is not None
+        self._emit(LimitReached(*problem.reached))
+        self._finish(problem)
+
+    def _finish(self, problem: Problem | None, afterwards: Afterwards = "over") -> None:
         if self.ended:
             return
         self.ended = True
+        self._call_off()
         if self._clock is not None:
             self._clock.close()
         cause = "closed" if problem is None else problem.reason.value
-        if self._questions is not None:
-            self._questions.close()
-        if self._turns is not None:
-            self._turns.close("" if problem is None else cause)
-            self.services.store.close(self.session)
+        if (parts := self._parts) is not None:
+            parts.outbound.flush()
+            parts.questions.close()
+            parts.turns.close("" if problem is None else cause)
+            if afterwards == "elsewhere":
+                parts.log.leave()
+            else:
+                parts.log.close(forget=afterwards == "forgotten")
+            if self.services.live.get(self.key) is self:
+                del self.services.live[self.key]
         log.info("call ended", extra={"session": self.session, "cause": cause})
+        self.over()
         self.end(problem)
+
+
+def _unfinished(reply: Reply | None, missed: Sequence[ServerEvent]) -> Unfinished | None:
+    """The turn that goes on, of a call whose newest reply this is. missed: events that the client will have of it."""
+    texts = [event for event in missed if isinstance(event, TextDelta)]
+    if reply is None or (reply.phase is Phase.OVER and not any(event.turn_id == reply.turn_id for event in texts)):
+        return None
+    chars = next((event.offset for event in texts if event.turn_id == reply.turn_id), len(reply.text))
+    return Unfinished(reply.turn_id, chars, tuple(call.call_id for call in reply.outstanding))

@@ -10,10 +10,17 @@ from service.problems import Guardrail, Problem, Reason
 
 
 class CallClock:
-    """Runs from when the call is open. is_busy: whether a reply is in progress. on_over: told why the call must end."""
+    """Runs from when the call is open. is_busy: whether a reply is in progress. on_over: told why the call must end.
+    elapsed_s: how long the call has lasted, elsewhere.
+    """
 
     def __init__(
-        self, limits: Limits, later: Later, is_busy: Callable[[], bool], on_over: Callable[[Problem], None]
+        self,
+        limits: Limits,
+        later: Later,
+        is_busy: Callable[[], bool],
+        on_over: Callable[[Problem], None],
+        elapsed_s: float = 0.0,
     ) -> None:
         self._limits = limits
         self._later = later
@@ -22,7 +29,7 @@ class CallClock:
         self._stop_idle: Callable[[], None] = lambda: None
         self._stop_call: Callable[[], None] = lambda: None
         if limits.max_call_ms is not None:
-            self._stop_call = later(limits.max_call_ms / 1000, self._too_long)
+            self._stop_call = later(max(0.0, limits.max_call_ms / 1000 - elapsed_s), self._too_long)
         self.heard()
 
     def heard(self) -> None:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from engine import records
 from engine.constraint import Constraint
 from engine.text.chat import Chat
 from service import client_events as events
-from service.config import CallConfig
+from service.call_state import CallState
+from service.config import CallConfig, ResumeConfig
 from service.conversation import Conversation
-from service.store import SessionStore
+from service.mirror import Repeat
+from service.signing import Signing
+from service.store import CallKey, Store
 from service.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from service.call import Call
 
 Record = records.Expected | records.Progress | records.Ended | records.Failed
 """What the engine says about one generation."""
@@ -56,7 +62,7 @@ class EnginePort(Protocol):
     def fork(self, session: str, child: str) -> None: ...
     def wake(self, session: str) -> None: ...
     def prepare(self, session: str, constraint: Constraint) -> None: ...
-    def submit(self, command: records.Submit, sink: Callable[[Record], None]) -> None: ...
+    def submit(self, command: records.Submit, sink: Callable[[Record], None], told: Repeat | None = None) -> None: ...
     def release(self, session: str, turn: int, deadline: float, speaking_rate: float = 0.0) -> None: ...
     def hold(self, session: str, held: bool) -> None: ...
     def close(self, session: str) -> None: ...
@@ -87,14 +93,25 @@ class Resident:
 
 @dataclass(frozen=True)
 class CallServices:
-    """What all calls on one model share. model: the name that clients see. residents: the other models, by theirs."""
+    """What all calls on one model share. model: the name that clients see. residents: the other models, by theirs.
+
+    live: the calls of this process, whether their clients are there or may come back.
+    """
 
     engine: EnginePort
     new_conversation: Callable[[events.Open], Conversation]
-    store: SessionStore
+    restored_conversation: Callable[[CallState], Conversation]
+    store: Store
+    signing: Signing
     telemetry: Telemetry
     config: CallConfig
     model: str
     max_context_tokens: int
     later: Later = on_event_loop
     residents: Mapping[str, Resident] = field(default_factory=dict)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    live: dict[CallKey, Call] = field(default_factory=dict)
+
+    def engine_serving(self) -> bool:
+        """Whether the calls' own model is there."""
+        return self.engine.serving

@@ -30,6 +30,20 @@ class Open:
     fallbacks: tuple[Fallback, ...] = ()
     answer_ahead: AnswerAheadPatch = field(default_factory=AnswerAheadPatch)
     progress_notices: bool = False
+    caller_key: str = ""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a call. last_seq: the last event that the client has, of the generation ``last_generation`` or an
+    earlier one. records: of events that may be in no store. take_over: also from a server that is warm for it.
+    """
+
+    token: bytes
+    last_seq: int
+    last_generation: int
+    records: tuple[bytes, ...] = ()
+    take_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,7 +202,9 @@ class Acknowledge:
 
 @dataclass(frozen=True)
 class CloseCall:
-    """The call is over."""
+    """The call is over. forget: nothing of it is to be kept."""
+
+    forget: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,6 +218,7 @@ class Malformed:
 
 ClientEvent = (
     Open
+    | Resume
     | SpeechStarted
     | Partial
     | EagerEndOfTurn

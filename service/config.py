@@ -7,6 +7,8 @@ the file; a key that neither knows is an error, so that a misspelt setting never
 
 from __future__ import annotations
 
+import base64
+import binascii
 import dataclasses
 import os
 import tomllib
@@ -38,8 +40,10 @@ class Section(BaseModel):
 class ServerConfig(Section):
     """The socket and how long things may take on it.
 
-    port: 0 lets the system choose. stop_grace_s: how long calls may go on after SIGTERM. keepalive_time_ms: silence
-    after which the server pings; min_ping_interval_ms: how often a silent client may ping without being sent away.
+    port: 0 lets the system choose. advertise: address at which clients reach this server and no other one of the
+    service; empty: host and port, unless it listens everywhere. stop_grace_s: time from SIGTERM to the end of the
+    process; calls have all of it but what an orderly end takes. keepalive_time_ms: silence after which the server
+    pings; min_ping_interval_ms: how often a silent client may ping without being sent away.
     max_connection_age_s: after which a connection takes no new calls, and its client looks for addresses again; those
     on it go on. 0: never.
     hold_at_events: unsent server events from which on the call's replies are held until its client has caught up. A
@@ -48,11 +52,12 @@ class ServerConfig(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
+    advertise: str = ""
     reflection: bool = True
     max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     keepalive_time_ms: int = Field(default=60_000, ge=1000)
     keepalive_timeout_ms: int = Field(default=20_000, ge=1000)
-    min_ping_interval_ms: int = Field(default=10_000, ge=0)
+    min_ping_interval_ms: int = Field(default=1_000, ge=0)
     max_connection_age_s: float = Field(default=0.0, ge=0, le=86_400)
     stop_grace_s: float = Field(default=30.0, ge=0)
     hold_at_events: int = Field(default=64, ge=4)
@@ -84,6 +89,64 @@ class AdmissionConfig(Section):
     reserve_tokens: int = Field(default=512, ge=0)
     overcommit: float = Field(default=1.0, gt=0)
     max_backlog_ms: int | None = Field(default=2000, ge=1)
+
+
+class StoreConfig(Section):
+    """Redis, for what must outlive a pod. url: of Redis or Valkey; empty: nothing outlives this process but what
+    clients hold.
+
+    timeout_s: for an answer of it. lease_s: silence after which a pod counts as gone. retention_s: how long a call is
+    kept after it was last written. trust_after_s: how long what Redis has acknowledged may still be lost, by a failover
+    or a crash; clients hold it for so long. encryption_keys: base64 of 32 random bytes each, separated by commas,
+    newest first; empty: transcripts are not encrypted.
+    """
+
+    url: str = ""
+    timeout_s: float = Field(default=0.5, gt=0)
+    lease_s: float = Field(default=6.0, gt=0)
+    retention_s: float = Field(default=3600.0, gt=0)
+    trust_after_s: float = Field(default=5.0, ge=0)
+    encryption_keys: str = Field(default="", repr=False)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(filter(None, map(str.strip, self.encryption_keys.split(","))))
+
+    @field_validator("encryption_keys", mode="after")
+    @classmethod
+    def _usable_keys(cls, value: str) -> str:
+        for key in filter(None, map(str.strip, value.split(","))):
+            try:
+                raw = base64.b64decode(key, validate=True)
+            except binascii.Error:
+                raw = b""
+            if len(raw) != 32:
+                raise ValueError("each key is 32 random bytes in base64")
+        return value
+
+
+class ResumeConfig(Section):
+    """How a call outlives its stream. keys: secrets that sign what clients hold, the same for all pods, separated by
+    commas, newest first; empty: one that nobody else has, so that calls can be resumed at this process alone.
+
+    token_ttl_s: how long a resume token can be used; a new one comes in time. keep_s: how long a call stays warm whose
+    stream broke.
+    """
+
+    keys: str = Field(default="", repr=False)
+    token_ttl_s: float = Field(default=3600.0, gt=0)
+    keep_s: float = Field(default=30.0, ge=0)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        return tuple(filter(None, map(str.strip, self.keys.split(","))))
+
+    @field_validator("keys", mode="after")
+    @classmethod
+    def _long_enough(cls, value: str) -> str:
+        if any(len(key) < 16 for key in filter(None, map(str.strip, value.split(",")))):
+            raise ValueError("a key has at least 16 characters")
+        return value
 
 
 class CallConfig(Section):
@@ -201,12 +264,20 @@ class ServiceConfig(Section):
     server: ServerConfig = ServerConfig()
     admission: AdmissionConfig = AdmissionConfig()
     call: CallConfig = CallConfig()
+    store: StoreConfig = StoreConfig()
+    resume: ResumeConfig = ResumeConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     log: LogConfig = LogConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     engine: EngineConfig = EngineConfig(model=str(EMBEDDED_MODEL))
     fallback: dict[str, EngineConfig] = Field(default_factory=dict)
     prompt: tuple[PromptConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_key_for_all(self) -> Self:
+        if self.store.url and not self.resume.secrets:
+            raise ValueError("resume.keys must be set where store.url is: all servers of one store sign with the same")
+        return self
 
     @field_validator("engine", mode="before")
     @classmethod

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.constraint import Constraint, JsonConstraint, ToolConstraint
 from engine.models.config import read_json
 from engine.text.call_form import CallForm
 from engine.text.chat import Chat
-from engine.text.codec import Codec
+from engine.text.codec import Codec, IncrementalDecoder
 from engine.text.common import common_length
 from service.client_events import Open
 from service.instructions import Instructions
@@ -24,6 +25,9 @@ from service.items import Item, MessageItem, ToolCallItem, ToolDefinition, ToolR
 from service.options import Generation, ToolMode
 from service.problems import Problem, invalid
 from service.reply import Segment
+
+if TYPE_CHECKING:
+    from service.call_state import CallState
 
 ITEM_PREFIX = "fw-"
 """Of the ids that the service makes. A client's own id that begins so may meet one of these."""
@@ -56,11 +60,26 @@ class Conversation:
         of = Instructions.of(chat, opening.system, opening.items, opening.tools, "open", "items")
         return Conversation(chat, of)
 
+    @staticmethod
+    def restored(chat: Chat, state: CallState) -> Conversation:
+        """As it was written down. Raises Problem where the template refuses what it took then."""
+        was, status = state.written, state.status
+        made = Conversation(chat, Instructions.of(chat, was.system, was.items, was.tools, "open", "items", was.summary))
+        made._tokens, made.spans = state.tokens.copy(), state.spans.copy()
+        made._made_ids, made.may_call = status.made_ids, status.may_call
+        return made
+
     def __init__(self, chat: Chat, instructions: Instructions) -> None:
         self._chat = chat
         self._instructions = instructions
         self._tokens = list(instructions.head.ids)
         self._known = 0
+        """Tokens of the log that the engine has been told."""
+        self._recorded = 0
+        """Tokens of it that have been written down, and as which spans and behind what."""
+        self._recorded_spans: list[Span] = []
+        self._recorded_length = 0
+        self._recorded_instructions: Instructions | None = None
         self._made_ids = 0
         self.may_call = True
         named = tuple(item if item.id else replace(item, id=self.new_id()) for item in instructions.items)
@@ -84,6 +103,15 @@ class Conversation:
     @property
     def tokens(self) -> tuple[int, ...]:
         return tuple(self._tokens)
+
+    def tokens_from(self, start: int) -> tuple[int, ...]:
+        """Those behind the first ``start``."""
+        return tuple(self._tokens[start:])
+
+    @property
+    def instructions_now(self) -> Instructions:
+        """What stands before it."""
+        return self._instructions
 
     @property
     def vocab_size(self) -> int:
@@ -134,6 +162,23 @@ class Conversation:
         self._known = keep + len(told)
         return keep, (*told, *ahead)
 
+    @property
+    def made_ids(self) -> int:
+        """How many items were named here."""
+        return self._made_ids
+
+    def take_entry(self) -> tuple[Instructions | None, tuple[int, int] | None]:
+        """What is not written down yet: the instructions, if they are other ones, and how many tokens and spans at the
+        front are as they were, if not all. It counts as written down from now on.
+        """
+        instructions = None if self._instructions is self._recorded_instructions else self._instructions
+        kept, same, length = self._recorded, _same(self._recorded_spans, self.spans), len(self._tokens)
+        unchanged = kept == self._recorded_length == length and same == len(self.spans) == len(self._recorded_spans)
+        if not unchanged:
+            self._recorded = self._recorded_length = length
+            self._recorded_spans, self._recorded_instructions = self.spans.copy(), self._instructions
+        return instructions, None if unchanged else (kept, same)
+
     def user_tokens(self, text: str) -> tuple[int, ...]:
         """A turn of the caller as it would follow now."""
         return tuple(self._chat.user(text, first=None if self._had_user else self._instructions.head.first_user))
@@ -182,7 +227,11 @@ class Conversation:
     def begin_segment(self, number: int, ahead: int = 0, *, foreign: bool = False) -> Segment:
         """The generation that begins where the log ends now, or ``ahead`` tokens later. foreign: by another model."""
         start, decoder = len(self._tokens) + ahead, None if foreign else self._chat.codec.stream()
-        return Segment(number, start, self.new_id(), decoder, foreign)
+        return Segment(number, start, self.new_id(), decoder, foreign, may_call=self.may_call)
+
+    def decoder(self) -> IncrementalDecoder:
+        """What reads the tokens of a generation of the call's own model."""
+        return self._chat.codec.stream()
 
     def adopt_foreign(self, segment: Segment) -> None:
         """What another model has said, in this one's ids, stands behind what asked for it."""
@@ -225,10 +274,14 @@ class Conversation:
         """How many tokens ``put_results`` will append."""
         return len(self._result_tokens(results))
 
+    def _changed_from(self, length: int) -> None:
+        """What was told or written down of the log behind its first ``length`` tokens is no more."""
+        self._known, self._recorded = min(self._known, length), min(self._recorded, length)
+
     def rewind(self, length: int) -> None:
         """Forget everything behind the first ``length`` tokens, which must end a span."""
         del self._tokens[length:]
-        self._known = min(self._known, length)
+        self._changed_from(length)
         while self.spans and self.spans[-1].end > length:
             self.spans.pop()
 
@@ -283,7 +336,7 @@ class Conversation:
         dropped = self.spans[first].start
         self.spans = [Span((), 0, self.spans[0].end), *self.spans[first:]]
         moved = self.instruct(bare, new_first=goes)
-        self._known = min(self._known, common_length(before, self._tokens))
+        self._changed_from(common_length(before, self._tokens))
         return lambda end: head if end + shift == dropped else moved(end + shift)
 
     def _bare(self, summary: str) -> Instructions:
@@ -342,15 +395,15 @@ class Conversation:
             self.spans.append(Span(span.items, start, len(tokens)))
             ends[span.end] = len(tokens)
         self._tokens = tokens
-        self._known = min(self._known, common_length(before, tokens))
+        self._changed_from(common_length(before, tokens))
         return lambda end: ends[end]
 
     def snapshot(self) -> Callable[[], None]:
         """What makes it again what it is now."""
-        held = (self._instructions, self._tokens.copy(), self._known, self.spans.copy())
+        held = (self._instructions, self._tokens.copy(), self._known, self._recorded, self.spans.copy())
 
         def restore() -> None:
-            self._instructions, self._tokens, self._known, self.spans = held
+            self._instructions, self._tokens, self._known, self._recorded, self.spans = held
 
         return restore
 
@@ -398,6 +451,7 @@ class Conversation:
             begun = Instructions.of(self._chat, mine.system, named, mine.tools, "items", "items")
             fresh = Conversation(self._chat, begun)
             self._instructions, self._tokens, self.spans = begun, fresh._tokens, fresh.spans
+            self._changed_from(0)
             return
         for kind, group in groupby(named, _kind):
             try:
@@ -488,6 +542,12 @@ def load_chat(directory: str) -> Chat:
     """The chat template and tokenizer of a model directory. Raises ``engine.errors.ModelError``."""
     vocab_size = read_json(Path(directory) / "config.json")["vocab_size"]
     return Chat(Codec.load(directory, int(vocab_size)))
+
+
+def _same(before: list[Span], now: list[Span]) -> int:
+    """How many spans at the front are the very ones."""
+    pairs = enumerate(zip(before, now, strict=False))
+    return next((at for at, (one, other) in pairs if one is not other), min(len(before), len(now)))
 
 
 def _kind(item: Item) -> str:

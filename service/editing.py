@@ -24,30 +24,30 @@ class Editing:
         self._terms = terms
         self._history = history
         self._emit = emit
-        self._waiting: list[tuple[Instructions, Terms]] = []
+        self._waiting: list[tuple[Update, Instructions, Terms]] = []
 
     @property
-    def waits(self) -> bool:
-        """Whether there is anything to be put into force."""
-        return bool(self._waiting)
+    def waiting(self) -> tuple[Update, ...]:
+        """What is to be put into force."""
+        return tuple(update for update, _, _ in self._waiting)
 
     @property
     def terms(self) -> Terms:
         """Those of the next turn."""
-        return self._waiting[-1][1] if self._waiting else self._terms
+        return self._waiting[-1][2] if self._waiting else self._terms
 
     def update(self, event: Update) -> None:
         """Take new terms and instructions, for when no turn is in progress. Raises Problem, and changes nothing, for
         what cannot be used.
         """
-        base = self._waiting[-1][0] if self._waiting else None
+        base = self._waiting[-1][1] if self._waiting else None
         instructions = self._history.instructions(event.system, event.tools, base)
-        self._waiting.append((instructions, self.terms.updated(event.generation, event.tools)))
+        self._waiting.append((event, instructions, self.terms.updated(event.generation, event.tools)))
 
     def apply(self) -> Iterator[Callable[[int], int]]:
         """No turn is in progress: put what waits into force. Gives, for each, where an end of an item is since."""
         while self._waiting:
-            instructions, terms = self._waiting.pop(0)
+            _, instructions, terms = self._waiting.pop(0)
             self._terms.become(terms)
             kept, moved = self._history.instruct(instructions)
             yield moved

@@ -17,7 +17,7 @@ from engine.config import EngineConfig
 from engine.constraint import Constraint
 from service.config import WatchdogConfig
 from service.engine_process import EngineProcess, EngineStartError
-from service.mirror import ReplySink, SessionMirror
+from service.mirror import Repeat, ReplySink, SessionMirror
 
 log = logging.getLogger(__name__)
 
@@ -130,9 +130,11 @@ class EngineClient:
         """Replies of the session will probably have this constraint from now on."""
         self._sessions[session].prepare(constraint)
 
-    def submit(self, command: records.Submit, sink: ReplySink) -> None:
-        """Ask for a reply. One in progress is overtaken: it ends, and only its Ended still comes."""
-        self._sessions[command.session].submit(command, sink)
+    def submit(self, command: records.Submit, sink: ReplySink, told: Repeat | None = None) -> None:
+        """Ask for a reply. One in progress is overtaken: it ends, and only its Ended still comes. told: what is known
+        already of the tokens that it is forced to begin with.
+        """
+        self._sessions[command.session].submit(command, sink, told)
 
     def release(self, session: str, turn: int, deadline: float, speaking_rate: float = 0.0) -> None:
         """The reply ``turn``, which was submitted with a ``hold``, is wanted now."""

@@ -40,6 +40,13 @@ STATUS: dict[Reason, grpc.StatusCode] = {
     Reason.CLIENT_NOT_READING: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.ENGINE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.DRAINING: grpc.StatusCode.UNAVAILABLE,
+    Reason.FORGED: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.TOKEN_EXPIRED: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.UNKNOWN_CALL: grpc.StatusCode.NOT_FOUND,
+    Reason.STORE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Reason.WARM_ELSEWHERE: grpc.StatusCode.UNAVAILABLE,
+    Reason.SUPERSEDED: grpc.StatusCode.UNAVAILABLE,
+    Reason.MOVED: grpc.StatusCode.ABORTED,
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 

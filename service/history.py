@@ -1,6 +1,6 @@
-"""A call's history in the three places that hold it: the conversation, the engine's log and the store.
+"""A call's history in the two places that hold it: the conversation and the engine's log.
 
-The conversation is the truth; the engine is told of its changes as late as it may be, and the store with the engine.
+The conversation is the truth; the engine is told of its changes as late as it may be.
 Knows replies as what history is written from; knows no client and no order of events.
 """
 
@@ -14,16 +14,17 @@ from engine import records
 from engine.text.common import common_length
 from service.ahead import HeldReply
 from service.call_services import CallServices, Record
+from service.call_state import LogChange, SegmentState, Written
 from service.client_events import EagerEndOfTurn, Generate
 from service.conversation import Conversation
 from service.instructions import Instructions
 from service.items import Item, ToolCallItem, ToolDefinition, ToolResultItem
+from service.mirror import Repeat
 from service.options import Generation
 from service.problems import Problem, Reason
 from service.reply import RecordSink, Reply, Segment
 from service.server_events import HistoryState
 from service.shadow import Shadow
-from service.store import LogEntry
 from service.submission import submission
 
 INTERRUPTED_RESULT = '{"status": "interrupted"}'
@@ -72,7 +73,77 @@ class History:
         constraint = self._conversation.constraint(generation, goes_on=False)
         preamble = records.Preamble(self._tenant, self._conversation.preamble)
         self._services.engine.open(self._session, tokens, seed, on_failed, constraint, preamble)
-        self._services.store.append(self._session, LogEntry(0, 0, tokens))
+
+    # What is written down
+
+    @property
+    def counts(self) -> tuple[int, int, int, bool]:
+        """(version, generations asked for, items named, whether replies may call tools)"""
+        return self.version, self._submissions, self._conversation.made_ids, self._conversation.may_call
+
+    @property
+    def written(self) -> Written:
+        """What stands before it."""
+        mine = self._conversation.instructions_now
+        return Written(mine.system, mine.tools, mine.items, mine.summary)
+
+    def whole_log(self) -> LogChange:
+        """All of it."""
+        return LogChange(0, self._conversation.tokens, 0, tuple(self._conversation.spans))
+
+    def take_entry(self) -> tuple[Written | None, LogChange | None]:
+        """What has changed since this was last asked; None where nothing has."""
+        instructions, kept = self._conversation.take_entry()
+        written = None if instructions is None else self.written
+        if kept is None:
+            return written, None
+        tokens, spans = self._conversation.tokens_from(kept[0]), tuple(self._conversation.spans[kept[1] :])
+        return written, LogChange(kept[0], tokens, kept[1], spans)
+
+    def restore(self, version: int, submissions: int) -> None:
+        """The conversation is one that was written down, at this version."""
+        self.version, self._submissions = version, submissions
+
+    def restored_segment(self, state: SegmentState, model: str) -> Segment:
+        """A generation that was written down. model: of the chain, that makes it; empty: the call's own."""
+        segment = Segment(
+            state.number,
+            state.start,
+            state.item_id,
+            foreign=state.foreign,
+            may_call=state.may_call,
+            clause_ends=state.clause_ends,
+            tokens=list(state.tokens),
+            text=state.text,
+            calls=list(state.calls),
+            malformed_calls=state.malformed_calls,
+            results={result.call_id: result for result in state.results},
+            wants_reply=state.wants_reply,
+        )
+        segment.read_again(self.shadows[model].decoder() if state.foreign and model else self._conversation.decoder())
+        return segment
+
+    def go_on(self, reply: Reply, sink: RecordSink) -> None:
+        """Let a reply that was being made go on behind what there is of it. Raises Problem where another model makes
+        it, and cannot.
+        """
+        segment, conversation = reply.current, self._conversation
+        told = Repeat(len(segment.text), segment.clause_ends, len(segment.calls))
+        said, forced = reply.output_tokens - len(segment.tokens), tuple(segment.tokens)
+
+        def hear(record: Record) -> None:
+            sink(segment, record)
+
+        if (shadow := reply.answerer) is not None:
+            shadow.submit(
+                segment.number, reply.generation, said, 0.0, hear, may_call=segment.may_call, forced=forced, told=told
+            )
+            return
+        conversation.may_call, may_call = segment.may_call, conversation.may_call
+        number, length = segment.number, conversation.length
+        command = submission(conversation, self._session, number, length, (), reply.generation, said=said)
+        conversation.may_call = may_call
+        self._services.engine.submit(replace(command, forced=forced), hear, told)
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -258,7 +329,6 @@ class History:
             self.flush()
         else:
             self._conversation.adopt(segment)
-            self._persist(segment.start, tuple(segment.tokens))
             self._follow()
 
     def drop(self, segment: Segment) -> None:
@@ -298,7 +368,6 @@ class History:
         """
         keep, tokens = self._conversation.take_change(limit=self._services.max_context_tokens)
         self._services.engine.sync(self._session, keep, tokens)
-        self._persist(keep, tokens)
         self._follow()
 
     def _follow(self) -> None:
@@ -363,7 +432,6 @@ class History:
         )
         reply.segments.append(segment)
         self._services.engine.submit(command, lambda record: sink(segment, record))
-        self._persist(keep, tokens)
         self._silence()
 
     def _submit_elsewhere(self, shadow: Shadow, reply: Reply, sink: RecordSink) -> None:
@@ -425,12 +493,9 @@ class History:
         """The reply that was made ahead, to the turn at the history's end, is wanted now."""
         self._conversation.put_prompt()
         self._services.engine.release(self._session, held.segment.number, reply.deadline, reply.speaking_rate)
-        self._persist(*self._conversation.take_change())  # which the engine has been told ahead
+        self._conversation.take_change()  # which the engine has been told ahead
         self._silence()
 
     def _next_submission(self) -> int:
         self._submissions += 1
         return self._submissions
-
-    def _persist(self, keep: int, tokens: tuple[int, ...]) -> None:
-        self._services.store.append(self._session, LogEntry(0, keep, tokens))

@@ -132,11 +132,16 @@ class SessionMirror:
         number = self._syncs if on_prefilled is not None else 0
         self._send(records.Sync(self._name, keep, tokens, ahead, number))
 
-    def submit(self, command: records.Submit, sink: ReplySink) -> None:
-        """Ask for a reply. One in progress is overtaken: it ends, and only its Ended still comes."""
+    def submit(self, command: records.Submit, sink: ReplySink, told: Repeat | None = None) -> None:
+        """Ask for a reply. One in progress is overtaken: it ends, and only its Ended still comes. told: what is known
+        already of the tokens that it is forced to begin with.
+        """
         self._rewrite(command.keep, command.tokens)
         self._on_prefilled = None
         self._reply = ReplyMirror(command, sink, list(command.forced))
+        if told is not None:
+            self._reply.chars, self._reply.clause_ends, self._reply.calls = told.chars, told.clause_ends, told.calls
+            self._reply.repeat = told
         self._send(command)
 
     def release(self, turn: int, deadline: float, speaking_rate: float = 0.0) -> None:

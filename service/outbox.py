@@ -37,6 +37,11 @@ class Outbox:
         self.problem: Problem | None = None
         self.given_up = asyncio.Event()
 
+    @property
+    def slow(self) -> bool:
+        """Whether the client is too far behind."""
+        return self._slow
+
     def put(self, envelope: Envelope) -> None:
         """Send an event as soon as the stream takes it."""
         if len(self._queue) >= self._config.max_queued_events:

@@ -50,8 +50,9 @@ class Segment:
     """One generation.
 
     number: its name at the engine. start: where its own tokens begin in the log. item_id: of its message in the
-    history. foreign: its tokens are another model's ids. decoder: over all its tokens, to know which text the drafter
-    had guessed. unsent: tokens behind text that was not emitted yet.
+    history. foreign: its tokens are another model's ids. may_call: whether it may call tools. clause_ends: that were
+    told. decoder: over all its tokens, to know which text the drafter had guessed. unsent: tokens behind text that was
+    not emitted yet.
     """
 
     number: int
@@ -59,6 +60,8 @@ class Segment:
     item_id: str
     decoder: IncrementalDecoder | None = None
     foreign: bool = False
+    may_call: bool = True
+    clause_ends: int = 0
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     calls: list[ToolCallItem] = field(default_factory=list)
@@ -88,6 +91,11 @@ class Segment:
         flags = self._drafted[start : start + len(text)].ljust(len(text), b"\0")
         return tuple((len(list(run)), bool(drafted)) for drafted, run in groupby(flags))
 
+    def read_again(self, decoder: IncrementalDecoder) -> None:
+        """Bring a decoder to where its tokens end. Which of them were guessed is not known any more."""
+        self.decoder = decoder
+        self._drafted = bytearray(sum(len(decoder.push(token)) for token in self.tokens))
+
     def take_unsent(self) -> Gain:
         """The tokens behind the text that is emitted now."""
         unsent, self.unsent = self.unsent, Gain(0, 0)
@@ -101,10 +109,10 @@ class Reply:
 
     speaking_rate: as in ``records.Submit``. played: code points that playback progress has reported; None while it has
     not. cut: where the caller spoke over it, in code points, and kept: the text that the history holds since; None when
-    it was not interrupted. cut_by: why it was cut. source: who answers. answerer: the other model that does, if one
-    does. mode: how it was drafted last, empty while it was not. item_ids: what the turn has left in the history, once a
-    newer one has begun. settled: the history has been edited since, and what it holds of the turn is not touched any
-    more.
+    it was not interrupted. cut_by: why it was cut; ending: why it ends otherwise. source: who answers. answerer: the
+    other model that does, if one does. mode: how it was drafted last, empty while it was not. item_ids: what the turn
+    has left in the history, once a newer one has begun. settled: the history has been edited since, and what it holds
+    of the turn is not touched any more.
     """
 
     turn_id: int
@@ -124,6 +132,7 @@ class Reply:
     cut: int | None = None
     kept: str | None = None
     cut_by: TurnEnd = TurnEnd.INTERRUPTED
+    ending: TurnEnd | None = None
     item_ids: tuple[str, ...] | None = None
     settled: bool = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from engine import records
 from service.history import History
@@ -63,6 +63,25 @@ class Reporter:
         self._held = False
 
     @property
+    def open(self) -> Sequence[Reply]:
+        """Those whose end the client has not been told."""
+        return self._open
+
+    @property
+    def announced(self) -> bool:
+        """Whether the client knows that the context is nearly full."""
+        return self._announced
+
+    def restore(self, announced: bool, open_: Sequence[Reply]) -> None:
+        """As it was in a call that was written down. The end of those that are over is told now."""
+        self._announced = announced
+        for reply in open_:
+            self.begin(reply)
+        for reply in open_:
+            if reply.phase is Phase.OVER:
+                self.ended(reply, reply.ending or reply.cut_by)
+
+    @property
     def speaking(self) -> bool:
         """Whether there is more to come of a turn without another word of the client."""
         return any(reply.phase is not Phase.WAITING for reply in self._open)
@@ -110,6 +129,7 @@ class Reporter:
         if record.text or record.clause_ends:
             now = time.monotonic()
             ends = tuple(before - in_segment + end for end in record.clause_ends)
+            segment.clause_ends += len(ends)
             gain, since_s = segment.take_unsent(), now - account.committed
             counts = (gain.tokens, gain.accepted)
             self._emit(TextDelta(reply.turn_id, record.text, before, ends, *counts, spans, since_s))

@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 CLOSING_S = 2.0
 """How long streams may take to carry out what they end with, once every call is over."""
 
+LEAVING_S = 5.0
+"""What is left of the grace for the end of the process, when the calls have ended."""
+
 SERVICE_NAME: str = call_service_pb2.DESCRIPTOR.services_by_name["CallService"].full_name
 
 LIVENESS = "liveness"
@@ -63,7 +66,7 @@ class Server:
         """Refuse new calls, tell the open ones, give them the grace, then end what is left."""
         self._stopping = True
         await self.set_serving(False)
-        await self._servicer.drain(self._config.stop_grace_s)
+        await self._servicer.drain(max(self._config.stop_grace_s - LEAVING_S, self._config.stop_grace_s / 2))
         await self._server.stop(CLOSING_S)
 
 

@@ -26,6 +26,26 @@ class Opened:
     limits: Limits
     item_ids: Sequence[str]
     history_version: int
+    token: ResumeToken
+    resumed: bool = False
+    unfinished: Unfinished | None = None
+
+
+@dataclass(frozen=True)
+class ResumeToken:
+    """What the call can be resumed with, for so long."""
+
+    token: bytes
+    ttl_s: float
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A turn that was not over when the call was resumed: it goes on at this place in its text, or waits for tools."""
+
+    turn_id: int
+    chars: int
+    waiting: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -148,9 +168,17 @@ class HistoryChanged:
 
 @dataclass(frozen=True)
 class Draining:
-    """The service is about to stop: what is still open in ``grace_ms`` ends then."""
+    """The service is about to stop: what is still open in ``grace_ms`` ends then. successor: address of another."""
 
     grace_ms: int
+    successor: str = ""
+
+
+@dataclass(frozen=True)
+class Durability:
+    """Whether the store keeps up with the call."""
+
+    durable: bool
 
 
 @dataclass(frozen=True)
@@ -249,6 +277,8 @@ Notice = (
     | AnsweringAhead
     | Draining
     | ModeChange
+    | Durability
+    | ResumeToken
     | DeadlineAtRisk
     | FallbackTaken
     | ContextNearlyFull
@@ -298,7 +328,8 @@ class Envelope:
     """One server event as it is sent.
 
     generation: of the lease. seq: grows by one per event of a call. durable_seq: how far the store has it.
-    client_seq: the last client event seen.
+    client_seq: the last client event seen. record: what the event changed; empty where nothing.
+    whole_seq: of the last record that is the whole call.
     """
 
     generation: int
@@ -306,3 +337,5 @@ class Envelope:
     durable_seq: int
     client_seq: int
     event: ServerEvent
+    record: bytes = b""
+    whole_seq: int = 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
 import grpc
 
@@ -14,15 +15,24 @@ from service import wire
 from service.admission import Admission, Seat
 from service.call import Call
 from service.call_services import CallServices
+from service.client_events import Resume
 from service.config import ServerConfig
 from service.errors import abort
 from service.outbox import Outbox
 from service.problems import Problem, Reason
+from service.resumption import resumed
 from service.server_events import Draining, Envelope, Notice
+from service.store import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[call_pb.CallRequest, call_pb.CallResponse]
+
+HALF_CLOSED_S = 0.25
+"""How long after the last request it is clear that the client has said all, and has not gone."""
+
+OneCall = Call
+"""The servicer's own ``Call`` is the RPC."""
 
 
 def everybody(metadata: Mapping[str, str]) -> str:
@@ -42,26 +52,70 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         self.admission: Admission | None = None
         self._config = config
         self._tenant_of = tenant_of
-        self._calls: set[Call] = set()
+        self._streams: set[Outbox] = set()
         self._nobody_calls = asyncio.Event()
         self._nobody_calls.set()
         self._draining = False
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """(calls that are held, calls that can be held)"""
+        admission = self.admission
+        return (0, 0) if admission is None else (admission.seats, admission.max_calls)
+
     async def Call(  # type: ignore[override]  # grpc.aio also takes a coroutine that writes to the context itself
         self, request_iterator: AsyncIterator[call_pb.CallRequest], context: Context
     ) -> None:
-        """One call, from its open event to its end."""
+        """One stream: a call from its open event on, or from where the client comes back to it."""
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        call: OneCall | None = None
+
+        def hold(slow: bool) -> None:
+            if call is not None:
+                call.hold(slow)
+
+        outbox = Outbox(self._config, hold)
         try:
-            services, seat = self._admit(self._tenant_of(metadata))
+            call = await self._begun(request_iterator, outbox, metadata)
         except Problem as refused:
             await abort(context, refused)
             return
-        outbox = Outbox(self._config, lambda slow: call.hold(slow))
-        call = Call(services, outbox.put, outbox.end, metadata, seat.open, seat.tenant)
-        self._calls.add(call)
+        if call is not None:
+            call.hold(outbox.slow)
+            await self._carry(call, outbox, request_iterator, context)
+        if outbox.problem is not None:
+            await abort(context, outbox.problem)
+
+    async def _begun(
+        self, requests: AsyncIterator[call_pb.CallRequest], outbox: Outbox, metadata: Mapping[str, str]
+    ) -> OneCall | None:
+        """The call that the stream's first request opens or resumes; None where there is no request. Raises Problem
+        where it is not taken.
+        """
+        tenant = self._tenant_of(metadata)
+        services = self._serving()
+        request = await anext(aiter(requests), None)
+        if request is None:
+            return None
+        event = wire.client_event(request)
+
+        def make() -> OneCall:
+            seat = self._seat(services, tenant)
+            return Call(services, outbox.put, outbox.end, metadata, seat.open, seat.leave, tenant)
+
+        if isinstance(event, Resume):
+            return await resumed(services, event, tenant, outbox.put, outbox.end, make)
+        call = make()
+        call.handle(request.client_seq, event)
+        return call
+
+    async def _carry(
+        self, call: OneCall, outbox: Outbox, requests: AsyncIterator[call_pb.CallRequest], context: Context
+    ) -> None:
+        """Carry a call's events both ways, until one side has no more."""
+        self._streams.add(outbox)
         self._nobody_calls.clear()
-        reader = asyncio.create_task(_read(request_iterator, call))
+        reader = asyncio.create_task(_read(requests, call, outbox))
         writer = asyncio.create_task(outbox.drain(lambda envelope: _write(context, envelope)))
         given_up = asyncio.create_task(outbox.given_up.wait())
         try:
@@ -71,47 +125,67 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
                 call.abandon(unread)
                 outbox.end(unread)
         finally:
-            # Also where the client has vanished, which cancels this task: its turn stops and its pages return.
-            call.disconnect()
-            seat.leave()
-            self._calls.discard(call)
-            if not self._calls:
+            # Also where the client has vanished, which cancels this task.
+            call.detach(outbox.end)
+            self._streams.discard(outbox)
+            if not self._streams:
                 self._nobody_calls.set()
             for task in (reader, writer, given_up):
                 task.cancel()
-        if outbox.problem is not None:
-            await abort(context, outbox.problem)
 
     async def drain(self, grace_s: float) -> None:
-        """Take no more calls, tell the open ones how long they may go on, and end what is left then."""
+        """Take no more calls, tell the open ones how long they may go on, and end what is left then: where there is a
+        store, or the client holds the records, it goes on elsewhere.
+        """
         self._draining = True
-        log.info("draining", extra={"calls": len(self._calls), "grace_s": grace_s})
-        self.notify(Draining(round(grace_s * 1000)))
-        try:
+        calls = [] if self.services is None else list(self.services.live.values())
+        log.info("draining", extra={"calls": len(calls), "grace_s": grace_s})
+        successor = ""
+        if self.services is not None:
+            await self.services.store.drain()
+            with contextlib.suppress(StoreUnavailable):
+                successor = await self.services.store.successor()
+        self._end(call for call in calls if not call.attended)
+        self.notify(Draining(round(grace_s * 1000), successor))
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._nobody_calls.wait(), grace_s)
-        except TimeoutError:
-            for call in list(self._calls):
-                call.abandon(Problem(Reason.DRAINING, "the service stops", retry_after_s=1.0))
+        self._end([] if self.services is None else list(self.services.live.values()))
 
     def notify(self, notice: Notice) -> None:
         """Tell every open call."""
-        for call in list(self._calls):
+        for call in [] if self.services is None else list(self.services.live.values()):
             call.notify(notice)
 
-    def _admit(self, tenant: str) -> tuple[CallServices, Seat]:
-        """What the call is served with, and its place. Raises Problem where it is not taken."""
+    def _end(self, calls: Iterable[OneCall]) -> None:
+        for call in calls:
+            call.abandon(Problem(Reason.DRAINING, "the service stops", retry_after_s=0.0), "elsewhere")
+
+    def _serving(self) -> CallServices:
+        """What calls are served with. Raises Problem where none is taken."""
         if self._draining:
             raise Problem(Reason.DRAINING, "the service is about to stop", retry_after_s=1.0)
         if self.services is None or self.admission is None:
             raise Problem(Reason.ENGINE_UNAVAILABLE, "the model is being loaded", retry_after_s=1.0)
-        return self.services, self.admission.take(tenant)
+        return self.services
+
+    def _seat(self, services: CallServices, tenant: str) -> Seat:
+        """A place for a call. Raises Problem where there is none: whoever is there goes before who may come back."""
+        assert self.admission is not None
+        try:
+            return self.admission.take(tenant)
+        except Problem:
+            left = next((call for call in services.live.values() if not call.attended), None)
+            if left is None:
+                raise
+            left.disconnect()
+            return self.admission.take(tenant)
 
 
 async def _write(context: Context, envelope: Envelope) -> None:
     await context.write(wire.response(envelope))
 
 
-async def _read(requests: AsyncIterator[call_pb.CallRequest], call: Call) -> None:
+async def _read(requests: AsyncIterator[call_pb.CallRequest], call: Call, outbox: Outbox) -> None:
     """Hand every request to the call. A client that sends no more may still be waiting for a reply."""
     try:
         async for request in requests:
@@ -120,6 +194,9 @@ async def _read(requests: AsyncIterator[call_pb.CallRequest], call: Call) -> Non
         raise
     except Exception as error:
         log.warning("stream broke off", extra={"session": call.session, "cause": type(error).__name__})
-        call.disconnect()
+        call.detach(outbox.end)
+        outbox.end(None)
     else:
+        # A stream that broke ends in the same way, but for the RPC being cancelled, which cancels this task too.
+        await asyncio.sleep(HALF_CLOSED_S)
         call.no_more_events()

@@ -16,6 +16,7 @@ from service.call_services import Record, Resident
 from service.conversation import Content, Conversation
 from service.instructions import Instructions
 from service.items import Item
+from service.mirror import Repeat
 from service.options import Generation
 from service.problems import Problem, Reason, invalid
 from service.submission import submission
@@ -105,11 +106,14 @@ class Shadow:
         sink: Callable[[Record], None],
         *,
         may_call: bool,
+        forced: tuple[int, ...] = (),
+        told: Repeat | None = None,
     ) -> IncrementalDecoder:
         """Ask for a generation behind what it follows; returns what reads its tokens. Raises Problem where there is no
         room.
 
-        said: tokens of the reply that came before. Stop tokens by id are the call's own model's, and stop nothing here.
+        said: tokens of the reply that came before. forced, told: as in ``EngineClient.submit``. Stop tokens
+        by id are the call's own model's, and stop nothing here.
         """
         conversation = self._conversation
         if not self._usable or not self._has_room:
@@ -128,7 +132,11 @@ class Shadow:
             sink(record)
 
         self._busy = True
-        self.resident.engine.submit(command, hear)
+        self.resident.engine.submit(dataclasses.replace(command, forced=forced), hear, told)
+        return self.decoder()
+
+    def decoder(self) -> IncrementalDecoder:
+        """What reads the tokens of its generations."""
         return self.resident.chat.codec.stream()
 
     def hold(self, held: bool) -> None:

@@ -6,7 +6,7 @@ Owns the questions that are open. The call's turns and its history know nothing 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -54,7 +54,28 @@ class SideQuestions:
         self._emit = emit
         self._on_over = on_over
         self._open: dict[int, _Question] = {}
-        self._asked: set[int] = set()
+        self._asked: dict[int, None] = {}
+
+    @property
+    def asked(self) -> Mapping[int, None]:
+        """Numbers of all of them, in order."""
+        return self._asked
+
+    @property
+    def open(self) -> tuple[Generate, ...]:
+        """Those that have no answer yet."""
+        return tuple(question.asked for question in self._open.values())
+
+    def restore(self, asked: Iterable[int], open_: Iterable[Generate]) -> None:
+        """As they were in a call that was written down: those without an answer are asked again."""
+        self._asked = dict.fromkeys(asked)
+        for event in open_:
+            self._asked.pop(event.request_id, None)
+            try:
+                self.ask(event)
+            except Problem as problem:
+                self._asked[event.request_id] = None
+                self._emit(Failure(problem, request_id=event.request_id))
 
     @property
     def busy(self) -> bool:
@@ -79,7 +100,7 @@ class SideQuestions:
         account.sampling, account.max_tokens = generation.sampling, generation.max_tokens
         question = _Question(event, name, account)
         self._submit(question, generation)
-        self._asked.add(number)
+        self._asked[number] = None
         self._open[number] = question
         if event.timeout_ms is not None:
             question.call_off = self._services.later(event.timeout_ms / 1000, partial(self._expire, question))

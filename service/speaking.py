@@ -65,6 +65,20 @@ class Speaking:
         if self._tools.exhausted:
             history.forbid_calls()
 
+    @property
+    def tools(self) -> ToolCalls:
+        """The call's tool calls."""
+        return self._tools
+
+    def restore(self, reply: Reply) -> None:
+        """Go on with a reply that was written down."""
+        self._reply = reply
+        if reply.phase is Phase.GENERATING:
+            try:
+                self._history.go_on(reply, self._sink(reply))
+            except Problem as unanswered:
+                self.end(reply, unanswered)
+
     def begin(self, reply: Reply, held: HeldReply | None) -> None:
         """Make a reply to the history as it stands, or release the one that was made ahead."""
         self._reply = reply
@@ -250,9 +264,8 @@ class Speaking:
         """The reply has said all it will. problem: what it failed of."""
         reply.phase = Phase.OVER
         self._history.version += reply.source is not AnswerSource.GIVEN_TEXT
-        end = TurnEnd.of(reply.record.finish)
+        end = reply.ending = TurnEnd.FAILED if problem is not None else TurnEnd.of(reply.record.finish)
         if problem is not None:
-            end = TurnEnd.FAILED
             self._reporter.failed(reply, problem)
         limit = self._terms.max_output_tokens
         if end is TurnEnd.LENGTH and reply.generation.max_tokens == limit:

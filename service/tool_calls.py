@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from service.call_services import Later
@@ -19,8 +19,25 @@ class ToolCalls:
         self._later = later
         self._on_timed_out = on_timed_out
         self._made = 0
-        self._answered: set[str] = set()
+        self._answered: dict[str, None] = {}
         self._timers: dict[str, Callable[[], None]] = {}
+
+    @property
+    def made(self) -> int:
+        """How many were made in this call."""
+        return self._made
+
+    @property
+    def ids_answered(self) -> Mapping[str, None]:
+        """Of those that have a result, in order."""
+        return self._answered
+
+    def restore(self, made: int, answered: Iterable[str], waiting: Iterable[ToolCallItem]) -> None:
+        """As they were in a call that was written down; the time of those that are waited for begins again."""
+        self._made = made
+        self._answered = dict.fromkeys(answered)
+        for call in waiting:
+            self.sent(call)
 
     @property
     def exhausted(self) -> tuple[Guardrail, int] | None:
@@ -29,7 +46,7 @@ class ToolCalls:
         return (Guardrail.TOOL_CALLS_PER_CALL, limit) if limit is not None and self._made >= limit else None
 
     def admit(self, wanted: int, in_turn: int) -> tuple[int, tuple[Guardrail, int] | None]:
-        """(how many of ``wanted`` more calls may be made, the guardrail that the next would break and its value).
+        """(how many of ``wanted`` more calls are made, the guardrail that the next would break and its value).
 
         in_turn: calls that the turn has made.
         """
@@ -42,11 +59,12 @@ class ToolCalls:
             )
             if limit is not None and limit - made < wanted
         ]
-        return min(rooms, key=lambda room: room[0]) if rooms else (wanted, None)
+        allowed, broken = min(rooms, key=lambda room: room[0]) if rooms else (wanted, None)
+        self._made += allowed
+        return allowed, broken
 
     def sent(self, call: ToolCallItem) -> None:
         """The client has been told of a call: its time begins."""
-        self._made += 1
         timeout_ms = self._terms.tool_timeout_ms(call.name)
         if timeout_ms is not None:
             self._timers[call.call_id] = self._later(timeout_ms / 1000, partial(self._expire, call, timeout_ms))
@@ -56,7 +74,7 @@ class ToolCalls:
 
     def answered(self, call_id: str) -> None:
         """Its result is there."""
-        self._answered.add(call_id)
+        self._answered[call_id] = None
         self.forget(call_id)
 
     def forget(self, call_id: str) -> None:

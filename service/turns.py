@@ -6,15 +6,17 @@ Knows no transport and no numbering of events; how a reply is made is ``service.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
 from engine import records
 from service import client_events
 from service.call_services import Later
+from service.call_state import CallState
 from service.client_events import Final, Respond, Say
 from service.compaction import Compaction, Moved
 from service.editing import Editing
@@ -60,7 +62,7 @@ class Turns:
         self._on_lost = on_lost
         self._listening = Listening(terms, history, reporter, later, self._may_listen, self._may_answer_ahead)
         self._reply: Reply | None = None
-        self._taken: dict[int, tuple[str, str]] = {}
+        self._taken: dict[int, str] = {}
         self._editing = Editing(terms, history, reporter.history_changed)
         self._speaking = Speaking(
             session, terms, history, reporter, later, fallbacks, serving, self._over, self._settle, on_lost
@@ -71,9 +73,57 @@ class Turns:
         self._replies = 0
         self.last_turn = 0
 
+    @property
+    def reply(self) -> Reply | None:
+        """The newest turn's."""
+        return self._reply
+
+    @property
+    def replies(self) -> int:
+        """How many were asked for."""
+        return self._replies
+
+    @property
+    def taken(self) -> Mapping[int, str]:
+        """What each turn was asked for with, by its number, in order."""
+        return self._taken
+
+    @property
+    def answered(self) -> Mapping[str, None]:
+        """Tool calls that have their results, in order."""
+        return self._speaking.tools.ids_answered
+
+    @property
+    def tool_calls(self) -> int:
+        """How many were made."""
+        return self._speaking.tools.made
+
+    @property
+    def waiting(self) -> tuple[client_events.Update, ...]:
+        """What is to come into force when no turn is in progress."""
+        return self._editing.waiting
+
     def start(self, seed: int) -> None:
         """Open the call's session in the engine."""
         self._history.open(seed, self._terms.generation, self._engine_failed)
+
+    def restore(self, state: CallState, replies: Sequence[Reply]) -> None:
+        """As they were in a call that was written down, whose replies these are, the newest first. Raises Problem where
+        they cannot be.
+        """
+        status, newest = state.status, replies[0] if replies else None
+        self._reply, self._replies, self.last_turn = newest, status.replies, status.last_turn
+        self._taken = dict(state.taken)
+        for update in status.waiting:
+            self._editing.update(update)
+        self._speaking.tools.restore(status.tool_calls, state.answered, () if newest is None else newest.outstanding)
+
+    def go_on(self) -> None:
+        """With what was being done in a call that was written down."""
+        if self._reply is not None:
+            self._speaking.restore(self._reply)
+        if self._reply is None or self._reply.phase is Phase.OVER:
+            self._settle()
 
     def close(self, error: str) -> None:
         """The call is over; ``error``: why, or empty. Whatever is being generated stops."""
@@ -375,6 +425,7 @@ class Turns:
         self._on_lost(engine_problem(record.reason, record.message))
 
 
-def _content(event: Final | Respond | Say) -> tuple[str, str]:
-    """What makes two events with the same turn id the same event."""
-    return type(event).__name__, "" if isinstance(event, Respond) else event.text
+def _content(event: Final | Respond | Say) -> str:
+    """What makes two events with the same turn id the same event, in short."""
+    content = f"{type(event).__name__} {'' if isinstance(event, Respond) else event.text}"
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

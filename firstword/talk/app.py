@@ -26,6 +26,8 @@ PARTIAL_EVERY_S = 0.08
 EAGER_AFTER_S = 0.5
 """Silence of the keyboard after which the caller has probably finished."""
 FRAMES_A_SECOND = 15
+RESUME_TIMEOUT_S = 5.0
+"""Whoever sits in front of it would rather know that the server is gone."""
 
 
 class TalkApp(App[None], inherit_bindings=False):
@@ -240,7 +242,7 @@ async def talk(address: str, script: Script, *, temperature: float, seed: int | 
     """
     hearing = Hearing()
     async with (
-        Client(address) as client,
+        Client(address, resume_timeout_s=RESUME_TIMEOUT_S) as client,
         call_of(client, script, hearing, temperature=temperature, seed=seed) as call,
     ):
         await TalkApp(call, script, hearing=hearing).run_async()

@@ -61,7 +61,8 @@ class CallRequest(_message.Message):
     """Number of the event, from 1, growing over the whole call (also over a resume; gaps are allowed). An event whose
     number is not above the highest one received is taken as resent and dropped without an answer. 0: not numbered,
     never taken as resent. On `open` it is ignored. A client that wants to resume numbers its events, and after a
-    resume resends those above the `client_seq` that `opened` carries.
+    resume resends those above the `client_seq` that `opened` carries. It can forget those below the `client_seq` of any
+    event that carries a `record`.
     """
     @_builtins.property
     def open(self) -> _client_events_pb2.Open:
@@ -174,6 +175,7 @@ class CallResponse(_message.Message):
     DURABLE_SEQ_FIELD_NUMBER: _builtins.int
     CLIENT_SEQ_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
+    WHOLE_SEQ_FIELD_NUMBER: _builtins.int
     OPENED_FIELD_NUMBER: _builtins.int
     TEXT_DELTA_FIELD_NUMBER: _builtins.int
     TOOL_CALLED_FIELD_NUMBER: _builtins.int
@@ -190,7 +192,7 @@ class CallResponse(_message.Message):
     """
     seq: _builtins.int
     """Number of the event, from 1, growing by exactly 1; it runs on across streams and generations. An event replayed
-    after a resume keeps its number.
+    after a resume keeps its number, and the `opened` of a resumed stream has the `Resume.last_seq` that it goes on from.
     """
     durable_seq: _builtins.int
     """Every `record` up to this `seq` is in the service's store. Stays 0 where the store is the serving process's own
@@ -200,6 +202,8 @@ class CallResponse(_message.Message):
     """Highest `CallRequest.client_seq` received so far; 0 before the first numbered one."""
     record: _builtins.bytes
     """Where the event changed the conversation: its entry of the token log, signed and opaque. Empty otherwise."""
+    whole_seq: _builtins.int
+    """The newest `seq` whose record is the whole call by itself: the client can forget the records before it."""
     @_builtins.property
     def opened(self) -> _server_events_pb2.Opened:
         """The call is open. The first event of every stream."""
@@ -248,6 +252,7 @@ class CallResponse(_message.Message):
         durable_seq: _builtins.int = ...,
         client_seq: _builtins.int = ...,
         record: _builtins.bytes = ...,
+        whole_seq: _builtins.int = ...,
         opened: _server_events_pb2.Opened | None = ...,
         text_delta: _server_events_pb2.TextDelta | None = ...,
         tool_called: _server_events_pb2.ToolCalled | None = ...,
@@ -261,7 +266,7 @@ class CallResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event", b"event", "generated", b"generated", "history_changed", b"history_changed", "interrupted", b"interrupted", "notice", b"notice", "opened", b"opened", "text_delta", b"text_delta", "tool_called", b"tool_called", "turn_ended", b"turn_ended", "turn_waiting", b"turn_waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_seq", b"client_seq", "durable_seq", b"durable_seq", "error", b"error", "event", b"event", "generated", b"generated", "generation", b"generation", "history_changed", b"history_changed", "interrupted", b"interrupted", "notice", b"notice", "opened", b"opened", "record", b"record", "seq", b"seq", "text_delta", b"text_delta", "tool_called", b"tool_called", "turn_ended", b"turn_ended", "turn_waiting", b"turn_waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_seq", b"client_seq", "durable_seq", b"durable_seq", "error", b"error", "event", b"event", "generated", b"generated", "generation", b"generation", "history_changed", b"history_changed", "interrupted", b"interrupted", "notice", b"notice", "opened", b"opened", "record", b"record", "seq", b"seq", "text_delta", b"text_delta", "tool_called", b"tool_called", "turn_ended", b"turn_ended", "turn_waiting", b"turn_waiting", "whole_seq", b"whole_seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["opened", "text_delta", "tool_called", "turn_ended", "interrupted", "generated", "history_changed", "notice", "error", "turn_waiting"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015

@@ -56,6 +56,7 @@ class Resume(_message.Message):
     LAST_SEQ_FIELD_NUMBER: _builtins.int
     LAST_GENERATION_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
+    TAKE_OVER_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.bytes
     """The newest resume token that the client was given. A forged, expired or other tenant's one ends the stream with
     PERMISSION_DENIED; a call that nothing is known of and for which no records are handed back, with NOT_FOUND.
@@ -65,7 +66,14 @@ class Resume(_message.Message):
     them; otherwise `Opened.unfinished` says where the text goes on.
     """
     last_generation: _builtins.int
-    """Highest `CallResponse.generation` seen."""
+    """Highest `CallResponse.generation` seen, and one more for each resume that broke without an answer: some
+    server may have taken it up. A request that is not above the call's generation comes late, and ends with
+    UNAVAILABLE, reason SUPERSEDED, and the `generation` in ErrorInfo.metadata.
+    """
+    take_over: _builtins.bool
+    """Take the call over although another server is warm for it: that one was tried, and did not answer. Without it such a
+    resume ends with UNAVAILABLE, reason WARM_ELSEWHERE, and the `address` of that server in ErrorInfo.metadata.
+    """
     @_builtins.property
     def records(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Every `CallResponse.record` after the highest `durable_seq` seen, in order of `seq`. A record that was changed ends
@@ -79,10 +87,11 @@ class Resume(_message.Message):
         last_seq: _builtins.int = ...,
         last_generation: _builtins.int = ...,
         records: _abc.Iterable[_builtins.bytes] | None = ...,
+        take_over: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_generation", b"last_generation", "last_seq", b"last_seq", "records", b"records", "resume_token", b"resume_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_generation", b"last_generation", "last_seq", b"last_seq", "records", b"records", "resume_token", b"resume_token", "take_over", b"take_over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

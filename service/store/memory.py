@@ -1,29 +1,47 @@
-"""The store of a single process: keeps every live call's log, and nothing when the process ends."""
+"""The store of a single process: it keeps nothing, for what it kept would end with the process it belongs to."""
 
 from __future__ import annotations
 
-from service.store.protocol import LogEntry
+from service.store.protocol import CallKey, CallLog, Elsewhere, Ownership, Superseded, Taken
+
+
+class _NoLog:
+    """``durable_seq`` stays 0, which tells clients to keep their records."""
+
+    durable_seq = 0
+
+    def append(self, seq: int, record: bytes) -> None:
+        pass
+
+    def close(self, *, forget: bool) -> None:
+        pass
+
+    def leave(self) -> None:
+        pass
 
 
 class MemoryStore:
-    """Token logs in a dict. ``durable_seq`` stays 0, which tells clients to keep their records."""
+    """Calls are resumed from what their clients hold."""
 
-    def __init__(self) -> None:
-        self._logs: dict[str, list[int]] = {}
+    async def start(self) -> None:
+        pass
 
-    def open(self, session: str) -> None:
-        if session in self._logs:
-            raise ValueError(f"session {session} is open already")
-        self._logs[session] = []
+    async def stop(self, timeout_s: float) -> None:
+        pass
 
-    def append(self, session: str, entry: LogEntry) -> None:
-        self._logs[session][entry.keep :] = entry.tokens
+    async def drain(self) -> None:
+        pass
 
-    def durable_seq(self, session: str) -> int:
+    def begin(self, key: CallKey, ownership: Ownership) -> CallLog:
+        return _NoLog()
+
+    async def take(
+        self, key: CallKey, generation: int, last_seq: int, *, insist: bool
+    ) -> Taken | Elsewhere | Superseded | None:
+        return Taken(generation, {})
+
+    async def successor(self) -> str:
+        return ""
+
+    async def forget(self, tenant: str, caller: str) -> int:
         return 0
-
-    def tokens(self, session: str) -> tuple[int, ...]:
-        return tuple(self._logs[session])
-
-    def close(self, session: str) -> None:
-        self._logs.pop(session, None)

@@ -1,42 +1,127 @@
-"""The seam to whatever keeps a call's token log when its process is gone. Never awaited before a first token."""
+"""The seam to whatever outlives a pod: the records of each call, and which pod serves it. Never awaited for a turn."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 
-@dataclass(frozen=True)
-class LogEntry:
-    """One change of a call's token log: it now is its first ``keep`` tokens followed by ``tokens``.
+class StoreUnavailable(Exception):
+    """The store did not answer in time. What was asked may or may not have been done."""
 
-    seq: number of the server event that announced the change.
+
+@dataclass(frozen=True)
+class CallKey:
+    """What a call is known by. tenant: "" where there are none."""
+
+    tenant: str
+    session: str
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """That this pod serves a call.
+
+    generation: of the lease. base: the last event of the generations before it that counts; what they wrote behind it
+    is void. stored: the last event whose record the store has. caller: opaque key of the caller, by which the call can
+    be forgotten. checkpoint: gives the whole call as it is now, as (seq, record), for a store that has lost what it
+    had. on_lost: called once when another pod has the call; its argument says whether that one is a takeover, and not
+    an older call of the same name. on_durable: told when the store falls behind or has caught up.
     """
 
-    seq: int
-    keep: int
-    tokens: tuple[int, ...]
+    generation: int
+    base: int
+    stored: int
+    caller: str
+    checkpoint: Callable[[], tuple[int, bytes]]
+    on_lost: Callable[[bool], None]
+    on_durable: Callable[[bool], None]
 
 
-class SessionStore(Protocol):
-    """Appends are queued and written behind the call's back; ``durable_seq`` says how far they have got."""
+@dataclass(frozen=True)
+class Taken:
+    """A call that this pod took over. records: what the store has, by ``seq``; empty where it knows nothing."""
 
-    def open(self, session: str) -> None:
-        """Begin the log of a new call. Raises ValueError when it has one already."""
+    generation: int
+    records: Mapping[int, bytes]
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another pod is warm for the call."""
+
+    address: str
+
+
+@dataclass(frozen=True)
+class Superseded:
+    """A newer request has taken the call over, and it has this generation: the one that was made now came late."""
+
+    generation: int
+
+
+class CallLog(Protocol):
+    """What one pod writes of one call. Nothing here waits for anything."""
+
+    @property
+    def durable_seq(self) -> int:
+        """Every record up to this ``seq`` survives the death of this process, and of the store's own newest replica.
+
+        0 while nothing does.
+        """
         ...
 
-    def append(self, session: str, entry: LogEntry) -> None:
-        """Add one change. Must not block; entries of one call are kept in order."""
+    def append(self, seq: int, record: bytes) -> None:
+        """Add the record of event ``seq``; growing."""
         ...
 
-    def durable_seq(self, session: str) -> int:
-        """The last ``seq`` that survives the death of this process; 0 while nothing does."""
+    def close(self, *, forget: bool) -> None:
+        """The call is over for good. forget: delete it now. Idempotent."""
         ...
 
-    def tokens(self, session: str) -> tuple[int, ...]:
-        """The log as it stands. Raises KeyError for an unknown call."""
+    def leave(self) -> None:
+        """This pod is done with the call, which may go on elsewhere. Idempotent."""
         ...
 
-    def close(self, session: str) -> None:
-        """The call is over for good: forget it. Idempotent."""
+
+class Store(Protocol):
+    """What all pods of a service share."""
+
+    async def start(self) -> None:
+        """Begin to write, and to say that this pod is there. Returns at once, whether the store answers or not."""
+        ...
+
+    async def stop(self, timeout_s: float) -> None:
+        """Write what is left, for so long at most, and end."""
+        ...
+
+    async def drain(self) -> None:
+        """This pod will go: from now on another may take its calls over."""
+        ...
+
+    def begin(self, key: CallKey, ownership: Ownership) -> CallLog:
+        """This pod serves a call from now on. A new one has generation 1, and nothing before."""
+        ...
+
+    async def take(
+        self, key: CallKey, generation: int, last_seq: int, *, insist: bool
+    ) -> Taken | Elsewhere | Superseded | None:
+        """Take a call over; it will have this generation, which must be above the one that it has. None: it is over, or
+        was deleted.
+
+        last_seq: the last event that its client has; what was written behind it is void. insist: also from a pod that
+        is warm for it. Raises StoreUnavailable.
+        """
+        ...
+
+    async def successor(self) -> str:
+        """Address of another pod with room; empty where none is known. Raises StoreUnavailable."""
+        ...
+
+    async def forget(self, tenant: str, caller: str) -> int:
+        """Delete what is stored of a caller; returns how many calls. One in progress goes on, unstored.
+
+        Raises StoreUnavailable.
+        """
         ...

@@ -65,6 +65,11 @@ SHARED_TOKENS = "firstword.engine.prompt.shared"
 ENGINE_SERVING = "firstword.engine.serving"
 ENGINE_RESTARTS = "firstword.engine.restarts"
 
+# The store behind the calls. Read when metrics are collected.
+STORE_PENDING = "firstword.store.calls_pending"
+STORE_BEHIND = "firstword.store.behind"
+STORE_FAILURES = "firstword.store.failures"
+
 # What they are told apart by.
 OPERATION = "gen_ai.operation.name"
 PROVIDER_NAME = "gen_ai.provider.name"

@@ -9,7 +9,7 @@ from firstword.v1 import client_events_pb2 as client_pb
 from service import client_events as events
 from service.problems import Problem, invalid, unimplemented
 from service.wire.fields import at_least_one, given, present
-from service.wire.opening import items, opening, update
+from service.wire.opening import items, opening, resume, update
 from service.wire.options import generation, text_schema, turn_options
 
 
@@ -29,7 +29,7 @@ def client_event(request: call_pb.CallRequest) -> events.ClientEvent:
 def _client_event(name: str, request: call_pb.CallRequest) -> events.ClientEvent:
     match name:
         case "open":
-            return opening(request.open)
+            return resume(request.open) if request.open.HasField("resume") else opening(request.open)
         case "speech_started":
             return events.SpeechStarted()
         case "partial":
@@ -64,7 +64,7 @@ def _client_event(name: str, request: call_pb.CallRequest) -> events.ClientEvent
         case "acknowledge":
             return events.Acknowledge(request.acknowledge.seq)
         case "close":
-            return events.CloseCall()
+            return events.CloseCall(request.close.forget)
         case _:
             raise unimplemented(name)
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 from firstword.v1 import client_events_pb2 as client_pb
 from firstword.v1 import conversation_pb2 as conversation_pb
 from firstword.v1 import options_pb2 as options_pb
-from service.client_events import Open, Update
+from service.client_events import Open, Resume, Update
 from service.items import Item, MessageItem, Role, ToolCallItem, ToolDefinition, ToolResultItem
 from service.options import AnswerAheadPatch, ContextAction, ContextPolicy, Fallback, Limits
-from service.problems import invalid, unimplemented
+from service.problems import invalid
 from service.wire.fields import at_least_one, given, json_object, json_schema, present
 from service.wire.options import generation, text_schema, tool_choice
 
@@ -36,8 +36,7 @@ _FROM_NONE = ("max_turns", "max_input_code_points", "max_tool_calls_per_turn", "
 
 
 def opening(message: client_pb.Open) -> Open:
-    """The event that begins a call. Raises Problem for what cannot be used, and for what is not implemented yet."""
-    _refuse_unimplemented(message)
+    """The event that begins a call. Raises Problem for what cannot be used."""
     name = message.session_id
     if len(name) > MAX_NAME_BYTES or not (name.isascii() and (name.isprintable() or not name)):
         raise invalid("open.session_id", f"must be at most {MAX_NAME_BYTES} bytes of printable ASCII")
@@ -69,7 +68,25 @@ def opening(message: client_pb.Open) -> Open:
             max_ms=at_least_one(message.answer_ahead, "max_held_ms", "open.answer_ahead"),
         ),
         progress_notices=message.progress_notices,
+        caller_key=_caller_key(message.caller_key),
     )
+
+
+def resume(message: client_pb.Open) -> Resume:
+    """The event that goes on with a call. Raises Problem for anything beside it."""
+    wanted = message.resume
+    if others := [field.name for field, _ in message.ListFields() if field.name != "resume"]:
+        raise invalid(f"open.{others[0]}", "the call is as it was opened")
+    if not wanted.resume_token:
+        raise invalid("open.resume.resume_token", "must be set")
+    records = tuple(wanted.records)
+    return Resume(wanted.resume_token, wanted.last_seq, wanted.last_generation, records, wanted.take_over)
+
+
+def _caller_key(key: str) -> str:
+    if len(key.encode()) > MAX_NAME_BYTES:
+        raise invalid("open.caller_key", f"must be at most {MAX_NAME_BYTES} bytes")
+    return key
 
 
 def _context_policy(message: options_pb.ContextPolicy) -> ContextPolicy:
@@ -95,12 +112,6 @@ def _fallback(message: options_pb.Fallback, path: str) -> Fallback:
             return Fallback(phrase=present(message.phrase, f"{path}.phrase"))
         case _:
             raise invalid(f"{path}.answer", "must be set")
-
-
-def _refuse_unimplemented(message: client_pb.Open) -> None:
-    """Everything that an open event can ask for and this version cannot do."""
-    if message.HasField("resume"):
-        raise unimplemented("open.resume")
 
 
 def update(message: client_pb.Update) -> Update:

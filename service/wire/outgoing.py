@@ -9,6 +9,7 @@ from firstword.v1 import conversation_pb2 as conversation_pb
 from firstword.v1 import error_pb2 as error_pb
 from firstword.v1 import notices_pb2 as notices_pb
 from firstword.v1 import options_pb2 as options_pb
+from firstword.v1 import resume_pb2 as resume_pb
 from firstword.v1 import server_events_pb2 as server_pb
 from service import __version__
 from service import server_events as events
@@ -63,6 +64,8 @@ def response(envelope: events.Envelope) -> call_pb.CallResponse:
         seq=envelope.seq,
         durable_seq=envelope.durable_seq,
         client_seq=envelope.client_seq,
+        record=envelope.record,
+        whole_seq=envelope.whole_seq,
     )
     event = envelope.event
     match event:
@@ -121,7 +124,20 @@ def _opened(event: events.Opened) -> server_pb.Opened:
         item_ids=event.item_ids,
         drafting_modes=[PLAIN],
         service_version=__version__,
+        resume_token=_resume_token(event.token),
+        resumed=event.resumed,
+        unfinished=_unfinished(event.unfinished),
     )
+
+
+def _resume_token(event: events.ResumeToken) -> resume_pb.ResumeToken:
+    return resume_pb.ResumeToken(token=event.token, expires_in_ms=round(event.ttl_s * 1000))
+
+
+def _unfinished(event: events.Unfinished | None) -> resume_pb.UnfinishedTurn | None:
+    if event is None:
+        return None
+    return resume_pb.UnfinishedTurn(turn_id=event.turn_id, text_code_points=event.chars, waiting_call_ids=event.waiting)
 
 
 def _tool_called(event: events.ToolCalled) -> server_pb.ToolCalled:
@@ -205,11 +221,16 @@ def _interrupted(event: events.Interrupted) -> server_pb.Interrupted:
 def _notice(event: events.Notice) -> notices_pb.Notice:
     match event:
         case events.Draining():
-            draining = notices_pb.Draining(grace_ms=event.grace_ms)
+            draining = notices_pb.Draining(grace_ms=event.grace_ms, successor_address=event.successor)
             return notices_pb.Notice(message="the service is about to stop", draining=draining)
         case events.ModeChange():
             change = notices_pb.ModeChange(mode=event.mode, reason=event.reason)
             return notices_pb.Notice(message=f"drafted by {event.mode}", turn_id=event.turn_id, mode_change=change)
+        case events.Durability():
+            message = "the store keeps up" if event.durable else "the store does not keep up; the call goes on"
+            return notices_pb.Notice(message=message, durability=notices_pb.Durability(durable=event.durable))
+        case events.ResumeToken():
+            return notices_pb.Notice(message="a new resume token", resume_token=_resume_token(event))
         case events.DeadlineAtRisk():
             deadline_ms, expected = round(event.deadline_s * 1000), event.expected_s
             expected_us = None if expected is None else round(expected * 1e6)

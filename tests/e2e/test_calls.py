@@ -302,6 +302,7 @@ def fragile(metrics_port: int) -> Iterator[ServiceProcess]:
         "OTEL_METRICS_EXPORTER": "prometheus",
         "OTEL_EXPORTER_PROMETHEUS_PORT": str(metrics_port),
         "FIRSTWORD_WATCHDOG__SILENCE_S": "3",
+        "FIRSTWORD_RESUME__KEEP_S": "0.5",
     }
     with ServiceProcess(environment) as process:
         yield process
@@ -369,7 +370,7 @@ async def test_draining_tells_open_calls_and_ends_in_order() -> None:
             await call.open(sampling=options_pb.Sampling(max_output_tokens=8))
             process.process.send_signal(signal.SIGTERM)
             notice = await call.expect("notice")
-            assert notice.draining.grace_ms == 30_000
+            assert notice.draining.grace_ms == 25_000
             assert (await call.say("hello")).ended is not None
             assert await call.close() is grpc.StatusCode.OK
         assert await asyncio.to_thread(process.process.wait, 30) == 0

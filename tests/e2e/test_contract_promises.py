@@ -148,7 +148,7 @@ async def test_a_client_that_does_not_read_and_the_end_of_the_grace_end_calls_wi
             await call.open(sampling=SHORT)
             assert (await call.say("hello")).ended is not None
             process.process.send_signal(signal.SIGTERM)
-            assert (await call.expect("notice")).draining.grace_ms == 500
+            assert (await call.expect("notice")).draining.grace_ms == 250
             await late.send(open=client_pb.Open())
             assert await broken(late) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
             assert await broken(call) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")

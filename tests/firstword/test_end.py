@@ -169,7 +169,8 @@ async def test_a_service_that_is_full_then_drains_then_dies() -> None:
     }
     often = [("grpc.keepalive_time_ms", 500)]
     with ServiceProcess(environment) as process:
-        async with Client(process.address, options=often) as client, client.call(**LONG, on_notice=told.append) as call:
+        once = Client(process.address, options=often, resume_timeout_s=0.0)
+        async with once as client, client.call(**LONG, on_notice=told.append) as call:
             await asyncio.sleep(4)
             assert call.failure is None
             with pytest.raises(ServiceBusy) as full:
@@ -184,7 +185,7 @@ async def test_a_service_that_is_full_then_drains_then_dies() -> None:
                 if isinstance(event, Notice):
                     break
             assert isinstance(event, Notice)
-            assert (event.kind, event.details["grace_ms"]) == ("draining", 60_000)
+            assert (event.kind, event.details["grace_ms"]) == ("draining", 55_000)
 
             os.kill(process.process.pid, signal.SIGKILL)
             interrupting = asyncio.create_task(call.interrupt())

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
-from firstword import Call, CallError, CallFailed, Client, EndReason
+from firstword import Call, CallError, CallFailed, Client, EndReason, TextDelta
 from firstword.stream import ACKNOWLEDGE_EVERY
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import call_service_pb2_grpc
@@ -84,16 +84,23 @@ async def test_text_behind_the_place_where_a_turn_goes_on_is_dropped() -> None:
 
 
 async def test_records_are_kept_until_they_are_durable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firstword.stream.MAX_RECORDS", 3)
+    monkeypatch.setattr("firstword.books.MAX_RECORDS", 3)
     kept = [delta(seq, "", 0, record=b"%d" % seq, durable_seq=durable) for seq, durable in ((2, 0), (3, 0), (4, 2))]
-    more = [delta(seq, "", 0, record=b"%d" % seq, durable_seq=2) for seq in (5, 6, 7)]
-    answers = {"a": [*kept, ended(4)], "b": [*more]}
+    more = [delta(seq, "", 0, record=b"%d" % seq, durable_seq=2) for seq in (6, 7, 8)]
+    answers = {"a": [*kept, ended(5)], "b": [*more]}
     async with scripted(lambda request: answers.get(request.final.text, ())) as (call, _):
         await call.ask("a")
         assert call.records == {3: b"3", 4: b"4"}
         await call.final("b")
         await call.close()
-        assert call.records == {5: b"5", 6: b"6", 7: b"7"}
+        assert call.records == {6: b"6", 7: b"7", 8: b"8"}
+
+
+async def test_what_is_said_twice_is_heard_once() -> None:
+    said = [delta(2, "one", 0), delta(2, "one", 0), delta(3, "two", 3), delta(2, "one", 0), ended(4)]
+    async with scripted(for_a_final(*said)) as (call, _):
+        turn = await call.final("x")
+        assert [event.text async for event in turn if isinstance(event, TextDelta)] == ["one", "two"]
 
 
 async def test_what_was_received_is_acknowledged_every_so_often() -> None:

@@ -99,7 +99,7 @@ def test_rules_notice(tmp_path: Path, rule: Rule, named: set[str]) -> None:
 
 
 def test_every_server_event_is_in_the_envelope(compiled: FileDescriptorSet) -> None:
-    """generation, seq, durable_seq, client_seq and record stand beside the event, whichever event it is."""
+    """generation, seq, durable_seq, client_seq, record and whole_seq stand beside the event, whichever event it is."""
     (response,) = (m for file in compiled.file for m in file.message_type if m.name == "CallResponse")
     envelope = {field.name: field.type for field in response.field if not field.HasField("oneof_index")}
     number, octets = FieldDescriptorProto.TYPE_UINT64, FieldDescriptorProto.TYPE_BYTES
@@ -109,6 +109,7 @@ def test_every_server_event_is_in_the_envelope(compiled: FileDescriptorSet) -> N
         "durable_seq": number,
         "client_seq": number,
         "record": octets,
+        "whole_seq": number,
     }
 
 

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from engine import records
 from engine.config import EngineConfig
@@ -25,13 +25,15 @@ from service import client_events as client
 from service import server_events as server
 from service.call import Call
 from service.call_services import CallServices, Resident
+from service.call_state import CallState
 from service.config import EMBEDDED_MODEL, CallConfig, TelemetryConfig
 from service.conversation import Conversation, load_chat
 from service.items import ToolDefinition
-from service.mirror import ReplySink, SessionMirror
+from service.mirror import Repeat, ReplySink, SessionMirror
 from service.problems import Problem
 from service.reply import Reply
-from service.store import MemoryStore
+from service.signing import Signing
+from service.store import MemoryStore, Store
 from service.telemetry import Telemetry
 from tests.e2e.server import example_calls
 from tests.engine.embedded import grammars
@@ -98,8 +100,8 @@ class LocalEngine:
     def prepare(self, session: str, constraint: Constraint) -> None:
         self._sessions[session].prepare(constraint)
 
-    def submit(self, command: records.Submit, sink: ReplySink) -> None:
-        self._sessions[command.session].submit(command, sink)
+    def submit(self, command: records.Submit, sink: ReplySink, told: Repeat | None = None) -> None:
+        self._sessions[command.session].submit(command, sink, told)
 
     def release(self, session: str, turn: int, deadline: float, speaking_rate: float = 0.0) -> None:
         self._sessions[session].release(turn, deadline, speaking_rate)
@@ -216,6 +218,8 @@ class CallUnderTest:
         config: CallConfig | None = None,
         residents: Sequence[Resident] = (),
         telemetry: TelemetryConfig | None = None,
+        store: Store | None = None,
+        opens: bool = True,
     ) -> None:
         self.residents = {resident.name: resident for resident in residents}
         self.engine = engine or LocalEngine()
@@ -226,7 +230,9 @@ class CallUnderTest:
         services = CallServices(
             engine=self.engine,
             new_conversation=self._new_conversation,
-            store=MemoryStore(),
+            restored_conversation=self._restored_conversation,
+            store=store or MemoryStore(),
+            signing=Signing(("a secret of the tests",), 3600.0),
             telemetry=Telemetry(MODEL, telemetry),
             config=config or CallConfig(),
             model=MODEL,
@@ -236,7 +242,13 @@ class CallUnderTest:
         )
         self.call = Call(services, self.envelopes.append, self.ended_with.append)
         self._made.append(self)
-        self.send(opening or client.Open(system=SYSTEM))
+        if opens:
+            self.send(opening or client.Open(system=SYSTEM))
+
+    @classmethod
+    def unopened(cls, engine: LocalEngine | None = None, **given: Any) -> CallUnderTest:
+        """One on which nothing has been said yet."""
+        return cls(None, engine, opens=False, **given)
 
     @classmethod
     def end_all(cls) -> None:
@@ -286,6 +298,10 @@ class CallUnderTest:
                 self.timers.remove(timer)
 
         return call_off
+
+    def _restored_conversation(self, state: CallState) -> Conversation:
+        self.conversation = Conversation.restored(chat(), state)
+        return self.conversation
 
     def _new_conversation(self, opening: client.Open) -> Conversation:
         self.conversation = Conversation.opened(chat(), opening)

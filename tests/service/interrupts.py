@@ -38,7 +38,7 @@ def interrupted_at(opening: client.Open, line: str, tokens: int, measure: str) -
     """
     call = CallUnderTest(opening)
     call.send(client.Final(1, line, TURN))
-    turns = call.call._turns
+    turns = call.call.turns
     assert turns is not None and turns._reply is not None
     while (over := bool(call.of(server.TurnEnded))) is False and turns._reply.output_tokens < tokens:
         assert call.engine.step()
@@ -63,7 +63,7 @@ def agrees(call: CallUnderTest) -> None:
     """The next reply is that of a fresh session, in an engine of its own, on the ids that the history holds."""
     call.send(client.Final(2, "Sorry?", NEXT))
     call.run()
-    turns = call.call._turns
+    turns = call.call.turns
     assert turns is not None and turns._reply is not None
     assert fresh_reply(call, turns._reply) == turns._reply.current.tokens
 

@@ -58,7 +58,7 @@ class Calls(RuleBasedStateMachine):
         call.send(client.Final(self.newest + 1, "Thank you.", TurnOptions(generation=patch)))
         if self.newest + 1 not in {event.turn_id for event in call.of(server.TurnEnded)}:
             call.run()
-        turns = call.call._turns
+        turns = call.call.turns
         assert turns is not None and turns._reply is not None and call.conversation is not None
         if turns._reply.turn_id != self.newest + 1:  # it was refused: there is no room
             return

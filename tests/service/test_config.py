@@ -167,3 +167,26 @@ def test_it_is_frozen() -> None:
     config = load_config({})
     with pytest.raises(pydantic.ValidationError):
         config.server.port = 1  # type: ignore[misc]
+
+
+def test_servers_of_one_store_sign_with_one_key() -> None:
+    with pytest.raises(ConfigError, match=r"resume\.keys must be set"):
+        load_config({"FIRSTWORD_STORE__URL": "redis://localhost"})
+    found = load_config(
+        {"FIRSTWORD_STORE__URL": "redis://localhost", "FIRSTWORD_RESUME__KEYS": f"{'a' * 16}, {'b' * 16}"}
+    )
+    assert found.resume.secrets == ("a" * 16, "b" * 16)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "what"),
+    [
+        ("FIRSTWORD_RESUME__KEYS", "short", "16 characters"),
+        ("FIRSTWORD_STORE__ENCRYPTION_KEYS", "c2hvcnQ=", "32 random bytes"),
+        ("FIRSTWORD_STORE__ENCRYPTION_KEYS", "!", "32 random bytes"),
+    ],
+)
+def test_a_key_that_is_none_is_refused_and_not_repeated(variable: str, value: str, what: str) -> None:
+    with pytest.raises(ConfigError, match=what) as refused:
+        load_config({variable: value})
+    assert value not in str(refused.value)

@@ -377,7 +377,7 @@ def test_what_was_said_before_a_broken_call_stays_in_the_history():
     call = opened(Fallback(model="small"))
     call.send(client.Final(1, LINES[0], LATE))
     call.wait()
-    segment = call.call._turns._reply.current
+    segment = call.call.turns._reply.current
     engine = call.residents["small"].engine
     assert isinstance(engine, LocalEngine)
     session = call.call.session

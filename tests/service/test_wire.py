@@ -17,6 +17,7 @@ from firstword.v1 import conversation_pb2 as conversation_pb
 from firstword.v1 import error_pb2 as error_pb
 from firstword.v1 import notices_pb2 as notices_pb
 from firstword.v1 import options_pb2 as options_pb
+from firstword.v1 import resume_pb2 as resume_pb
 from firstword.v1 import server_events_pb2 as server_pb
 from service import client_events as client
 from service import server_events as server
@@ -194,7 +195,7 @@ def test_heard(measure: dict[str, Any], words: list[client_pb.WordTiming]) -> No
     ("sent", "expected"),
     [
         ({"speech_started": client_pb.SpeechStarted()}, client.SpeechStarted()),
-        ({"close": client_pb.Close(forget=True)}, client.CloseCall()),
+        ({"close": client_pb.Close(forget=True)}, client.CloseCall(True)),
         ({"acknowledge": client_pb.Acknowledge(seq=9)}, client.Acknowledge(9)),
         ({"interrupt": client_pb.Interrupt(turn_id=2)}, client.Interrupt(2, None)),
         ({"respond": client_pb.Respond(turn_id=2)}, client.Respond(2)),
@@ -277,6 +278,7 @@ TOOL_OUTPUT = conversation_pb.ToolOutput(call_id="c")
 @pytest.mark.parametrize(
     ("sent", "field"),
     [
+        (opening(resume={"last_seq": 1}), "open.resume.resume_token"),
         ({}, "event"),
         ({"partial": client_pb.Partial()}, "partial.turn_id"),
         ({"partial": client_pb.Partial(turn_id=1, text="日", stable_code_points=2)}, "partial.stable_code_points"),
@@ -400,19 +402,6 @@ def test_what_cannot_be_used_is_refused_by_its_fields_path(sent: dict[str, Any],
     assert event.problem.message.startswith(field)
 
 
-@pytest.mark.parametrize(
-    ("sent", "feature"),
-    [
-        (opening(resume={"last_seq": 1}), "open.resume"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_what_is_not_implemented_yet_says_so_by_name(sent: dict[str, Any], feature: str) -> None:
-    event = read(**sent)
-    assert isinstance(event, client.Malformed)
-    assert (event.problem.reason, event.problem.metadata) == (Reason.UNIMPLEMENTED, {"feature": feature})
-
-
 def test_what_is_said_of_replies_made_ahead() -> None:
     options = options_pb.TurnOptions(sampling=options_pb.Sampling(max_output_tokens=3))
     eager = read(eager_end_of_turn=client_pb.EagerEndOfTurn(turn_id=2, revision=5, text="hm", options=options))
@@ -512,9 +501,12 @@ def test_text_delta(text: str, offset: int, ends: list[int], tokens: int, accept
     assert delta.since_commit_us == 250_000
 
 
+TOKEN = server.ResumeToken(b"t", 1.5)
+
+
 def test_opened() -> None:
     generation = Generation(Sampling(0.5, 2, 0.9, 0.1, 1.5), 7, ("x",), frozenset({9, 3}))
-    event = server.Opened("s", "m", 2**64 - 1, 12, 2048, generation, Limits(None, 5, 6), ["a"], 1)
+    event = server.Opened("s", "m", 2**64 - 1, 12, 2048, generation, Limits(None, 5, 6), ["a"], 1, TOKEN)
     opened = written(event).opened
     assert (opened.session_id, opened.model, opened.seed) == ("s", "m", 2**64 - 1)
     assert (opened.used_tokens, opened.max_context_tokens, opened.history_version) == (12, 2048, 1)
@@ -530,7 +522,34 @@ def test_opened() -> None:
     )
     assert opened.limits == options_pb.Limits(max_output_tokens_per_turn=5, max_input_code_points=6)
     assert (list(opened.item_ids), list(opened.drafting_modes)) == (["a"], ["plain"])
-    assert not opened.HasField("resume_token")
+    assert (opened.resume_token.token, opened.resume_token.expires_in_ms) == (b"t", 1500)
+    assert not opened.resumed and not opened.HasField("unfinished")
+
+
+def test_opened_once_more() -> None:
+    unfinished = server.Unfinished(3, 40, ("a", "b"))
+    event = server.Opened("s", "m", 1, 12, 2048, Generation(), Limits(), [], 1, TOKEN, True, unfinished)
+    opened = written(event).opened
+    assert opened.resumed
+    assert (opened.unfinished.turn_id, opened.unfinished.text_code_points) == (3, 40)
+    assert list(opened.unfinished.waiting_call_ids) == ["a", "b"]
+
+
+def test_what_goes_with_an_event_and_what_the_store_has() -> None:
+    assert response(server.Envelope(1, 2, 0, 0, TOKEN, b"record")).record == b"record"
+    notice = written(TOKEN).notice
+    assert (notice.resume_token.token, notice.resume_token.expires_in_ms) == (b"t", 1500)
+    assert written(server.Durability(True)).notice.durability.durable
+    assert not written(server.Durability(False)).notice.durability.durable
+    assert written(server.Draining(5, "a:1")).notice.draining.successor_address == "a:1"
+
+
+def test_resume() -> None:
+    asked = resume_pb.Resume(resume_token=b"t", last_seq=7, last_generation=2, records=[b"a", b"b"], take_over=True)
+    assert read(open=client_pb.Open(resume=asked)) == client.Resume(b"t", 7, 2, (b"a", b"b"), True)
+    event = read(open=client_pb.Open(resume=asked, seed=4))
+    assert isinstance(event, client.Malformed)
+    assert (event.problem.reason, event.problem.field) == (Reason.INVALID_FIELD, "open.seed")
 
 
 def test_turn_ended_is_the_account_of_all_generations() -> None:

@@ -1,0 +1,83 @@
+"""How a client comes back to its call: to this server, which may hold it warm, or from another one's hands.
+
+What counts is what the client has received: the call goes on from there, and whatever was said or written behind it is
+said anew, by the same seed in the same words. Awaits the store; the only part of a call that does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from service import call_records
+from service.call import Call, End
+from service.call_records import Record
+from service.call_services import CallServices
+from service.client_events import Resume
+from service.outbound import Send
+from service.problems import Problem, Reason
+from service.store import CallKey, Elsewhere, StoreUnavailable, Superseded, Taken
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+"""When a client that could not be helped may ask again."""
+
+
+async def resumed(
+    services: CallServices, event: Resume, tenant: str, send: Send, end: End, make: Callable[[], Call]
+) -> Call:
+    """The call that a client comes back to, open on this stream. make: gives a call that has not begun, where it is not
+    here already. Raises Problem where it cannot be gone on with.
+    """
+    key = services.signing.call_of(event.token, tenant)
+    handed = call_records.of_call((call_records.read(services.signing, record) for record in event.records), key)
+    here = services.live.get(key)
+    if here is not None and here.attach(send, end, event):
+        return here
+    taken, asked = await _taken(services, key, event, here_already=here is not None)
+    records = [*handed, *_readable(services, taken)]
+    found = call_records.replayed(call_records.merged(call_records.of_call(records, key)), event.last_seq)
+    if found is None and not asked:
+        raise Problem(Reason.STORE_UNAVAILABLE, "the store does not answer", retry_after_s=RETRY_S)
+    if found is None:
+        raise Problem(Reason.UNKNOWN_CALL, "not all of the call is known", field="open.resume.records")
+    state, _ = found
+    if (stale := services.live.get(key)) is not None:  # it may have been made while the store was asked
+        stale.abandon(Problem(Reason.MOVED, "the client has come back on another stream"), "elsewhere")
+    call = make()
+    call.restore(state, taken.generation, event.last_seq, max(taken.records, default=0))
+    return call
+
+
+async def _taken(services: CallServices, key: CallKey, event: Resume, *, here_already: bool) -> tuple[Taken, bool]:
+    """Make the call this server's; and whether the store was asked. Raises Problem where it is over, or better taken
+    elsewhere.
+    """
+    generation = event.last_generation + 1
+    try:
+        found = await services.store.take(key, generation, event.last_seq, insist=event.take_over or here_already)
+    except StoreUnavailable:
+        # What the client holds may be enough. If not, it is asked to come again, and so to the store.
+        log.warning("resuming without the store", extra={"session": key.session})
+        return Taken(generation, {}), False
+    if found is None:
+        raise Problem(Reason.UNKNOWN_CALL, "the call is over", field="open.resume.resume_token")
+    if isinstance(found, Superseded):  # by a later try of the same client, which may not wait for this one any more
+        newer = {"generation": str(found.generation)}
+        raise Problem(Reason.SUPERSEDED, "a newer resume has the call", retry_after_s=0.0, metadata=newer)
+    if isinstance(found, Elsewhere):
+        message, place = "another server is warm for the call", {"address": found.address}
+        raise Problem(Reason.WARM_ELSEWHERE, message, retry_after_s=0.0, metadata=place)
+    return found, True
+
+
+def _readable(services: CallServices, taken: Taken) -> list[Record]:
+    """What the store has; a record of it that cannot be read is as good as lost."""
+    found = []
+    for seq, record in taken.records.items():
+        try:
+            found.append(call_records.read(services.signing, record))
+        except Problem as problem:
+            log.error("a stored record cannot be read", extra={"seq": seq, "cause": str(problem)})
+    return found

@@ -1,0 +1,65 @@
+"""What a client holds for the service and may not change: records, and the tokens that a call is resumed with.
+
+HMAC-SHA256 by itsdangerous. Keys rotate: the first one signs, every one is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import time
+from dataclasses import dataclass
+
+from itsdangerous import BadSignature, Signer
+
+from service.problems import Problem, Reason
+from service.store import CallKey
+
+
+@dataclass(frozen=True)
+class Signing:
+    """keys: newest first, of at least one. token_ttl_s: how long a resume token can be used."""
+
+    keys: tuple[str, ...]
+    token_ttl_s: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_records", self._signer("firstword.record"))
+        object.__setattr__(self, "_tokens", self._signer("firstword.resume"))
+
+    def record(self, payload: bytes) -> bytes:
+        """A record that can be handed back."""
+        return self._records.sign(payload)  # type: ignore[attr-defined, no-any-return]
+
+    def payload(self, record: bytes) -> bytes:
+        """What a record holds. Raises Problem for one that was changed."""
+        try:
+            return self._records.unsign(record)  # type: ignore[attr-defined, no-any-return]
+        except BadSignature:
+            raise Problem(Reason.FORGED, "a record was changed", field="open.resume.records") from None
+
+    def token(self, key: CallKey) -> bytes:
+        """What a client needs to go on with a call, until ``token_ttl_s`` from now."""
+        told = {"tenant": key.tenant, "call": key.session, "until": time.time() + self.token_ttl_s}
+        return self._tokens.sign(json.dumps(told).encode())  # type: ignore[attr-defined, no-any-return]
+
+    def call_of(self, token: bytes, tenant: str) -> CallKey:
+        """The call of a token. Raises Problem for one that is forged, expired, or another tenant's."""
+        try:
+            told = json.loads(self._tokens.unsign(token))  # type: ignore[attr-defined]
+        except BadSignature:
+            raise Problem(Reason.FORGED, "the resume token is none of ours", field="open.resume.resume_token") from None
+        if told["tenant"] != tenant:
+            raise Problem(Reason.FORGED, "the resume token is none of yours", field="open.resume.resume_token")
+        if told["until"] < time.time():
+            message = "the resume token has expired"
+            raise Problem(Reason.TOKEN_EXPIRED, message, field="open.resume.resume_token")
+        return CallKey(told["tenant"], told["call"])
+
+    def _signer(self, purpose: str) -> Signer:
+        # Keys of their own for each purpose, made once: itsdangerous would make them again with each signature.
+        keys = [
+            hmac.digest(key.encode(), purpose.encode(), "sha256") for key in reversed(self.keys)
+        ]  # the last one signs
+        return Signer(keys, key_derivation="none", digest_method=hashlib.sha256)

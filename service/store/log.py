@@ -1,0 +1,131 @@
+"""What a pod has still to write of one call, and what it keeps in case the store loses it again. Knows no Redis."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.store.protocol import CallKey, Ownership
+
+MAX_PENDING_BYTES = 1 << 20
+"""Of one call, while the store is away. Past it they are dropped, and the whole call is written when it is back."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """after: the highest ``seq`` that must be there already. whole: replaces everything that is there."""
+
+    after: int
+    entries: tuple[tuple[int, bytes], ...]
+    whole: bool = False
+
+
+class WriteBehind:
+    """A ``CallLog`` whose records are taken from it in batches by whoever writes them.
+
+    trust_after_s: how long what was written may still be lost, by a failover or a crash of the store. wake: called when
+    there is something to write.
+    """
+
+    def __init__(self, key: CallKey, ownership: Ownership, trust_after_s: float, wake: Callable[[], None]) -> None:
+        self.key = key
+        self.ownership = ownership
+        self.closing = ""
+        """How it is to be closed: "over" or "forgotten"; empty: not yet."""
+        self.dead = False
+        """Whether nothing of it is to be written any more."""
+        self.left = False
+        """Whether it may be forgotten once all is written."""
+        self._trust_after_s = trust_after_s
+        self._wake = wake
+        self._pending: deque[tuple[int, bytes]] = deque()
+        self._pending_bytes = 0
+        self._written: deque[tuple[float, int, bytes]] = deque()
+        """(when, seq, record) of what was written and may still be lost."""
+        self._top = ownership.stored
+        self._kept_from = ownership.stored
+        """What came up to here is not kept any more."""
+        self._whole = False
+
+    @property
+    def durable_seq(self) -> int:
+        self._trust()
+        return 0 if self.dead else self._kept_from
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is something to be written."""
+        return not self.dead and bool(self._pending or (self._whole and not self.left) or self.closing)
+
+    def append(self, seq: int, record: bytes) -> None:
+        if self.dead:
+            return
+        self._pending.append((seq, record))
+        self._pending_bytes += len(record)
+        if self._pending_bytes > MAX_PENDING_BYTES:
+            self._need_whole()
+        self._wake()
+
+    def close(self, *, forget: bool) -> None:
+        if not self.dead and not self.closing:
+            self.closing = "forgotten" if forget else "over"
+            self._wake()
+
+    def leave(self) -> None:
+        """What is not written yet still is; then nothing more of it is this pod's business."""
+        self.left = True
+        self._wake()
+
+    def batch(self) -> Batch:
+        """What is to be written next."""
+        if self._whole and not self.closing and not self.left:
+            seq, record = self.ownership.checkpoint()
+            self._pending.clear()
+            self._pending_bytes = 0
+            return Batch(self._top, ((seq, record),), whole=True)
+        return Batch(self._top, tuple(self._pending))
+
+    def wrote(self, batch: Batch) -> None:
+        """All of a batch is there."""
+        now = time.monotonic()
+        if batch.whole:
+            self._whole = False
+            self._written.clear()
+            self._kept_from = 0
+        for seq, record in batch.entries:
+            self._written.append((now, seq, record))
+            self._top = seq
+            if self._pending and self._pending[0][0] == seq:
+                self._pending_bytes -= len(self._pending.popleft()[1])
+        self._trust()
+
+    def found_hole(self, top: int) -> None:
+        """The store has nothing behind ``top``, though more was written: write it again, or all where it has gone."""
+        if top < self._kept_from:
+            self._kept_from = self._top = top
+            self._need_whole()
+            return
+        again = [(seq, record) for _, seq, record in self._written if seq > top]
+        self._written = deque(entry for entry in self._written if entry[1] <= top)
+        self._pending.extendleft(reversed(again))
+        self._pending_bytes += sum(len(record) for _, record in again)
+        self._top = top
+
+    def lose(self) -> None:
+        """Nothing of it is to be written any more."""
+        self.dead = True
+        self._pending.clear()
+        self._written.clear()
+
+    def _need_whole(self) -> None:
+        self._whole = True
+        self._pending.clear()
+        self._pending_bytes = 0
+
+    def _trust(self) -> None:
+        """What was written long enough ago is safe, and need not be kept."""
+        until = time.monotonic() - self._trust_after_s
+        while self._written and self._written[0][0] <= until:
+            self._kept_from = self._written.popleft()[1]

@@ -1,0 +1,24 @@
+"""The store that a service is configured with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from service.config import ServiceConfig
+from service.store.directory import Pod
+from service.store.redis_store import RedisOptions, RedisStore, new_pod_id
+from service.store.sealing import AesGcm
+
+
+def store_of(config: ServiceConfig, address: str, load: Callable[[], tuple[int, int]]) -> RedisStore:
+    """Redis, as ``[store]`` says. address, load: of this pod, as in ``Pod``."""
+    chosen = config.store
+    options = RedisOptions(
+        url=chosen.url,
+        timeout_s=chosen.timeout_s,
+        lease_s=chosen.lease_s,
+        retention_s=chosen.retention_s,
+        trust_after_s=chosen.trust_after_s,
+        name_key=config.resume.secrets[-1].encode(),
+    )
+    return RedisStore(options, Pod(new_pod_id(), address, load), AesGcm(chosen.keys))

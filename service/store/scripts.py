@@ -1,0 +1,66 @@
+"""What the Redis side does in one piece, so that no two pods can both believe that they have a call.
+
+Per call two keys, of one slot of a cluster: the lease, a hash {gen, pod, top, closed}, and the log, a hash of records
+by ``seq``. ``top`` is the highest ``seq`` that is there.
+"""
+
+APPEND = """
+local gen, pod, base, after = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local ttl, whole = ARGV[5], ARGV[6]
+local held = redis.call('HMGET', KEYS[1], 'gen', 'pod', 'top', 'closed')
+local held_gen, top = tonumber(held[1] or '0'), tonumber(held[3] or '0')
+if held[4] and (base > 0 or after > 0) then return {'gone', 0} end
+if held[4] then
+  redis.call('DEL', KEYS[1], KEYS[2])
+  held_gen, top = 0, 0
+end
+if held_gen > gen or (held_gen == gen and held[2] ~= pod and not held[4]) then return {'lost', held_gen} end
+if held_gen < gen then
+  for seq = base + 1, top do redis.call('HDEL', KEYS[2], seq) end
+  top = math.min(top, base)
+  redis.call('HSET', KEYS[1], 'gen', gen, 'pod', pod, 'top', top)
+end
+if whole == '1' then
+  redis.call('DEL', KEYS[2])
+elseif top < after then
+  redis.call('PEXPIRE', KEYS[1], ttl)
+  return {'hole', top}
+end
+for at = 7, #ARGV, 2 do
+  redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1])
+  top = math.max(top, tonumber(ARGV[at]))
+end
+redis.call('HSET', KEYS[1], 'top', top)
+redis.call('PEXPIRE', KEYS[1], ttl)
+redis.call('PEXPIRE', KEYS[2], ttl)
+return {'ok', top}
+"""
+"""ARGV: gen, pod, base, after, ttl ms, whole, then seq and record in turn. after: what the writer knows to be there;
+with base it tells a new call, which may have the name of one that is over.
+"""
+
+TAKE = """
+local at_least, pod, last, ttl = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local held = redis.call('HMGET', KEYS[1], 'gen', 'top', 'closed')
+if held[3] then return {'gone', 0, {}} end
+local held_gen, top = tonumber(held[1] or '0'), tonumber(held[2] or '0')
+if held_gen >= at_least then return {'superseded', held_gen, {}} end
+local gen = at_least
+for seq = last + 1, top do redis.call('HDEL', KEYS[2], seq) end
+redis.call('HSET', KEYS[1], 'gen', gen, 'pod', pod, 'top', math.min(top, last))
+redis.call('PEXPIRE', KEYS[1], ttl)
+redis.call('PEXPIRE', KEYS[2], ttl)
+return {'taken', gen, redis.call('HGETALL', KEYS[2])}
+"""
+"""ARGV: least gen, pod, last seq, ttl ms."""
+
+CLOSE = """
+local held = redis.call('HMGET', KEYS[1], 'gen', 'pod')
+if ARGV[1] ~= '' and held[1] and (held[1] ~= ARGV[1] or held[2] ~= ARGV[2]) then return 0 end
+if ARGV[4] ~= 'over' then redis.call('DEL', KEYS[2]) end
+redis.call('HSET', KEYS[1], 'closed', ARGV[4])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return 1
+"""
+"""ARGV: gen or '' for any, pod, ttl ms, 'over' or 'forgotten'. What was forgotten leaves a mark that keeps it so."""

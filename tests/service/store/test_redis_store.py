@@ -1,0 +1,426 @@
+"""The store against a real server: what is written is there, whoever dies; and who lost a call writes no more."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import secrets
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from service.store import (
+    AesGcm,
+    CallKey,
+    CallLog,
+    Elsewhere,
+    Ownership,
+    Pod,
+    RedisOptions,
+    RedisStore,
+    StoreUnavailable,
+    Superseded,
+    Taken,
+    new_pod_id,
+)
+from tests.service.store.valkey import Valkey, slow_proxy, valkey
+from tests.service.waiting import until
+
+KEY = CallKey("", "call-1")
+
+
+@pytest.fixture
+def server() -> Iterator[Valkey]:
+    with valkey() as running:
+        yield running
+
+
+@dataclass
+class Told:
+    """What a call is told by the store."""
+
+    lost: list[bool] = field(default_factory=list)
+    durable: list[bool] = field(default_factory=list)
+    checkpoints: Iterator[int] = field(default_factory=lambda: count())
+    at: int = 0
+
+    def checkpoint(self) -> tuple[int, bytes]:
+        next(self.checkpoints)
+        return self.at, b"whole %d" % self.at
+
+    def ownership(self, generation: int = 1, base: int = 0, stored: int = 0, caller: str = "") -> Ownership:
+        return Ownership(generation, base, stored, caller, self.checkpoint, self.lost.append, self.durable.append)
+
+
+class Pods:
+    """Stores of several pods on one server."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._url = url
+        self._options = {
+            "timeout_s": 0.5,
+            "lease_s": 0.6,
+            "retention_s": 60.0,
+            "trust_after_s": 0.0,
+            "name_key": b"k",
+            **options,
+        }
+        self._stack = AsyncExitStack()
+
+    async def pod(self, address: str = "", *, keys: tuple[str, ...] = (), load: tuple[int, int] = (0, 8)) -> RedisStore:
+        pod = Pod(new_pod_id(), address, lambda: load)
+        store = RedisStore(RedisOptions(self._url, **self._options), pod, AesGcm(keys))
+        await store.start()
+        self._stack.push_async_callback(store.stop, 0.0)
+        return store
+
+    async def __aenter__(self) -> Pods:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+
+async def written(log: CallLog, seq: int) -> None:
+    await until(lambda: log.durable_seq >= seq)
+
+
+GENERATIONS = count(2)
+
+
+async def taken(store: RedisStore, last_seq: int = 1000) -> Taken:
+    """Take the call over, above whoever has it."""
+    found = await store.take(KEY, next(GENERATIONS), last_seq, insist=True)
+    assert isinstance(found, Taken)
+    return found
+
+
+def fill(log: CallLog, seqs: range) -> dict[int, bytes]:
+    records = {seq: b"record %d" % seq for seq in seqs}
+    for seq, record in records.items():
+        log.append(seq, record)
+    return records
+
+
+async def test_another_pod_finds_what_was_written(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, other = await pods.pod(), await pods.pod()
+        log = one.begin(KEY, Told().ownership())
+        records = fill(log, range(1, 200))
+        await written(log, 199)
+        assert (await taken(other)).records == records
+
+
+async def test_what_the_client_has_not_received_is_void(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, other = await pods.pod(), await pods.pod()
+        log = one.begin(KEY, Told().ownership())
+        records = fill(log, range(1, 10))
+        await written(log, 9)
+        first = await taken(other, last_seq=6)
+        assert first.records == {seq: records[seq] for seq in range(1, 7)}
+        again = other.begin(KEY, Told().ownership(first.generation, 6, 6))
+        again.append(7, b"another seven")
+        await written(again, 7)
+        assert (await taken(one)).records == {**first.records, 7: b"another seven"}
+
+
+async def test_a_request_that_comes_late_takes_nothing(server: Valkey) -> None:
+    """A server that was frozen does at last what its client has long asked of another one."""
+    async with Pods(server.url) as pods:
+        one, other, late, told = await pods.pod(), await pods.pod(), await pods.pod(), Told()
+        log = one.begin(KEY, Told().ownership())
+        records = fill(log, range(1, 4))
+        await written(log, 3)
+        assert isinstance(await other.take(KEY, 3, 3, insist=True), Taken)
+        again = other.begin(KEY, told.ownership(3, 3, 3))
+        for generation in (2, 3):
+            assert await late.take(KEY, generation, 2, insist=True) == Superseded(3)
+        records |= fill(again, range(4, 6))
+        await written(again, 5)
+        assert not told.lost
+        assert await late.take(KEY, 4, 5, insist=True) == Taken(4, records)
+
+
+async def test_an_old_generation_is_refused_and_told(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, other, told = await pods.pod(), await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership())
+        records = fill(log, range(1, 4))
+        await written(log, 3)
+        second = await taken(other, last_seq=3)
+        log.append(4, b"from the dead")
+        await until(lambda: bool(told.lost))
+        assert told.lost == [True]
+        assert log.durable_seq == 0
+        log.append(5, b"from the dead")
+        await asyncio.sleep(0.1)
+        assert (await taken(one)).records == records
+        assert second.generation > 1
+
+
+async def test_a_pod_that_writes_nothing_learns_that_it_lost_the_call(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, other, told = await pods.pod(), await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership())
+        fill(log, range(1, 2))
+        await written(log, 1)
+        await taken(other)
+        await until(lambda: bool(told.lost))
+
+
+async def test_two_calls_of_one_name(server: Valkey) -> None:
+    """Neither knows of the other when it begins; the second one is told, and the first goes on."""
+    async with Pods(server.url) as pods:
+        one, other, told = await pods.pod(), await pods.pod(), Told()
+        log = one.begin(KEY, Told().ownership())
+        records = fill(log, range(1, 2))
+        await written(log, 1)
+        other.begin(KEY, told.ownership()).append(1, b"another call")
+        await until(lambda: bool(told.lost))
+        assert told.lost == [False]
+        records |= fill(log, range(2, 3))
+        await written(log, 2)
+        assert (await taken(one)).records == records
+
+
+async def test_the_name_of_a_call_that_is_over_is_free(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, Told().ownership())
+        fill(log, range(1, 9))
+        log.close(forget=False)
+        await until(lambda: not one.pending)
+        assert await one.take(KEY, 2, 100, insist=True) is None
+        again = one.begin(KEY, told.ownership())
+        records = fill(again, range(1, 3))
+        await written(again, 2)
+        assert (await taken(one)).records == records
+        assert not told.lost
+
+
+async def test_a_name_is_used_again_at_once(server: Valkey) -> None:
+    """Before anything of the first call was written."""
+    async with Pods(server.url) as pods:
+        one = await pods.pod()
+        log = one.begin(KEY, Told().ownership())
+        fill(log, range(1, 9))
+        log.close(forget=False)
+        again = one.begin(KEY, Told().ownership())
+        records = fill(again, range(1, 3))
+        await written(again, 2)
+        assert (await taken(one)).records == records
+
+
+async def test_a_pod_that_is_warm_is_named_unless_it_is_gone(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, other = await pods.pod("10.0.0.1:50051"), await pods.pod("10.0.0.2:50051")
+        log = one.begin(KEY, Told().ownership())
+        fill(log, range(1, 3))
+        await written(log, 2)
+        assert await other.take(KEY, 2, 2, insist=False) == Elsewhere("10.0.0.1:50051")
+        await one.drain()
+
+        async def one_is_draining() -> bool:
+            async with redis.asyncio.Redis.from_url(server.url) as client:
+                names = await client.keys("firstword:pod:*")
+                return [await client.hget(name, "draining") for name in names].count(b"1") == 1
+
+        await until(one_is_draining)
+        assert isinstance(await other.take(KEY, 2, 2, insist=False), Taken)
+
+
+async def test_a_silent_pod_is_forgotten(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, other = await pods.pod("10.0.0.1:50051"), await pods.pod("10.0.0.2:50051")
+        log = one.begin(KEY, Told().ownership())
+        fill(log, range(1, 3))
+        await written(log, 2)
+        assert one._writer is not None
+        one._writer.cancel()  # as a frozen process
+
+        async def is_taken() -> bool:
+            return isinstance(await other.take(KEY, 2, 2, insist=False), Taken)
+
+        await until(is_taken)
+
+
+async def test_the_successor_is_the_one_with_the_most_room(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one = await pods.pod("10.0.0.1:1", load=(0, 100))
+        assert await one.successor() == ""
+        await pods.pod("10.0.0.2:1", load=(7, 8))
+        await pods.pod("10.0.0.3:1", load=(2, 8))
+        full = await pods.pod("10.0.0.4:1", load=(8, 8))
+
+        async def all_known() -> bool:
+            return (await full.successor(), await one.successor()) == ("10.0.0.1:1", "10.0.0.3:1")
+
+        await until(all_known)
+
+
+# When the store has its own troubles
+
+
+async def test_a_store_that_is_away_is_told_and_catches_up(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership())
+        records = fill(log, range(1, 5))
+        await written(log, 4)
+        server.kill()
+        records |= fill(log, range(5, 9))
+        await until(lambda: told.durable == [False])
+        assert log.durable_seq == 4
+        with pytest.raises(StoreUnavailable):
+            await one.take(KEY, 2, 9, insist=True)
+        told.at = 8
+        server.start()  # without what it had
+        await until(lambda: told.durable == [False, True])
+        await written(log, 8)
+        assert (await taken(one)).records == {8: b"whole 8"}
+
+
+async def test_a_store_that_kept_what_it_had_gets_the_rest(tmp_path: Any) -> None:
+    with valkey(persistent=True) as server:
+        async with Pods(server.url) as pods:
+            one, told = await pods.pod(), Told()
+            log = one.begin(KEY, told.ownership())
+            records = fill(log, range(1, 5))
+            await written(log, 4)
+            server.kill()
+            records |= fill(log, range(5, 9))
+            server.start()
+            await written(log, 8)
+            assert (await taken(one)).records == records
+            assert next(told.checkpoints) == 0
+
+
+async def test_a_failover_that_loses_what_was_acknowledged(server: Valkey) -> None:
+    """The new server has the log as it was a moment ago: what is missing is written again, nothing is claimed."""
+    async with Pods(server.url, trust_after_s=60.0) as pods:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership())
+        records = fill(log, range(1, 5))
+        async with redis.asyncio.Redis.from_url(server.url) as client:
+            await until(lambda: not one.pending)
+            (lease,) = await client.keys("firstword:*:lease")
+            old = {lease: await client.dump(lease), (book := lease[:-5] + b"log"): await client.dump(book)}
+            records |= fill(log, range(5, 9))
+            await until(lambda: not one.pending)
+            assert log.durable_seq == 0  # it may still be lost, and the client keeps it
+            for key, value in old.items():
+                await client.restore(key, 0, value, replace=True)
+        records |= fill(log, range(9, 11))
+        await until(lambda: not one.pending)
+        assert (await taken(one)).records == records
+        assert next(told.checkpoints) == 0
+
+
+async def test_a_store_that_is_full(server: Valkey) -> None:
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership())
+        fill(log, range(1, 3))
+        await written(log, 2)
+        await client.config_set("maxmemory", "1")
+        log.append(3, b"no room")
+        await until(lambda: told.durable == [False])
+        assert log.durable_seq == 2
+        await client.config_set("maxmemory", "0")
+        await until(lambda: told.durable == [False, True])
+        await written(log, 3)
+
+
+async def test_a_store_that_is_slow(server: Valkey) -> None:
+    async with slow_proxy(server.port) as proxy, Pods(proxy.url, timeout_s=5.0) as pods:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership())
+        fill(log, range(1, 3))
+        await written(log, 2)
+        proxy.delay_s = 0.6
+        records = fill(log, range(3, 50))
+        await until(lambda: bool(told.durable))
+        proxy.delay_s = 0.0
+        await until(lambda: told.durable[-1])
+        await written(log, max(records))
+
+
+async def test_what_is_never_written_does_not_grow_for_ever(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership())
+        fill(log, range(1, 3))
+        await written(log, 2)
+        server.freeze()
+        for seq in range(3, 40):
+            log.append(seq, bytes(64 * 1024))
+        told.at = 39
+        server.thaw()
+        await written(log, 39)
+        assert (await taken(one)).records == {39: b"whole 39"}
+
+
+# What is kept, and how
+
+
+async def test_nothing_of_a_call_can_be_read_without_its_key(server: Valkey) -> None:
+    old, new = (base64.b64encode(secrets.token_bytes(32)).decode() for _ in range(2))
+    secret = b"my card number is 1234"
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one = await pods.pod(keys=(old,))
+        log = one.begin(CallKey("", "call-1"), Told().ownership(caller="+4912345"))
+        log.append(1, secret)
+        await written(log, 1)
+        dumps = [await client.dump(key) for key in await client.keys("*")]
+        names = b" ".join(await client.keys("*"))
+        assert not any(word in b" ".join(dumps) + names for word in (secret, b"call-1", b"+4912345"))
+        assert (await taken(await pods.pod(keys=(new, old)))).records == {1: secret}
+        assert (await taken(await pods.pod(keys=(new,)))).records == {}
+
+
+async def test_a_caller_is_forgotten(server: Valkey) -> None:
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership(caller="anna"))
+        other = one.begin(CallKey("", "call-2"), Told().ownership(caller="otto"))
+        for book in (log, other):
+            fill(book, range(1, 4))
+            await written(book, 3)
+        assert await one.forget("", "anna") == 1
+        assert await one.forget("", "nobody") == 0
+        assert len(await client.keys("*:log")) == 1
+        log.append(4, b"still speaking")
+        await until(lambda: told.durable == [False])
+        assert not told.lost
+        assert len(await client.keys("*:log")) == 1
+        assert await one.take(KEY, 2, 9, insist=True) is None
+
+
+async def test_a_call_is_forgotten_when_it_closes(server: Valkey) -> None:
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one = await pods.pod()
+        log = one.begin(KEY, Told().ownership())
+        fill(log, range(1, 4))
+        log.close(forget=True)
+        await until(lambda: not one.pending)
+        assert await client.keys("*:log") == []
+
+
+async def test_everything_expires(server: Valkey) -> None:
+    async with Pods(server.url, retention_s=0.3) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one = await pods.pod()
+        log = one.begin(KEY, Told().ownership(caller="anna"))
+        fill(log, range(1, 4))
+        await written(log, 3)
+        log.leave()
+
+        async def all_gone() -> bool:
+            return not set(await client.keys("firstword:*")) - set(await client.keys("firstword:pod*"))
+
+        await until(all_gone)

@@ -1,0 +1,302 @@
+"""Servers die, leave and are cut off while a turn is read, and whoever reads it does not notice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from firstword import Call, CallFailed, Client, Notice, TextDelta, Turn
+from firstword.books import RECORDS_LOST, Books
+from firstword.v1 import call_service_pb2 as call_pb
+from tests.e2e.server import connected
+from tests.firstword.receptionist import LINES, SYSTEM
+from tests.service.pods import LocalPod, client_of, local_pods
+from tests.service.store.valkey import Valkey, valkey
+from tests.service.waiting import until
+
+LONG: dict[str, Any] = {"system": SYSTEM, "seed": 11, "temperature": 0.9, "max_tokens": 40}
+
+
+@pytest.fixture
+def store() -> Iterator[Valkey]:
+    with valkey(persistent=True) as running:
+        yield running
+
+
+@pytest.fixture
+async def two(store: Valkey) -> AsyncIterator[list[LocalPod]]:
+    async with local_pods(2, store.url) as pods:
+        yield pods
+
+
+def holder(pods: list[LocalPod], call: Call) -> LocalPod:
+    """The one that has the call, and serves it last."""
+    held = [pod for pod in pods if call.opened.session_id in pod.sessions]
+    return max(held, key=lambda pod: max(one.generation for one in pod.services.live.values()))  # type: ignore[union-attr]
+
+
+async def told(call: Call, line: str, *, after: int = -1, do: Callable[[], Awaitable[Any]] | None = None) -> Turn:
+    """A whole turn; ``do`` is done when so many deltas have come."""
+    turn, deltas = await call.final(line), 0
+    async for event in turn:
+        if isinstance(event, TextDelta):
+            deltas += 1
+            if deltas == after and do is not None:
+                await do()
+    assert turn.report is not None
+    assert turn.report.text == turn.text
+    return turn
+
+
+async def conversation(
+    client: Client, *, after: int = -1, do: Callable[[Call], Awaitable[Any]] | None = None, **given: Any
+) -> list[Any]:
+    """Two turns, in the first of which something is done; and how many tokens the whole has in the end."""
+    async with client.call(**LONG, **given) as call:
+        first = await told(call, LINES[0], after=after, do=None if do is None else lambda: do(call))
+        second = await told(call, LINES[1])
+        assert second.report is not None
+        return [first.text, second.text, second.report.used_tokens]
+
+
+async def killed(pods: list[LocalPod], call: Call) -> None:
+    if not any(call.opened.session_id in pod.sessions for pod in pods):
+        return  # it is between two of them
+    pod = holder(pods, call)
+    await pod.kill()
+    await pod.start()
+
+
+async def test_a_server_is_killed_in_the_middle_of_a_word(two: list[LocalPod]) -> None:
+    async with client_of(two) as client:
+        wanted = await conversation(client)
+        for after in (1, 4):
+            assert await conversation(client, after=after, do=lambda call: killed(two, call)) == wanted
+
+
+async def test_without_a_store_the_client_holds_the_call() -> None:
+    async with local_pods(2) as two, client_of(two) as client:
+        wanted = await conversation(client)
+        assert await conversation(client, after=3, do=lambda call: killed(two, call)) == wanted
+
+
+async def test_a_call_survives_all_its_servers(two: list[LocalPod]) -> None:
+    """One after the other, at every delta of a reply."""
+    async with client_of(two) as client:
+        wanted = await conversation(client)
+        async with client.call(**LONG) as call:
+            turn, deltas = await call.final(LINES[0]), 0
+            async for event in turn:
+                if isinstance(event, TextDelta) and (deltas := deltas + 1) % 3 == 0:
+                    await killed(two, call)
+            assert turn.text == wanted[0]
+            assert call.resumes >= 2
+            assert call._stream.books.generation > call.resumes
+
+
+async def test_a_line_is_cut_and_the_warm_server_is_found_again(
+    two: list[LocalPod], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next try may reach the other server, which names the one that is warm."""
+    monkeypatch.setattr("firstword.stream.WARM_TIMEOUT_S", 60.0)
+    monkeypatch.setattr("firstword.stream.OPENED_TIMEOUT_S", 60.0)
+
+    async def cut(call: Call) -> None:
+        for pod in two:
+            pod.lines.cut_all()
+
+    async with client_of(two) as client:
+        wanted = await conversation(client)
+        for after in (1, 3, 5):
+            async with client.call(**LONG) as call:
+                first = await told(call, LINES[0], after=after, do=lambda: cut(call))
+                assert first.text == wanted[0]
+                assert call.resumes >= 1
+                assert call._stream.books.generation == 1, "somebody took the call from a server that was there"
+
+
+async def test_a_server_that_leaves_hands_its_calls_over(two: list[LocalPod]) -> None:
+    notices: list[Notice] = []
+    leaving: list[asyncio.Task[None]] = []
+
+    def note(notice: object) -> None:
+        if isinstance(notice, Notice):
+            notices.append(notice)
+
+    async def leave(call: Call) -> None:
+        leaving.append(asyncio.create_task(holder(two, call).leave()))
+
+    async with client_of(two) as client:
+        wanted = await conversation(client)
+        async with client.call(**LONG, on_notice=note) as call:
+            first = holder(two, call)
+            (other,) = (pod for pod in two if pod is not first)
+            assert [(await told(call, LINES[0], after=2, do=lambda: leave(call))).text] == wanted[:1]
+            assert (await told(call, LINES[1])).text == wanted[1]
+            await until(lambda: call.resumes == 1)  # at the end of the turn in which it was told
+            assert call.opened.session_id in other.sessions
+            await leaving[0]
+            await call.say("Goodbye.")
+            assert call.resumes == 1
+    (draining,) = [notice for notice in notices if notice.kind == "draining"]
+    assert draining.details["successor_address"] == other.address
+
+
+async def test_the_store_is_away_and_then_the_server_dies(two: list[LocalPod], store: Valkey) -> None:
+    async def both(call: Call) -> None:
+        await killed(two, call)
+        asyncio.get_running_loop().call_later(1.0, store.start)
+
+    notices: list[str] = []
+    async with client_of(two) as client:
+        wanted = await conversation(client)
+        async with client.call(**LONG, on_notice=lambda n: notices.append(getattr(n, "kind", ""))) as call:
+            first = await told(call, LINES[0])
+            await asyncio.to_thread(store.kill)
+            second = await told(call, LINES[1], after=2, do=lambda: both(call))
+            assert [first.text, second.text] == wanted[:2]
+
+
+async def test_calls_are_told_whether_the_store_keeps_up(two: list[LocalPod], store: Valkey) -> None:
+    durable: list[bool] = []
+
+    def note(notice: object) -> None:
+        if isinstance(notice, Notice) and notice.kind == "durability":
+            durable.append(notice.details["durable"])
+
+    async def safe() -> bool:
+        await asyncio.sleep(0.3)
+        await call.say("One moment.")
+        return len(call.records) < 3
+
+    async with client_of(two) as client, client.call(**LONG, on_notice=note) as call:
+        await told(call, LINES[0])
+        await until(safe)
+        await asyncio.to_thread(store.kill)
+        await call.say("Still there?")
+        await until(lambda: durable[-1:] == [False])
+        kept = len(call.records)
+        await call.say("Yes, still there.")
+        assert len(call.records) > kept
+        await asyncio.to_thread(store.start)
+        await until(lambda: durable[-1])
+
+
+# What is refused
+
+
+async def resume_with(address: str, books: Books) -> grpc.StatusCode:
+    async with connected(address) as stub:
+        stream = stub.Call()
+        await stream.write(books.resume(take_over=True))
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await stream.read()
+        code = await stream.code()
+        assert isinstance(code, grpc.StatusCode)
+        return code
+
+
+async def test_a_token_or_a_record_that_was_changed_is_refused(two: list[LocalPod]) -> None:
+    async with client_of(two[:1]) as client, client.call(**LONG) as call:
+        await told(call, LINES[0])
+        books = Books()
+        books.token, books.seq = b"x" + call.opened.resume_token, call._stream.books.seq
+        assert await resume_with(two[1].address, books) is grpc.StatusCode.PERMISSION_DENIED
+        books.token = call.opened.resume_token
+        books.records[1] = b"forged.record"
+        assert await resume_with(two[1].address, books) is grpc.StatusCode.PERMISSION_DENIED
+        assert (await told(call, LINES[1])).report is not None
+        assert call.resumes == 0
+
+
+async def test_a_call_that_is_over_is_not_found(two: list[LocalPod]) -> None:
+    async with client_of(two[:1]) as client:
+        async with client.call(**LONG) as call:
+            pass
+        await until(lambda: not two[0].store.pending)  # type: ignore[attr-defined]
+        books = Books()
+        books.token, books.seq = call.opened.resume_token, 1
+        assert await resume_with(two[1].address, books) is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_client_that_does_not_want_to_be_resumed(two: list[LocalPod]) -> None:
+    async with client_of(two, resume_timeout_s=0.0) as client:
+        with pytest.raises(CallFailed) as failed:
+            async with client.call(**LONG) as call:
+                await told(call, LINES[0], after=1, do=lambda: killed(two, call))
+        assert failed.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_client_gives_up_where_nobody_answers(two: list[LocalPod]) -> None:
+    async with client_of(two, resume_timeout_s=1.0) as client:
+        with pytest.raises(CallFailed) as failed:
+            async with client.call(**LONG) as call:
+                for pod in two:
+                    await pod.kill()
+                await told(call, LINES[0])
+        assert failed.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_call_is_kept_for_a_while_and_then_no_more(two: list[LocalPod]) -> None:
+    """The pages of a call whose client does not come back are somebody else's."""
+    async with client_of(two, resume_timeout_s=0.0) as client:
+        call = client.call(**LONG)
+        await call.__aenter__()
+        pod = holder(two, call)
+        await call._stream.abort()
+        (held,) = pod.services.live.values()  # type: ignore[union-attr]
+        await until(lambda: not held.attended)
+        held.disconnect()
+        assert not pod.sessions
+        pod.engine.run()
+        assert pod.engine.pages_in_use == 0
+
+
+# What the client keeps
+
+
+def test_what_was_sent_is_kept_until_a_later_record() -> None:
+    books = Books()
+    for event in ({"open": {}}, {"final": {"turn_id": 1}}, {"interrupt": {"turn_id": 1}}):
+        books.number(**event)
+    assert books.take(call_pb.CallResponse(generation=1, seq=1, client_seq=1, opened={"resume_token": {"token": b"t"}}))
+    assert books.take(call_pb.CallResponse(generation=1, seq=2, client_seq=2, record=b"a"))
+    again = books.resumed(call_pb.CallResponse(generation=2, seq=2, client_seq=1))
+    assert [request.client_seq for request in again] == [2, 3]
+    assert books.take(call_pb.CallResponse(generation=2, seq=3, client_seq=3, record=b"b"))
+    again = books.resumed(call_pb.CallResponse(generation=3, seq=3, client_seq=2))
+    assert [request.client_seq for request in again] == [3]
+    with pytest.raises(CallFailed) as lost:
+        books.resumed(call_pb.CallResponse(generation=4, seq=3, client_seq=1))
+    assert (lost.value.code, lost.value.reason) == (grpc.StatusCode.DATA_LOSS, RECORDS_LOST)
+
+
+def test_the_newest_hypothesis_is_sent_again_and_the_others_are_not() -> None:
+    books = Books()
+    books.number(open={})
+    for revision in (1, 2, 3):
+        books.number(partial={"turn_id": 1, "revision": revision, "text": "a" * revision})
+    again = books.resumed(call_pb.CallResponse(generation=2, seq=1, client_seq=1))
+    assert [request.partial.revision for request in again] == [3]
+    again = books.resumed(call_pb.CallResponse(generation=2, seq=1, client_seq=9))
+    assert [(request.client_seq, request.partial.revision) for request in again] == [(0, 3)]
+    books.number(final={"turn_id": 1, "text": "aaa"})
+    assert books.resumed(call_pb.CallResponse(generation=2, seq=1, client_seq=9)) == []
+
+
+def test_what_an_old_server_says_and_what_is_said_twice_is_no_news() -> None:
+    books = Books()
+    assert books.take(call_pb.CallResponse(generation=1, seq=1, record=b"a"))
+    assert not books.take(call_pb.CallResponse(generation=1, seq=1, record=b"again"))
+    assert books.take(call_pb.CallResponse(generation=2, seq=2))
+    assert not books.take(call_pb.CallResponse(generation=1, seq=3, record=b"stale"))
+    assert books.records == {1: b"a"}
+    first, second = (books.resume(take_over=False).open.resume for _ in range(2))
+    assert (first.last_generation, second.last_generation, first.last_seq) == (2, 3, 2)
+    books.refused()  # nobody took it up then
+    assert books.resume(take_over=False).open.resume.last_generation == 3
