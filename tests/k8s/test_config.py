@@ -17,7 +17,7 @@ from tests.k8s.charts import SETS, container, manifests, the, toml, values
 def loaded(text: str, directory: Path) -> ServiceConfig:
     file = directory / "firstword.toml"
     file.write_text(text, encoding="utf-8")
-    return load_config({}, file)
+    return load_config({"FIRSTWORD_RESUME__KEYS": "signed by whoever has it"}, file)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -38,6 +38,16 @@ def test_what_is_set_arrives(tmp_path: Path) -> None:
     assert config.fallback["small"].draft_layer_ids == (2, 8, 13)
     assert config.fallback["small"].dtype == "bfloat16"
     assert config.fallback["other"].model == "/models/Qwen3-0.6B"
+
+
+def test_pods_that_share_a_store_say_where_they_are() -> None:
+    def advertised(rendered: list[dict[str, Any]]) -> list[str]:
+        entries = container(rendered)["env"]
+        assert [entry["name"] for entry in entries].index("POD_IP") < len(entries) - 1
+        return [entry["value"] for entry in entries if entry["name"] == "FIRSTWORD_SERVER__ADVERTISE"]
+
+    assert advertised(manifests(values("production"))) == ["$(POD_IP):50051"]
+    assert advertised(manifests(values("default"))) == []
 
 
 def test_the_loader_refuses_what_it_does_not_know(tmp_path: Path) -> None:

@@ -117,6 +117,14 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         values("keda", networkPolicy={"enabled": True}),
         "networkPolicy.egress is empty, so models.downloads could not reach the hub",
     ),
+    "a password in a ConfigMap": (
+        {"config": {"store": {"url": "redis://:hush@redis:6379/0"}}},
+        "config.store.url holds a password",
+    ),
+    "a store without a key for all": (
+        {"config": {"store": {"url": "redis://redis:6379/0"}}},
+        "name a Secret in secretEnv.FIRSTWORD_RESUME__KEYS",
+    ),
     "cuda without a GPU": ({"gpu": {"count": 0}}, "config.engine.device is cuda and gpu.count is 0"),
     "a GPU for nothing": ({"config": {"engine": {"device": "cpu"}}}, "gpu.count asks for a GPU"),
     "weights from nowhere": (

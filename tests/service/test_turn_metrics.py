@@ -166,7 +166,7 @@ def test_turns_in_progress_are_shown_while_they_are(recorded: Recorded) -> None:
 
 
 def test_engines_are_watched_by_model(recorded: Recorded) -> None:
-    beat = records.Beat(1.0, 3, 40, 100, pages_total=64, backlog_s=0.25, token_s=0.001)
+    beat = records.Beat(1.0, 3, 40, 100, 64, 0.25, 0.001, 4096, 9, 2, 5, 1, prefilled_tokens=700, shared_tokens=300)
     loaded = SimpleNamespace(beat=beat, restarts=2, serving=True)
     loading = SimpleNamespace(beat=None, restarts=0, serving=False)
     engines.watch(Telemetry(MODEL), {"small": loaded, "large": loading})
@@ -182,6 +182,13 @@ def test_engines_are_watched_by_model(recorded: Recorded) -> None:
         "firstword.engine.sessions": {"small": 3, "large": 0},
         "firstword.engine.serving": {"small": 1, "large": 0},
         "firstword.engine.restarts": {"small": 2, "large": 0},
+        "firstword.engine.host.used": {"small": 4096, "large": 0},
+        "firstword.engine.sessions.hibernated": {"small": 9, "large": 0},
+        "firstword.engine.sessions.dropped": {"small": 2, "large": 0},
+        "firstword.engine.sessions.woken_from_host": {"small": 5, "large": 0},
+        "firstword.engine.sessions.woken_from_log": {"small": 1, "large": 0},
+        "firstword.engine.prompt.computed": {"small": 700, "large": 0},
+        "firstword.engine.prompt.shared": {"small": 300, "large": 0},
     }
 
 

@@ -35,6 +35,13 @@
 {{- fail (printf "config.engine.model is %s and models.downloads brings only %s" $engine.model (join ", " $brought)) -}}
 {{- end -}}
 {{- end -}}
+{{- $store := default dict $config.store -}}
+{{- if regexMatch "//[^/]*@" (default "" $store.url) -}}
+{{- fail "config.store.url holds a password, and firstword.toml is no secret: name a Secret in secretEnv.FIRSTWORD_STORE__URL" -}}
+{{- end -}}
+{{- if and (include "firstword.hasStore" .) (not (hasKey .Values.secretEnv "FIRSTWORD_RESUME__KEYS")) -}}
+{{- fail "pods that share a store sign with the same keys: name a Secret in secretEnv.FIRSTWORD_RESUME__KEYS" -}}
+{{- end -}}
 {{- $none := list "0" "0%" -}}
 {{- if and (has (toString .Values.rollout.maxSurge) $none) (has (toString .Values.rollout.maxUnavailable) $none) -}}
 {{- fail "rollout.maxSurge and rollout.maxUnavailable are both 0: no pod could ever be replaced" -}}

@@ -100,6 +100,12 @@ streams, the engine's end and the last spans.
 {{- add (int .Values.preStopSeconds) (ceil $config.server.stop_grace_s | int) 20 -}}
 {{- end -}}
 
+{{/* Not empty where pods share a store, by its URL in `config` or in a Secret. */}}
+{{- define "firstword.hasStore" -}}
+{{- $store := default dict (include "firstword.config" . | fromJson).store -}}
+{{- if or $store.url (hasKey .Values.secretEnv "FIRSTWORD_STORE__URL") }}yes{{ end -}}
+{{- end -}}
+
 {{/* Calls that a pod takes at most. */}}
 {{- define "firstword.maxCalls" -}}
 {{- (include "firstword.config" . | fromJson).admission.max_calls | int -}}

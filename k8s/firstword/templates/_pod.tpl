@@ -13,6 +13,10 @@
 HOME: /tmp
 # An image may say where to listen, and the environment wins over the file.
 FIRSTWORD_SERVER__HOST: {{ $config.server.host | quote }}
+{{- if include "firstword.hasStore" . }}
+# Where clients of a call find the pod that is warm for it.
+FIRSTWORD_SERVER__ADVERTISE: "$(POD_IP):{{ include "firstword.port" . }}"
+{{- end }}
 # Nothing is fetched when the service runs: what it needs is mounted.
 HF_HUB_OFFLINE: "1"
 OMP_NUM_THREADS: {{ default 1 $engine.threads | int | quote }}
