@@ -248,9 +248,10 @@ async def test_a_call_is_kept_for_a_while_and_then_no_more(two: list[LocalPod]) 
         call = client.call(**LONG)
         await call.__aenter__()
         pod = holder(two, call)
-        await call._stream.abort()
         (held,) = pod.services.live.values()  # type: ignore[union-attr]
+        pod.lines.cut_all()
         await until(lambda: not held.attended)
+        assert pod.sessions
         held.disconnect()
         assert not pod.sessions
         pod.engine.run()
