@@ -269,8 +269,10 @@ class Engine:
             session, turn = share.session, share.session.turn
             if turn is not None and turn.stats.started == 0.0:
                 turn.stats.started = time.monotonic()
+            # All of a prompt or nothing: one that is too long must not take, chunk by chunk, what others need to go on.
+            unread = session.num_pending - (turn is None)
             try:
-                session.cache.reserve(share.given)
+                session.cache.reserve(max(share.given, unread))
             except EngineError as error:
                 failed.append(self._failed(session, error))
             else:

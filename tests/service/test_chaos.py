@@ -36,7 +36,7 @@ TURNS = 2
 PAGE = 16
 FREE_PAGES = 36
 """That all calls together may still grow into. No turn of ``GREEDY`` fits, which is computed in one step here."""
-GREEDY = "I would like to book an appointment on Tuesday. " * 60
+GREEDY = "I would like to book an appointment on Tuesday. " * 78
 Role = Literal["undisturbed", "slow", "cancelling", "vanishing", "faulty", "greedy"]
 ROLES: tuple[Role, ...] = ("undisturbed", "undisturbed", "slow", "slow", "cancelling", "vanishing", "faulty", "greedy")
 
@@ -90,9 +90,10 @@ class FragileEngine(LocalEngine):
         seed: int,
         on_failed: Callable[[records.Failed], None],
         constraint: Constraint | None = None,
+        preamble: records.Preamble | None = None,
     ) -> None:
         assert session not in self._sessions
-        super().open(session, tokens, seed, on_failed, constraint)
+        super().open(session, tokens, seed, on_failed, constraint, preamble)
 
     @property
     def num_sessions(self) -> int:
