@@ -162,7 +162,7 @@ class KVCache:
 
     @property
     def num_pages(self) -> int:
-        """Pages of the pool that it holds."""
+        """Pages of the pool that it holds, shared ones included."""
         return len(self._pages) - self._num_absent
 
     @property

@@ -168,6 +168,7 @@ class EngineHost:
             woken_from_log=counts.woken_from_log,
             prefilled_tokens=self._prefilled,
             shared_tokens=0 if self.prefixes is None else self.prefixes.tokens_saved,
+            kept_pages=0 if self.prefixes is None else self.prefixes.num_pages,
         )
 
     def _open(self, command: records.Open) -> None:

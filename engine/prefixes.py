@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from engine.cache import PagePool
+from engine.cache import ABSENT, PagePool
 from engine.engine import Engine
 from engine.session import Session
 from engine.text.common import common_length
@@ -68,6 +68,11 @@ class Prefixes:
         self._pool = engine.target.new_cache().pool
         self._own_runs = self._pool.geometry.device.type == "cpu" if own_runs is None else own_runs
         self.tokens_saved = 0
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the target's pool that are kept, those that calls share now included."""
+        return len({page for kept in self._kept for page in kept.session.cache.pages if page != ABSENT})
 
     def join(self, session: Session, beginning: Beginning) -> None:
         """The session, of which nothing is computed, begins so."""

@@ -266,7 +266,8 @@ class Beat:
     """A sign of life with a few figures: after a ``Ping``, at the end of each burst of work, and now and then within.
 
     at: ``time.monotonic()``; what was sent before is part of it. pages_total: that all sessions together may have;
-    host_pages: that idle ones may have in host memory besides.
+    host_pages: that idle ones may have in host memory besides. kept_pages: of those in use, what holds beginnings for
+    calls to come.
     backlog_s: how long all that is pending takes: prompts not computed yet, and one step of the replies in progress.
     token_s: what one more token of a long prompt adds to that.
     host_bytes: of pages in host memory. hibernated, dropped: times that a session's pages were moved there, or given up
@@ -289,6 +290,7 @@ class Beat:
     prefilled_tokens: int = 0
     shared_tokens: int = 0
     host_pages: int = 0
+    kept_pages: int = 0
 
 
 Event = Ready | Prefilled | Expected | Progress | Ended | Failed | Beat

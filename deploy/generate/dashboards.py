@@ -365,6 +365,7 @@ def _capacity() -> Sequence[Panel]:
             {
                 "used {{gen_ai_response_model}}": _of_engines(names.PAGES_IN_USE),
                 "free {{gen_ai_response_model}}": _of_engines(names.PAGES_FREE),
+                "kept beginnings {{gen_ai_response_model}}": _of_engines(names.PAGES_KEPT),
             },
             stacked=True,
         ),

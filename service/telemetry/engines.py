@@ -41,6 +41,7 @@ def watch(telemetry: Telemetry, engines: Mapping[str, Watched]) -> None:
 
     telemetry.watch_models(names.PAGES_IN_USE, "{page}", "Pages of keys and values in use", each(_pages_in_use))
     telemetry.watch_models(names.PAGES_FREE, "{page}", "Pages that are free", each(_pages_free))
+    telemetry.watch_models(names.PAGES_KEPT, "{page}", "Pages of kept beginnings", each(_pages_kept))
     telemetry.watch_models(names.ENGINE_BACKLOG, "s", "How long all that is pending takes", each(_backlog))
     telemetry.watch_models(names.ENGINE_SESSIONS, "{session}", "Sessions, forks included", each(_sessions))
     for name, unit, description, figure, grows in QUIET_CALLS:
@@ -63,6 +64,10 @@ def _pages_in_use(engine: Watched) -> int:
 
 def _pages_free(engine: Watched) -> int:
     return engine.beat.pages_total - engine.beat.pages_in_use if engine.beat else 0
+
+
+def _pages_kept(engine: Watched) -> int:
+    return engine.beat.kept_pages if engine.beat else 0
 
 
 def _of_beat(figure: Callable[[records.Beat], float], engine: Watched) -> float:

@@ -53,6 +53,7 @@ ACCEPTED_AT = "firstword.draft.position.accepted"
 # The engine processes, by model. Read when metrics are collected.
 PAGES_IN_USE = "firstword.engine.pages.used"
 PAGES_FREE = "firstword.engine.pages.free"
+PAGES_KEPT = "firstword.engine.pages.kept"
 ENGINE_BACKLOG = "firstword.engine.backlog"
 ENGINE_SESSIONS = "firstword.engine.sessions"
 HOST_BYTES = "firstword.engine.host.used"
