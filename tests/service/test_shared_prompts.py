@@ -52,7 +52,6 @@ def test_a_call_shares_its_preamble_with_its_tenants_calls_alone() -> None:
     assert opened.preamble == records.Preamble("", conversation(*ITEMS).preamble)
     engine = LocalEngine()
     services = CallUnderTest(engine=engine).call.services
-    services.store.open("other")
     History(services, "other", conversation(), tenant="acme").open(1, Generation(), print)
     last = sent(engine)[-1]
     assert isinstance(last, records.Open) and last.preamble == records.Preamble("acme", conversation().preamble)
