@@ -68,16 +68,15 @@ class _Stream:
     def cancel(self) -> bool:
         return self._task.cancel()
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> call_pb.CallResponse:
+    async def read(self) -> Any:
+        """The next response, or ``grpc.aio.EOF``."""
         response = await self._responses.get()
         if response is not None:
             return response
+        self._responses.put_nowait(None)  # for whoever reads once more
         status = self._status
         if status.code is grpc.StatusCode.OK:
-            raise StopAsyncIteration
+            return grpc.aio.EOF
         if status.code is grpc.StatusCode.CANCELLED:
             raise asyncio.CancelledError
         none = grpc.aio.Metadata()
@@ -122,5 +121,5 @@ class LoopbackClient(Client):
 
     async def __aenter__(self) -> Self:
         channel: Any = _Channel(self.servicer)
-        self._channel = channel
+        self._channels = {"": channel}
         return self

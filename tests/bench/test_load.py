@@ -31,8 +31,9 @@ from bench.load.steps import Step, StepLog
 from engine.config import EngineConfig
 from evals.calls import Heard, Kind, RecordedCall, SpokenTurn, read
 from firstword import CallFailed, Client, wire
+from service.admission import Admission
 from service.client_events import Open
-from service.config import ServerConfig, load_config
+from service.config import AdmissionConfig, ServerConfig, load_config
 from service.conversation import Conversation
 from service.items import ToolDefinition
 from service.servicer import CallServicer
@@ -585,8 +586,9 @@ def test_a_call_too_many_is_refused_without_a_socket_as_over_one(engine):
     runner, driver = engine
 
     async def run() -> Refused:
-        servicer = CallServicer(ServerConfig(max_calls=1))
-        servicer.services = driver.client.servicer.services
+        servicer, own = CallServicer(ServerConfig()), driver.client.servicer
+        servicer.services = own.services
+        servicer.admission = Admission(AdmissionConfig(max_calls=1), lambda: None, 16, own.services.telemetry)
         async with LoopbackClient(servicer) as client, service_line(client, UNCUT):
             with pytest.raises(Refused) as refused:
                 async with service_line(client, UNCUT):

@@ -18,7 +18,11 @@ LONG = [Message("user", "We would like to come on Tuesday, and on Wednesday as w
 
 async def test_a_call_that_there_is_no_room_for_is_told_when_to_ask_again_and_may_wait_for_it() -> None:
     """1,024 positions: one call, its reserve of 512 and little more. Then the one place that there is."""
-    settings = {"FIRSTWORD_ENGINE__POOL_TOKENS": "1024", "FIRSTWORD_ADMISSION__MAX_CALLS": "2"}
+    settings = {
+        "FIRSTWORD_ENGINE__POOL_TOKENS": "1024",
+        "FIRSTWORD_ENGINE__HOST_CACHE_BYTES": "0",
+        "FIRSTWORD_ADMISSION__MAX_CALLS": "2",
+    }
     with ServiceProcess(settings) as process:
         async with Client(process.address) as client:
             async with client.call(system=SYSTEM, items=LONG) as first:

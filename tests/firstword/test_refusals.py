@@ -109,8 +109,8 @@ async def test_a_write_under_way_does_not_hide_why_the_call_was_refused() -> Non
 
     async def refusal(stub: Any) -> tuple[grpc.StatusCode, str, str, float | None]:
         ended: asyncio.Future[CallFailed] = asyncio.get_running_loop().create_future()
-        stream = CallStream(lambda response: None, ended.set_result)
-        stream.start(stub, ())
+        stream = CallStream(lambda response: None, ended.set_result, lambda: True, 5.0)
+        stream.start(lambda address: stub, ())
         for _ in range(5):
             if stream.failure is None:
                 stream.send(partial=client_events_pb2.Partial(text="x" * 1000))
