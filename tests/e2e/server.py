@@ -43,7 +43,9 @@ class ServiceProcess:
     """``python -m service`` on a free port. ``entries``: its log so far, one dict a line."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        settings = {"FIRSTWORD_SERVER__PORT": "0", "OMP_NUM_THREADS": "1", **(environment or {})}
+        # Machines that run tests are slow at times, and what waits is no reason to refuse a call there.
+        patient = {"FIRSTWORD_ADMISSION__MAX_BACKLOG_MS": "60000"}
+        settings = {"FIRSTWORD_SERVER__PORT": "0", "OMP_NUM_THREADS": "1", **patient, **(environment or {})}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FIRSTWORD_", "OTEL_"))}
         self.entries: list[dict[str, Any]] = []
         self._arrivals: queue.Queue[dict[str, Any] | None] = queue.Queue()

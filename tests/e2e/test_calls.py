@@ -303,7 +303,6 @@ def fragile(metrics_port: int) -> Iterator[ServiceProcess]:
         "OTEL_EXPORTER_PROMETHEUS_PORT": str(metrics_port),
         "FIRSTWORD_WATCHDOG__SILENCE_S": "3",
         "FIRSTWORD_RESUME__KEEP_S": "0.5",
-        "FIRSTWORD_ADMISSION__MAX_BACKLOG_MS": "60000",  # all of them open at once, on however slow a machine
     }
     with ServiceProcess(environment) as process:
         yield process

@@ -31,7 +31,7 @@ async def talking(
     service: ServiceProcess, script: Script, rate: float, seed: int = 1
 ) -> AsyncIterator[tuple[TalkApp, Pilot[None]]]:
     async with (
-        Client(service.address) as client,
+        Client(service.address, resume_timeout_s=2.0) as client,
         call_of(client, script, hearing := Hearing(), temperature=0.0, seed=seed) as call,
     ):
         app = TalkApp(call, script, rate, hearing)
