@@ -53,7 +53,7 @@ class Drafting:
 
         given: what shares the forward.
         """
-        rooms = [self._room(turn) for turn in turns]
+        rooms = [self.room(turn) for turn in turns]
         asks = [Ask(room, hurry) for room, hurry in zip(rooms, urgent, strict=True)]
         choices = self.policy.choose(asks, given)
         trees = self._propose(turns, choices)
@@ -72,12 +72,13 @@ class Drafting:
         assert turn.choice is not None
         self.policy.observe(turn.choice, tree, path)
 
-    def _room(self, turn: Turn) -> int:
+    def room(self, turn: Turn) -> int:
         """Tokens that the reply may gain beyond the next one."""
         most = turn.max_tokens if turn.hold is None else min(turn.hold, turn.max_tokens)
-        return min(self._context_room(turn), most - turn.num_tokens - 1)
+        return min(self.context_room(turn), most - turn.num_tokens - 1)
 
-    def _context_room(self, turn: Turn) -> int:
+    def context_room(self, turn: Turn) -> int:
+        """Tokens that the context has room for."""
         return self._max_context_tokens - len(turn.session.tokens)
 
     def _propose(self, turns: Sequence[Turn], choices: list[Choice]) -> list[DraftTree]:
@@ -88,7 +89,7 @@ class Drafting:
         trees = [DraftTree.chain(torch.tensor(turn.session.tokens[-1:])) for turn in turns]
         together: dict[tuple[int, int], list[int]] = {}
         for at, (turn, choice) in enumerate(zip(turns, choices, strict=True)):
-            budget = min(choice.nodes, self._context_room(turn) + 1)  # n nodes are at most n - 1 deep
+            budget = min(choice.nodes, self.context_room(turn) + 1)  # n nodes are at most n - 1 deep
             if budget > 1:
                 together.setdefault((choice.way, budget), []).append(at)
         for (way, budget), group in together.items():

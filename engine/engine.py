@@ -47,6 +47,11 @@ class _Share:
     tree: DraftTree
     given: int
 
+    @property
+    def chooses(self) -> bool:
+        """Whether the given tokens reach the end of the log, behind which a reply has its next token."""
+        return self.session.turn is not None and self.session.num_pending == self.given
+
 
 @dataclass(frozen=True)
 class Step:
@@ -59,7 +64,6 @@ class Step:
     """How many of ``tokens`` came from the draft (the others are the target's own next choice)."""
     drafted: int = 0
     prefilled: int = 0
-    seconds: float = 0.0
     finish: Finish | None = None
     error: EngineError | None = None
 
@@ -230,7 +234,7 @@ class Engine:
         for share, output in zip(shares, outputs, strict=True):
             if share.session.turn is not None:
                 share.session.turn.stats.forward_seconds += forward_seconds / len(shares)
-            steps.append(self._settled(share, output, started))
+            steps.append(self._settled(share, output))
         self.pace.observe(len(shares), sum(len(s.tree) for s in shares), time.monotonic() - started - drafted)
         return steps
 
@@ -240,15 +244,12 @@ class Engine:
         drafting: list[tuple[Work, Turn]] = []
         for work in plan:
             session, turn = work.session, work.session.turn
-            pending = session.num_pending
-            if turn.waits if turn is not None else pending <= 1:
+            if turn.waits if turn is not None else session.num_unread <= 0:
                 continue
-            if turn is not None and pending <= 1 and turn.num_tokens and turn.drafting:
+            if turn is not None and session.num_unread <= 1 and turn.num_tokens and turn.drafting:
                 drafting.append((work, turn))
                 continue
-            # Without a reply to make, the last token stays pending: it will head the window that the reply needs.
-            given = min(pending if turn is not None else pending - 1, work.max_tokens)
-            start = session.cache.length
+            given, start = min(session.num_unread, work.max_tokens), session.cache.length
             if turn is not None:
                 turn.choice = None
             shares.append(_Share(session, DraftTree.chain(torch.tensor(session.tokens[start : start + given])), given))
@@ -270,9 +271,8 @@ class Engine:
             if turn is not None and turn.stats.started == 0.0:
                 turn.stats.started = time.monotonic()
             # All of a prompt or nothing: one that is too long must not take, chunk by chunk, what others need to go on.
-            unread = session.num_pending - (turn is None)
             try:
-                session.cache.reserve(max(share.given, unread))
+                session.cache.reserve(session.num_unread)
             except EngineError as error:
                 failed.append(self._failed(session, error))
             else:
@@ -287,17 +287,15 @@ class Engine:
 
     @staticmethod
     def _wanted_logits(share: _Share) -> Literal["all", "last", "none"]:
-        session = share.session
         if len(share.tree) > share.given:
             return "all"
-        reaches_end = session.cache.length + share.given == len(session.tokens)
-        return "last" if session.turn is not None and reaches_end else "none"
+        return "last" if share.chooses else "none"
 
-    def _settled(self, share: _Share, output: Output, started: float) -> Step:
+    def _settled(self, share: _Share, output: Output) -> Step:
         """What came of one share. Whatever goes wrong in it is its own affair: the others have their outputs."""
         session, turn, told = share.session, share.session.turn, len(share.session.tokens)
         try:
-            return self._settle(share, output, started)
+            return self._settle(share, output)
         except Exception as error:
             return self._broken(session, turn, told, error)
 
@@ -314,14 +312,14 @@ class Engine:
         failed = ReplyFailed(f"{type(error).__name__}: {error}")
         return Step(session.name, turn, finish=Finish.FAILED, error=failed)
 
-    def _settle(self, share: _Share, output: Output, started: float) -> Step:
+    def _settle(self, share: _Share, output: Output) -> Step:
         """Choose, accept, commit and observe for one session, and say what it gained."""
         session, tree, given = share.session, share.tree, share.given
         turn = session.turn
         if output.logits is None or turn is None:
             path = list(range(given))
             self._commit(session, tree, path, output)
-            return Step(session.name, turn, prefilled=given, seconds=time.monotonic() - started)
+            return Step(session.name, turn, prefilled=given)
         drafted = len(tree) > 1 and given == 1 and output.logits.shape[0] == len(tree)
         try:
             chosen = self._choose(turn, tree if drafted else None, output)
@@ -333,14 +331,12 @@ class Engine:
         kept, finish, error = self._emit(turn, candidates)
         self._commit(session, tree, path[: len(kept)] if drafted else path, output)
         accepted = min(len(path) - 1, len(kept)) if drafted else 0
-        now = time.monotonic()
         if turn.stats.first_token == 0.0:
-            turn.stats.first_token = now
+            turn.stats.first_token = time.monotonic()
         turn.stats.step()
         if FORCED not in tree.source:  # a token that had to come says nothing about drafting
             if drafted:
-                names = self._drafters_of(tree)
-                turn.stats.count(int(tree.depth.max()), names[1:], [names[node] for node in path[1 : accepted + 1]])
+                self._count(turn, tree, path[1 : accepted + 1])
             if turn.choice is not None and (drafted or turn.choice.drafts):  # nothing may have been left to verify
                 self.drafting.observe(turn, tree, path)
         if finish is not None:
@@ -352,15 +348,15 @@ class Engine:
             accepted=accepted,
             drafted=len(tree) - 1 if drafted else 0,
             prefilled=0 if drafted else given,
-            seconds=now - started,
             finish=finish,
             error=error,
         )
 
-    def _drafters_of(self, tree: DraftTree) -> list[str]:
-        """Who has drafted each node, by name; of the root, anybody."""
-        names = self.proposer.name.split("+")
-        return [names[source] if 0 <= source < len(names) else self.proposer.name for source in tree.source.tolist()]
+    def _count(self, turn: Turn, tree: DraftTree, accepted: Sequence[int]) -> None:
+        """Account for what was drafted. accepted: the nodes that were kept, without the root."""
+        names, whole = self.proposer.name.split("+"), self.proposer.name
+        drafters = [names[source] if 0 <= source < len(names) else whole for source in tree.source.tolist()]
+        turn.stats.count(int(tree.depth.max()), drafters[1:], [drafters[node] for node in accepted])
 
     def _choose(self, turn: Turn, tree: DraftTree | None, output: Output) -> torch.Tensor:
         assert output.logits is not None
@@ -435,5 +431,4 @@ class Engine:
 
 def _given(shares: Sequence[_Share]) -> Given:
     """What of a step is no drafting, for whoever decides how much of that there is to be."""
-    reaches_end = [s.session.turn is not None and s.session.num_pending <= s.given for s in shares]
-    return Given(len(shares), sum(share.given for share in shares), sum(reaches_end))
+    return Given(len(shares), sum(share.given for share in shares), sum(share.chooses for share in shares))

@@ -91,7 +91,7 @@ class Hibernation:
         wanted = 0
         for work in plan:
             cache = work.session.cache
-            end = cache.length + min(work.session.num_pending, work.max_tokens) + MOST_NODES
+            end = cache.length + work.session.num_unread + MOST_NODES
             wanted += max(0, -(-end // cache.pool.page_tokens) - cache.num_pages)
         return wanted
 

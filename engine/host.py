@@ -20,6 +20,7 @@ from engine.parking import Parking
 from engine.prefixes import Beginning, Prefixes
 from engine.schedule import Scheduler, has_work
 from engine.session import Finish, Session, Turn
+from engine.text.common import common_length
 from engine.text.reply import ReplyReader
 
 GRAMMAR_POLL_S = 0.0005
@@ -88,9 +89,9 @@ class EngineHost:
         return (
             bool(self._behind)
             or bool(self._parking)
+            or any(has_work(s) for s in self.engine.sessions.values())  # asked before each step, so before what is dear
             or (self.prefixes is not None and self.prefixes.due)
             or (self.hibernation is not None and self.hibernation.due)
-            or any(has_work(s) for s in self.engine.sessions.values())
         )
 
     def handle(self, command: records.Command) -> list[records.Event]:
@@ -237,11 +238,7 @@ class EngineHost:
         self._cancel(session.name, None, events)
         if missing > 0:  # the command was sent before the stop string's end was known
             self.engine.append(session, taken_back[:missing])
-        agreeing = 0
-        for old, new in zip(session.tokens[keep : keep + len(tokens)], tokens, strict=False):
-            if old != new:
-                break
-            agreeing += 1
+        agreeing = common_length(session.tokens[keep : keep + len(tokens)], tokens)
         if keep + agreeing < len(session.tokens):
             self.engine.truncate(session, keep + agreeing)
         self.scheduler.heard(session)

@@ -143,7 +143,7 @@ class DeadlineScheduler:
         mine = due.get(session, now)
         readers = [s for s in due if not _decodes(s) and self._waits(s) and (due[s] < mine or s is session)]
         speakers = sum(_decodes(s) and self._is_urgent(s, due[s], now) for s in due)
-        tokens = sum(map(_unread, readers))
+        tokens = sum(session.num_unread for session in readers)
         if not tokens:
             return pace.forward(speakers, speakers)
         chunk = self._most(pace, min(tokens, self.chunk_tokens), speakers + 1, speakers, self._limit(pace, speakers))
@@ -206,7 +206,7 @@ class DeadlineScheduler:
         chosen: list[Work] = []
         windows = nodes = speakers
         for session in readers:
-            wanted = min(_unread(session), self.chunk_tokens)
+            wanted = min(session.num_unread, self.chunk_tokens)
             tokens = self._most(pace, wanted, windows + 1, nodes, limit)
             if not chosen:
                 tokens = max(tokens, min(wanted, SHORT_PROMPT))
@@ -294,7 +294,7 @@ class ArrivalScheduler:
         mine = self._since(session)
         working = [s for s in engine.sessions.values() if has_work(s)]
         speakers = sum(map(_decodes, working))
-        tokens = sum(_unread(s) for s in working if not _decodes(s) and self._since(s) <= mine)
+        tokens = sum(s.num_unread for s in working if not _decodes(s) and self._since(s) <= mine)
         steps = max(1, -(-tokens // self.chunk_tokens))
         return steps * engine.pace.forward(speakers + 1, speakers + -(-tokens // steps))
 
@@ -304,7 +304,7 @@ class ArrivalScheduler:
         room = self.chunk_tokens
         for session in working:
             if room and not _decodes(session):
-                tokens = min(_unread(session), room)
+                tokens = min(session.num_unread, room)
                 plan.append(Work(session, tokens))
                 room -= tokens
         return plan
@@ -321,8 +321,3 @@ def _decodes(session: Session) -> bool:
 def _is_ahead(session: Session) -> bool:
     """Whether the session's reply was not asked for yet."""
     return session.turn is not None and session.turn.hold is not None
-
-
-def _unread(session: Session) -> int:
-    """Given tokens that the session's steps have still to read."""
-    return session.num_pending - (session.turn is None)

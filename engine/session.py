@@ -279,6 +279,13 @@ class Session:
         self.cache.truncate(positions)
         self.draft.truncate(positions)
 
+    @property
+    def num_unread(self) -> int:
+        """Given tokens that steps have still to read. Without a reply to make, the last of the log stays pending: it
+        will head the window that the reply needs.
+        """
+        return self.num_pending - (self.turn is None)
+
     def rewind(self, num_tokens: int) -> None:
         """Keep the first ``num_tokens`` tokens of the log, and at most one position fewer in every cache.
 

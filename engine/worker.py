@@ -34,7 +34,7 @@ def serve(host: EngineHost, connection: Connection) -> None:
                 return
             for event in host.handle(command):
                 connection.send(event)
-        if host.busy and time.monotonic() >= next_beat:
+        if time.monotonic() >= next_beat and host.busy:
             connection.send(host.beat())
             next_beat = time.monotonic() + BEAT_EVERY_S
         for event in host.advance():

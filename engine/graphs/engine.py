@@ -78,7 +78,7 @@ class GraphEngine(Engine):
     def step(self, plan: Sequence[Work]) -> list[Step]:
         if len(plan) != 1 or (turn := plan[0].session.turn) is None or not self._serves(turn):
             return super().step(plan)
-        choices = self.drafting.policy.choose([Ask(self._room(turn), plan[0].urgent)])
+        choices = self.drafting.policy.choose([Ask(self.drafting.room(turn), plan[0].urgent)])
         size = self._static.size_for(choices[0].nodes)
         if size is not None and (step := self._run(turn, choices[0], size)) is not None:
             return [step]
@@ -108,13 +108,7 @@ class GraphEngine(Engine):
             return False
         if self.drafting.coupled and not sampling.greedy:
             return False
-        room = self.target.max_context_tokens - len(session.tokens)
-        return room > max(self._static.budgets) and self._room(turn) > 0
-
-    @staticmethod
-    def _room(turn: Turn) -> int:
-        """Tokens that the reply may gain beyond the next one; the context has room for more."""
-        return turn.max_tokens - turn.num_tokens - 1
+        return self.drafting.context_room(turn) > max(self._static.budgets) and self.drafting.room(turn) > 0
 
     def _run(self, turn: Turn, choice: Choice, size: int) -> Step | None:
         """One cycle; None where the session's caches or its drafter are not ready for one."""
@@ -169,11 +163,10 @@ class GraphEngine(Engine):
         self.proposer.observe(session.draft, tree.tokens[path[: len(kept)]], outcome.features[: len(kept)], None)
         whole = settled and len(kept) == len(candidates)
         self._resident = self._position(session, turn) if whole else ()
-        accepted, now = min(len(path) - 1, len(kept)), time.monotonic()
+        accepted = min(len(path) - 1, len(kept))
         turn.stats.step()
-        turn.stats.forward_seconds += now - started
-        names = self._drafters_of(tree)
-        turn.stats.count(int(tree.depth.max()), names[1:], [names[node] for node in path[1 : accepted + 1]])
+        turn.stats.forward_seconds += time.monotonic() - started
+        self._count(turn, tree, path[1 : accepted + 1])
         self.drafting.observe(turn, tree, path)
         if finish is not None:
             self._end(turn, finish)
@@ -183,7 +176,6 @@ class GraphEngine(Engine):
             tokens=tuple(kept),
             accepted=accepted,
             drafted=len(tree) - 1,
-            seconds=now - started,
             finish=finish,
             error=error,
         )

@@ -49,11 +49,7 @@ class Expand(Protocol):
     """Reads a level of nodes: ``level`` is their depth, from 1 on."""
 
     def __call__(self, level: int, ids: Tensor, rows: Tensor) -> Tensor:
-        """Log-probabilities [beams, W] of what follows each of the nodes.
-
-        ids: int64 [beams], the nodes' tokens. rows: int64 [beams], which node of the level before is the parent of
-        each; all 0 at level 1, under the root.
-        """
+        """Log-probabilities [beams, W] of what follows each of the nodes, which are given as in a ``Level``."""
         ...
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
+from bench.gpu.sizes import LLAMA_8B
 from bench.grow.exact import MaskedDecoder, Places, exact_config, grow_exact
 from engine.engine import Engine, Work
 from engine.interfaces import Window
@@ -21,22 +23,15 @@ from tests.engine.embedded import HEAD, MODEL
 from tests.engine.equal import embedded_prompts
 
 CPU = torch.device("cpu")
-SHAPE = DecoderConfig(
-    architecture="LlamaForCausalLM",
+SHAPE = replace(
+    LLAMA_8B,
     vocab_size=2500,
     hidden_size=512,  # a factor whose root is no power of two
     intermediate_size=700,
     num_layers=9,
     num_heads=12,
     num_kv_heads=3,
-    head_dim=128,
-    rms_norm_eps=1e-5,
     max_positions=2048,
-    rope={"rope_type": "default", "rope_theta": 500_000.0},
-    tied=False,
-    qkv_bias=False,
-    output_bias=False,
-    qk_norm=False,
 )
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
+from firstword.books import Books
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import call_service_pb2_grpc
 from firstword.v1 import client_events_pb2 as client_pb
@@ -222,3 +223,15 @@ def example_calls(count: int) -> list[tuple[str, list[conversation_pb.Tool], lis
         system = messages[0]["content"] if messages[0]["role"] == "system" else ""
         calls.append((system, tools, [m["content"] for m in messages if m["role"] == "user"]))
     return calls
+
+
+async def resume_with(address: str, books: Books) -> grpc.StatusCode:
+    """The status with which a server answers whoever comes back with these books."""
+    async with connected(address) as stub:
+        stream = stub.Call()
+        await stream.write(books.resume(take_over=True))
+        with suppress(grpc.aio.AioRpcError):
+            await stream.read()
+        code = await stream.code()
+        assert isinstance(code, grpc.StatusCode)
+        return code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from firstword.books import Books
 from firstword.v1 import call_service_pb2 as call_pb
 from tests.e2e.lines import Lines
 from tests.e2e.pods import Pod, client_of, pods, serving
-from tests.e2e.server import connected
+from tests.e2e.server import resume_with
 from tests.firstword.receptionist import LINES, SYSTEM
 from tests.service.store.valkey import Valkey, valkey
 
@@ -151,14 +150,19 @@ async def test_the_store_is_away_and_then_the_server_dies(two: list[Pod], store:
         async with client.call(**LONG, on_notice=lambda n: isinstance(n, Notice) and notices.append(n)) as call:
             store.kill()
             victim = serving(two, call.opened.session_id)
-            restart = asyncio.get_running_loop()
+            returning: list[asyncio.Task[None]] = []
+
+            async def come_back() -> None:
+                await asyncio.sleep(1.0)
+                await asyncio.to_thread(store.start)
 
             def both_gone() -> None:
                 victim.kill()
-                restart.call_later(1.0, store.start)
+                returning.append(asyncio.create_task(come_back()))
 
             first = await told(call, LINES[0], after=3, do=both_gone)
             second = await told(call, LINES[1])
+            await returning[0]  # or the tests after this one would have no store
             assert [first.text, second.text] == wanted[:2]
 
 
@@ -171,17 +175,6 @@ async def test_without_any_store_the_client_holds_the_call() -> None:
 
 
 # What is refused
-
-
-async def resume_with(address: str, books: Books) -> grpc.StatusCode:
-    async with connected(address) as stub:
-        stream = stub.Call()
-        await stream.write(books.resume(take_over=True))
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            await stream.read()
-        code = await stream.code()
-        assert isinstance(code, grpc.StatusCode)
-        return code
 
 
 async def test_a_token_or_a_record_that_was_changed_is_refused(two: list[Pod]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,7 +17,6 @@ import torch
 from engine import records
 from engine.cache import KVCache
 from engine.config import EngineConfig
-from engine.constraint import Constraint
 from engine.interfaces import Output, Window
 from engine.load import load_target_for
 from engine.models.decoder import Decoder
@@ -83,17 +82,9 @@ class FragileEngine(LocalEngine):
         finally:
             del self._target.forward  # type: ignore[method-assign]
 
-    def open(
-        self,
-        session: str,
-        tokens: tuple[int, ...],
-        seed: int,
-        on_failed: Callable[[records.Failed], None],
-        constraint: Constraint | None = None,
-        preamble: records.Preamble | None = None,
-    ) -> None:
+    def open(self, session: str, *rest: Any) -> None:
         assert session not in self._sessions
-        super().open(session, tokens, seed, on_failed, constraint, preamble)
+        super().open(session, *rest)
 
     @property
     def num_sessions(self) -> int:

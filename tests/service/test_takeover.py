@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from firstword import Call, CallFailed, Client, Notice, TextDelta, Turn
 from firstword.books import RECORDS_LOST, Books
 from firstword.v1 import call_service_pb2 as call_pb
-from tests.e2e.server import connected
+from tests.e2e.server import resume_with
 from tests.firstword.receptionist import LINES, SYSTEM
 from tests.service.pods import LocalPod, client_of, local_pods
 from tests.service.store.valkey import Valkey, valkey
@@ -188,17 +187,6 @@ async def test_calls_are_told_whether_the_store_keeps_up(two: list[LocalPod], st
 
 
 # What is refused
-
-
-async def resume_with(address: str, books: Books) -> grpc.StatusCode:
-    async with connected(address) as stub:
-        stream = stub.Call()
-        await stream.write(books.resume(take_over=True))
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            await stream.read()
-        code = await stream.code()
-        assert isinstance(code, grpc.StatusCode)
-        return code
 
 
 async def test_a_token_or_a_record_that_was_changed_is_refused(two: list[LocalPod]) -> None:
