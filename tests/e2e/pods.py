@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -78,6 +79,7 @@ def pods(count: int, settings: Mapping[str, str] | None = None) -> Iterator[list
         yield made
 
 
+LOGGED_WITHIN_S = 10.0
 KEEPALIVE_MS = 1000
 
 
@@ -94,13 +96,20 @@ def client_of(addresses: Sequence[str], pace: float = 1.0, **given: Any) -> Clie
 
 
 def serving(made: Sequence[Pod], session: str) -> Pod:
-    """The one that holds a call now."""
-    newest = None
-    for pod in made:
-        for entry in pod.process.entries:
-            if entry.get("session") == session and entry["event"] in ("call opened", "call taken over", "client back"):
-                at = entry["time"] if "time" in entry else entry["timestamp"]
-                if newest is None or at > newest[0]:
-                    newest = (at, pod)
-    assert newest is not None, f"nobody serves {session}"
-    return newest[1]
+    """The one that holds a call now. Waits for what the log says of it, which comes beside what the client hears."""
+    until = time.monotonic() + LOGGED_WITHIN_S
+    while (holders := _holders(made, session)) == []:
+        assert time.monotonic() < until, f"nobody serves {session}"
+        time.sleep(0.01)
+    return max(holders, key=lambda holder: holder[0])[1]
+
+
+def _holders(made: Sequence[Pod], session: str) -> list[tuple[str, Pod]]:
+    """Who has begun to hold it, and when."""
+    begun = ("call opened", "call taken over", "client back")
+    return [
+        (entry["time"], pod)
+        for pod in made
+        for entry in list(pod.process.entries)
+        if entry.get("session") == session and entry["event"] in begun
+    ]

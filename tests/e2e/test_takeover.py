@@ -140,7 +140,9 @@ async def test_a_frozen_server_is_left_and_says_no_more(two: list[Pod]) -> None:
             second = await told(call, LINES[1])
             assert [first.text, second.text] == wanted[:2]
             await asyncio.to_thread(frozen[0].process.wait_for, "call ended", session=call.opened.session_id)
-            assert frozen[0].events("call ended")[-1]["cause"] in ("MOVED", "closed")
+            # Whichever it notices first when it wakes: that another has the call, that the client is gone, or that
+            # the client has not taken an event for so long.
+            assert frozen[0].events("call ended")[-1]["cause"] in ("MOVED", "closed", "CLIENT_NOT_READING")
 
 
 async def test_the_store_is_away_and_then_the_server_dies(two: list[Pod], store: Valkey) -> None:
