@@ -88,6 +88,9 @@ bench-turns: $(READY) ## Recorded calls over gRPC: first token and clause, by wh
 bench-load: $(READY) ## Many callers at once: first clause and underruns against calls, contenders interleaved (30 minutes)
 	$(PY) -m bench.load
 
+bench-batching: $(READY) ## Replies that share steps: tokens a second by way of drafting and load (20 minutes)
+	$(PY) -m bench.batching
+
 bench-hibernation: $(READY) ## First tokens of calls that were quiet beyond the page pool; memory over 5,000 calls (30 minutes)
 	$(PY) -m bench.hibernation
 
