@@ -47,7 +47,11 @@ class RankStatistics:
 
 
 class RecyclingDraft:
-    """A ``Draft``: the table and the text's last token. A rewind takes nothing back: the table is no record."""
+    """A ``Draft``: the table and the text's last token.
+
+    A rewind takes back what the tokens behind it have told the table, for whoever goes on from there may be another
+    call that shares the beginning. ``statistics`` stay: how often ranks come true is nobody's words.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[int, tuple[int, ...]] = {}
@@ -55,6 +59,9 @@ class RecyclingDraft:
         self._length = 0
         self._last: int | None = None
         self._waiting: list[tuple[Tensor, Tensor | None]] = []
+        self._read_to = 0
+        self._replaced: list[tuple[int, int, tuple[int, ...] | None]] = []
+        """(position whose token told, row's token, the row before), in order of position."""
 
     @property
     def length(self) -> int:
@@ -74,18 +81,29 @@ class RecyclingDraft:
             for i, token in enumerate(tokens.tolist()):
                 row = self.rows.get(self._last, ()) if self._last is not None else ()
                 if self._last is not None and not row:
-                    self.rows[self._last] = (token,)
+                    self._set(self._last, (token,))
                 elif len(row) > 1:
                     self.statistics.count(row.index(token) if token in row else None)
                 if rows is not None:
-                    self.rows[token] = tuple(rows[i])
+                    self._set(token, tuple(rows[i]))
                 self._last = token
+                self._read_to += 1
         self._waiting.clear()
+
+    def _set(self, token: int, row: tuple[int, ...]) -> None:
+        self._replaced.append((self._read_to, token, self.rows.get(token)))
+        self.rows[token] = row
 
     def truncate(self, length: int) -> None:
         if length < self._length:
             self.read()
-            self._length, self._last = length, None
+            while self._replaced and self._replaced[-1][0] >= length:
+                _, token, before = self._replaced.pop()
+                if before is None:
+                    del self.rows[token]
+                else:
+                    self.rows[token] = before
+            self._length, self._read_to, self._last = length, length, None
 
     def caches(self) -> Sequence[KVCache]:
         return ()
@@ -94,13 +112,15 @@ class RecyclingDraft:
         self.read()
         child = RecyclingDraft()
         child.rows, child.statistics = self.rows.copy(), self.statistics.copy()
-        child._length, child._last = self._length, self._last
+        child._length, child._last, child._read_to = self._length, self._last, self._read_to
+        child._replaced = self._replaced.copy()
         return child
 
     def close(self) -> None:
         self._waiting.clear()
         self.rows.clear()
-        self._length, self._last = 0, None
+        self._replaced.clear()
+        self._length, self._last, self._read_to = 0, None, 0
 
 
 class RecyclingProposer:

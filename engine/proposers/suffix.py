@@ -17,9 +17,11 @@ from engine.interfaces import Draft, Tap
 from engine.proposers.setup import Setup
 from engine.tree import DraftTree
 
-ORDERS = (4, 2, 1)
-"""Lengths of the token runs whose places are chained, longest first."""
-TRIED = (16, 16, 8)
+ORDERS = (16, 8, 4, 2, 1)
+"""Lengths of the token runs whose places are chained, longest first: phrases that stand often (a schema's, say) must
+not hide the one place where much more agrees.
+"""
+TRIED = (16, 16, 16, 16, 8)
 """Places looked at per order, the latest first."""
 LONGEST = 32
 """Tokens of a match that are counted; longer ones are alike."""
@@ -71,7 +73,8 @@ class SuffixIndex:
         """(place, length) of earlier ends of the text's last tokens, ``root`` behind them included.
 
         At most ``MOST_MATCHES``, the longest first and among equals the latest. Of each order the latest ``TRIED``
-        places are looked at, the longest order that finds enough alone.
+        places are looked at, the longest order that finds enough alone: so the longest of all is among them unless
+        its run of the next smaller order ended at more places than that since, and one of that order always is.
         """
         found: dict[int, int] = {}
         for order, tried, latest, before in zip(ORDERS, TRIED, self._latest, self._before, strict=True):

@@ -30,9 +30,14 @@ LINES = tuple(tuple(prompt.ids[-9:]) for prompt in held_out(4))
 
 
 def made(
-    *, shares: bool = True, pool_tokens: int = 4096, own_runs: bool = True, host_bytes: int = 1 << 30
+    *,
+    shares: bool = True,
+    pool_tokens: int = 4096,
+    own_runs: bool = True,
+    host_bytes: int = 1 << 30,
+    drafter: str = f"suffix+eagle3:{HEAD}",
 ) -> EngineHost:
-    config = EngineConfig(str(MODEL), f"suffix+eagle3:{HEAD}", dtype="float64", pool_tokens=pool_tokens)
+    config = EngineConfig(str(MODEL), drafter, dtype="float64", pool_tokens=pool_tokens)
     target = load_target_for(config)
     engine = Engine(target, load_proposer(config, target), FixedPolicy(8), coupled=True)
     prefixes = Prefixes(engine, own_runs=own_runs) if shares else None
@@ -107,6 +112,23 @@ def test_a_call_is_the_same_whether_its_beginning_was_computed_for_it_or_not(
     shared = [cache._pages for cache in sharing.engine.session("same").caches]
     runs = all(page + 1 == after for pages in shared for page, after in itertools.pairwise(pages))
     assert runs or not own_runs
+
+
+@pytest.mark.parametrize("drafter", ["suffix+recycling", f"suffix+eagle3:{HEAD}"])
+def test_what_a_call_said_is_not_drafted_to_one_that_shares_its_beginning(drafter: str) -> None:
+    """The words behind the beginning come in the same step as its end."""
+    sharing, alone = made(drafter=drafter), made(drafter=drafter, shares=False)
+    own = tuple(itertools.islice((token for token in range(300, 2000) if token not in PROMPT), 20))
+    computed(sharing, records.Open("first", PROMPT + own, 5, preamble=Preamble("a", len(PROMPT))))
+    trees = []
+    for host in (sharing, alone):
+        computed(host, opened("second", "a"))
+        session = host.engine.session("second")
+        roots = sorted({*own, PROMPT[-1]})
+        trees.append([host.engine.proposer.propose([session.draft.fork()], [r], [None], 24)[0] for r in roots])
+    assert sharing.beat().shared_tokens == len(PROMPT) - 1
+    for found, wanted in zip(*trees, strict=True):
+        assert found.tokens.tolist() == wanted.tokens.tolist()
 
 
 def test_two_tenants_with_the_same_prompt_do_not_share() -> None:

@@ -15,7 +15,9 @@ from torch import Tensor
 from engine.cache import KVCache
 
 MAX_WAITING = 1024
-"""Features that may wait while nothing is drafted; past that the draft restarts with a window of the latest half."""
+"""Features that may wait; past that the pairs of a prompt are made at once, and a draft that is off restarts with a
+window of the latest half.
+"""
 
 
 class PairDraft:
@@ -50,8 +52,11 @@ class PairDraft:
         self._tokens += tokens.tolist()
         self._waiting.append(features)
         self._num_waiting += features.shape[0]
-        if self._num_waiting > MAX_WAITING and self.length - self.num_pairs > MAX_WAITING:
-            self._restart()
+
+    @property
+    def overdue(self) -> bool:
+        """Whether more features wait than may."""
+        return self._num_waiting > MAX_WAITING and self.length - self.num_pairs > MAX_WAITING
 
     def num_ready(self, root: int | None) -> int:
         """Pairs that can be made now. root: token at position ``length``, or None while it is not chosen."""
@@ -123,7 +128,15 @@ class PairDraft:
         features = torch.cat(self._waiting)[:keep].clone()
         self._waiting, self._num_waiting = [features], keep
 
-    def _restart(self) -> None:
+    def start_over(self) -> None:
+        """Give up all that is known: pairs that were taken could not be made."""
+        self.base = self._waiting_from = self.length
+        self._tokens.clear()
+        self._waiting, self._num_waiting = [], 0
+        self.cache.truncate(0)
+        self.root_pair = None
+
+    def restart(self) -> None:
         """Start over with a window: the pairs before it are given up, and their keys with them."""
         keep = MAX_WAITING // 2
         first = self.length - keep

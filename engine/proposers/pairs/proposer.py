@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from engine.tree import DraftTree
 
 CATCH_UP_CHUNK = 512
 CATCH_UP_TOGETHER = 256
+PROMPT_TOKENS = 32
+"""Tokens committed at once that are read rather than said."""
 
 
 class PairProposer:
@@ -54,6 +56,12 @@ class PairProposer:
         assert isinstance(draft, PairDraft)
         assert features is not None
         draft.extend(tokens, features)
+        if draft.overdue and tokens.numel() >= PROMPT_TOKENS:
+            # Otherwise the beginning of a long prompt, where the instructions are, would be lost to the call for good.
+            with suppress(OutOfPages):
+                self._make_pairs([draft], [None])
+        if draft.overdue:
+            draft.restart()
 
     def catch_up(self, draft: Draft) -> bool:
         """Make the pairs whose tokens are known. For times when nobody waits; ``propose`` does it otherwise."""
@@ -102,7 +110,13 @@ class PairProposer:
             if not whole:
                 known[draft] = None
         while waiting:
-            last = self._read({draft: (f[:CATCH_UP_CHUNK], t[:CATCH_UP_CHUNK]) for draft, (f, t) in waiting.items()})
+            part = {draft: (f[:CATCH_UP_CHUNK], t[:CATCH_UP_CHUNK]) for draft, (f, t) in waiting.items()}
+            try:
+                last = self._read(part)
+            except Exception:
+                for draft in waiting:  # their features are taken, and would be missed at every later try
+                    draft.start_over()
+                raise
             rest = {draft: (f[CATCH_UP_CHUNK:], t[CATCH_UP_CHUNK:]) for draft, (f, t) in waiting.items()}
             waiting = {draft: (features, tokens) for draft, (features, tokens) in rest.items() if tokens.numel()}
             for draft, output in last.items():

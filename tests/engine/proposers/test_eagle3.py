@@ -146,6 +146,64 @@ def test_it_follows_the_cache_through_anything(
     assert proposer.pool.pages_in_use == 0
 
 
+@pytest.mark.parametrize("chunk", [80, 40])
+def test_a_long_prompt_is_read_to_its_beginning(
+    chunk: int, target: Decoder, pair: tuple[PairProposer, heads.SlowHead], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it is longer than what may wait, in one piece or several, and nobody lets the drafter catch up."""
+    monkeypatch.setattr(draft_module, "MAX_WAITING", 48)
+    proposer, slow = pair
+    rng = random.Random(4)
+    tokens = [rng.randrange(checkpoints.VOCAB) for _ in range(80)]
+    f = features(target, tokens)
+    draft = proposer.start()
+    for start in range(0, 80, chunk):
+        proposer.observe(draft, torch.tensor(tokens[start : start + chunk]), f[start : start + chunk], None)
+    assert draft.base == 0 and draft.num_pairs == 79
+    check(target, slow, proposer.propose([draft], [7], [None], 6)[0], tokens, 7)
+    draft.close()
+
+
+def test_a_long_prompt_without_pages_for_its_pairs_restarts_with_a_window(
+    target: Decoder, pair: tuple[PairProposer, heads.SlowHead], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draft_module, "MAX_WAITING", 48)
+    proposer, _ = pair
+    hog = proposer.start()
+    hog.cache.reserve((proposer.pool.num_pages - 1) * proposer.pool.page_tokens)
+    tokens = [random.Random(4).randrange(checkpoints.VOCAB) for _ in range(80)]
+    draft = proposer.start()
+    proposer.observe(draft, torch.tensor(tokens), features(target, tokens), None)
+    assert draft.base == 80 - 24
+    hog.close()
+    draft.close()
+
+
+def test_a_draft_whose_pairs_could_not_be_made_starts_over(
+    target: Decoder, pair: tuple[PairProposer, heads.SlowHead], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head fails once: what it was given is lost, and from there on the call is drafted for as any other."""
+    proposer, slow = pair
+    rng = random.Random(5)
+    tokens = [rng.randrange(checkpoints.VOCAB) for _ in range(20)]
+    f = features(target, tokens)
+    draft = proposer.start()
+    proposer.observe(draft, torch.tensor(tokens[:12]), f[:12], None)
+    with monkeypatch.context() as broken:
+        broken.setattr(proposer.head, "forward", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            proposer.propose([draft], [tokens[12]], [None], 6)
+    assert (draft.base, draft.length, draft.num_pairs) == (12, 12, 12)
+    proposer.observe(draft, torch.tensor(tokens[12:]), f[12:], None)
+    tree = proposer.propose([draft], [7], [None], 6)[0]
+    assert len(tree) == 6
+    for node in range(1, len(tree)):
+        wanted = slow.log_prob(f[12:], tokens[12:], 7, path_to(tree, node))
+        assert math.log(float(tree.score[node])) == pytest.approx(wanted, abs=1e-5)
+    draft.close()
+    assert proposer.pool.pages_in_use == 0
+
+
 def test_a_draft_that_was_off_for_long_restarts_with_a_window(
     target: Decoder, pair: tuple[PairProposer, heads.SlowHead], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -16,40 +15,44 @@ WORDS, SOURCE = 9, 2
 
 
 class Seen(NamedTuple):
-    """A token of the text, and the target's choices behind it, where they were computed."""
+    """A token of the text, and the target's choices behind it, where they were computed. linked: whether it is known
+    what stood before it; not where the text was rewound to there.
+    """
 
     token: int
     choices: tuple[int, ...] = ()
+    linked: bool = True
 
 
 class SlowRecycling:
-    """The definition. Keeps no table and no counts, only all that was ever observed; None where a rewind cut it."""
+    """The definition. Keeps no table, only the text as it stands, and every rank that ever came of it."""
 
     def __init__(self, *, chain: bool) -> None:
-        self.seen: list[Seen | None] = []
+        self.seen: list[Seen] = []
+        self.ranks: list[int] = []
         self.width = 1 if chain else len(RankStatistics.GUESS)
 
-    def row(self, token: int, until: int) -> tuple[int, ...]:
-        """The successors known of a token from what was observed before: the target's latest choices, or without
-        any the first token that followed it."""
-        before = self.seen[:until]
-        for seen in reversed(before):
-            if seen is not None and seen.token == token and seen.choices:
+    def observe(self, token: int, choices: tuple[int, ...], *, linked: bool) -> None:
+        if linked and len(row := self.row(self.seen[-1].token)) > 1:
+            self.ranks.append(row.index(token) if token in row else -1)
+        self.seen.append(Seen(token, choices, linked))
+
+    def row(self, token: int) -> tuple[int, ...]:
+        """The successors known of a token from the text: the target's latest choices, or without any the first token
+        that followed it."""
+        for seen in reversed(self.seen):
+            if seen.token == token and seen.choices:
                 return seen.choices
-        for one, two in pairwise(before):
-            if one is not None and two is not None and one.token == token:
-                return (two.token,)
+        for at, seen in enumerate(self.seen):
+            if at and seen.linked and self.seen[at - 1].token == token:
+                return (seen.token,)
         return ()
 
     def rates(self) -> list[float]:
         """How often each rank of the target's choices was what came, a guess counting for a few times."""
-        ranks = []
-        for at, (one, two) in enumerate(pairwise(self.seen), start=1):
-            if one is not None and two is not None and len(row := self.row(one.token, at)) > 1:
-                ranks.append(row.index(two.token) if two.token in row else -1)
         weight = RankStatistics.WEIGHT
         return [
-            (guess * weight + ranks.count(rank)) / (weight + len(ranks))
+            (guess * weight + self.ranks.count(rank)) / (weight + len(self.ranks))
             for rank, guess in enumerate(RankStatistics.GUESS)
         ]
 
@@ -58,7 +61,7 @@ class SlowRecycling:
         rates, found = self.rates()[: self.width], Paths()
 
         def grow(path: tuple[int, ...], last: int, score: float) -> None:
-            for rate, token in zip(rates, self.row(last, len(self.seen)), strict=False):
+            for rate, token in zip(rates, self.row(last), strict=False):
                 if score * rate >= LEAST_SCORE:
                     found[(*path, token)] = score * rate
                     grow((*path, token), token, score * rate)
@@ -107,13 +110,17 @@ def test_a_tree_is_the_best_of_all_successors_of_successors(
     """choices: what the target may choose behind a token, by number."""
     proposer, slow = RecyclingProposer(SOURCE, chain=chain), SlowRecycling(chain=chain)
     draft, length = proposer.start(), 0
+    linked = False
     for move in moves:
         if move.rewound and length:
             length = max(0, length - move.rewound)
             draft.truncate(length)
-            slow.seen.append(None)
+            del slow.seen[length:]
+            linked = False
         rows = [tuple(choices[number][:top_k]) for number in (move.choices or [])[: len(move.tokens)]]
-        slow.seen += [Seen(token, rows[i] if move.choices is not None else ()) for i, token in enumerate(move.tokens)]
+        for i, token in enumerate(move.tokens):
+            slow.observe(token, rows[i] if move.choices is not None else (), linked=linked)
+            linked = True
         top_ids = torch.tensor(rows, dtype=torch.long).view(len(rows), top_k) if move.choices is not None else None
         proposer.observe(draft, torch.tensor(move.tokens, dtype=torch.long), None, top_ids)
         length += len(move.tokens)
