@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def main() -> None:
     rows: list[list[Any]] = []
     for split, prompts in splits.items():
         for shape, nodes in TREES:
-            head = load_proposer(config, target, chain=shape == "chain")
+            head = load_proposer(replace(config, draft_shape=shape), target)
             drafters: list[tuple[str, Proposer]] = [(f"EAGLE-3 {shape}", head)]
             if shape == "tree":
                 drafters.append(("5-gram tree", ngram))

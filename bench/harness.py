@@ -7,6 +7,7 @@ import os
 import platform
 import random
 import statistics
+import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -141,14 +142,24 @@ def machine() -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "revision": _revision(),
     }
+
+
+def _revision() -> str:
+    """Of the code that was measured; with a + where files were changed since, empty without git."""
+    try:
+        asked = ["git", "describe", "--always", "--dirty=+"]
+        return subprocess.run(asked, cwd=RESULTS.parent, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def where(found: dict[str, Any]) -> str:
     """The machine in a line."""
     return (
         f"{found['cpu']}, {found['cores']} cores, {found['threads']} thread(s), torch {found['torch']}, "
-        f"load at the end {found['load']:.1f}"
+        f"load at the end {found['load']:.1f}" + (f", revision {found['revision']}" if found["revision"] else "")
     )
 
 

@@ -51,6 +51,10 @@ class NgramTable:
         keep = rank < self._top
         return contexts[keep], successors[keep], (counts / totals)[keep]
 
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for level in self._levels for array in level)
+
     def successors(self, context: Sequence[int], count: int) -> list[tuple[int, float]]:
         """Up to ``count`` distinct next tokens with their scores, the longest matching context first."""
         found: dict[int, float] = {}

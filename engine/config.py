@@ -20,6 +20,7 @@ class EngineConfig:
     draft_nodes: "auto" lets measured costs and acceptance decide; a number fixes the tree, 1 is plain decoding.
     draft_mode: "auto" lets measured costs and acceptance decide as the load changes; "plain", the drafter's whole name,
     or what of it runs no model (``suffix`` of ``suffix+eagle3:DIR``), drafts in that way alone.
+    draft_shape: "tree", or "chain": one continuation, for drafters so large that a tree's levels do not pay.
     scheduling: "deadline", or "fcfs" (first come, first served) to compare with.
     speaking_rate: tokens that a synthesiser speaks in a second, where nobody measured the call's own.
     draft_rope_theta: overrides the head's own value (some published heads state one they were not trained with).
@@ -27,8 +28,8 @@ class EngineConfig:
     kernels: "triton", "plain", or "auto", which is triton on CUDA. graphs: steps of fixed shape, captured as CUDA
     graphs (and run as they are on a CPU, which is for tests); None: on CUDA. weights: "full", or "fp8" or "int8" to
     quantise the layers' matrices at load; a checkpoint that is quantised already is served as it is.
-    couple_noise: drafters share the noise of sampled turns; None: where several are merged. Those, their scores being
-    calibrated by what came of them, had more accepted with it where we measured, and single ones less.
+    couple_noise: drafters share the noise of sampled turns; None: where several are merged. The one merge that was
+    measured, ``suffix+eagle3``, had more accepted with it (it calibrates its scores), single ones less.
     """
 
     model: str
@@ -43,6 +44,7 @@ class EngineConfig:
     prefill_chunk_tokens: int = 256
     draft_nodes: int | str = "auto"
     draft_mode: str = "auto"
+    draft_shape: str = "tree"
     scheduling: str = "deadline"
     speaking_rate: float = 3.5
     draft_rope_theta: float | None = None

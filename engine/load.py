@@ -94,8 +94,10 @@ def reader_of(codec: Codec, command: records.Submit) -> ReplyReader:
     return ReplyReader(codec, command.stop_strings, calls=constraint.form, names=names, alone=alone)
 
 
-def load_proposer(config: EngineConfig, target: Decoder, *, chain: bool = False) -> Proposer:
-    """The configured drafter, several of them merged, or the one that drafts nothing."""
+def load_proposer(config: EngineConfig, target: Decoder) -> Proposer:
+    """The configured drafter, several of them merged, or the one that drafts nothing. Raises ModelError."""
+    if config.draft_shape not in ("tree", "chain"):
+        raise ModelError(f"draft_shape {config.draft_shape!r} is neither 'tree' nor 'chain'")
     setup = Setup(
         target,
         Path(config.model),
@@ -103,7 +105,7 @@ def load_proposer(config: EngineConfig, target: Decoder, *, chain: bool = False)
         config.page_tokens,
         rope_theta=config.draft_rope_theta,
         taps=config.draft_layer_ids,
-        chain=chain,
+        chain=config.draft_shape == "chain",
     )
     return load_drafters(config.drafter or "none", setup)
 

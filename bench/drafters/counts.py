@@ -51,7 +51,7 @@ class Setting:
 class Counted:
     """One method under one setting. per_forward: tokens for each of the target's forwards, by kind of reply.
     positions: acceptance at each draft position, of the steps whose tokens before it were accepted; a step at which
-    nothing was drafted there counts as one where it was not.
+    nothing was drafted there counts as one where it was not. table_bytes: of a table that all calls share.
     """
 
     method: str
@@ -59,6 +59,7 @@ class Counted:
     replies: int
     per_forward: dict[str, float]
     positions: list[float]
+    table_bytes: int = 0
 
 
 def settings(couples: bool) -> list[Setting]:
@@ -90,7 +91,8 @@ def load(method: Method, target: Decoder, config: EngineConfig, *, chain: bool =
     if not method.spec:
         table = _ngrams(method.model, target.vocab_size)
         return NgramProposer(table, branches=1) if chain else NgramProposer(table)
-    return load_proposer(replace(config, drafter=method.spec), target, chain=chain)
+    shape = "chain" if chain else "tree"
+    return load_proposer(replace(config, drafter=method.spec, draft_shape=shape), target)
 
 
 def count(job: tuple[Method, int]) -> list[Counted]:
@@ -103,6 +105,7 @@ def count(job: tuple[Method, int]) -> list[Counted]:
     prompts = {split: prompts_of(split, method, calls) for split in SPLITS}
     tree = load(method, target, config)
     chosen = settings(tree.noise_levels > 0)
+    table_bytes = _ngrams(method.model, target.vocab_size).nbytes if not method.spec else 0
     found = []
     for shape in ("tree", "chain"):
         proposer = tree if shape == "tree" else load(method, target, config, chain=True)
@@ -112,7 +115,7 @@ def count(job: tuple[Method, int]) -> list[Counted]:
             for setting, tallies in measure(engine, asked, wanted, stop).items():
                 per_forward = {kind: tallies[kind].per_forward for kind in KINDS if tallies[kind].forwards}
                 positions = tallies["all"].positions(6)
-                found.append(Counted(method.name, setting, len(asked), per_forward, positions))
+                found.append(Counted(method.name, setting, len(asked), per_forward, positions, table_bytes))
     return found
 
 

@@ -40,7 +40,8 @@ def main_table(methods: Sequence[Method], counts: Counts, times: Mapping[str, Ti
         row.append(tokens(counts, method.name, Setting(IN_DOMAIN, "chain")))
         row += [tokens(counts, method.name, Setting(split)) for split in SPLITS]
         minutes = method.training_minutes
-        row += [f"{method.parameters / 1e6:.2f} M", f"{method.bytes / 1e6:.1f}"]
+        held = method.bytes + (chain.table_bytes if chain else 0)
+        row += [f"{method.parameters / 1e6:.2f} M", f"{held / 1e6:.1f}"]
         row.append("-" if minutes is None else f"{minutes:.0f}")
         for measured in times.values():
             row += _speed(measured, method.name)

@@ -49,8 +49,8 @@ class Layout:
 
 
 LAYOUTS = {
-    # vLLM and SGLang give modules of both families the state that the target's model returns, which is normed, and feed
-    # back the module's own normed state.
+    # vLLM and SGLang give modules of both families the state that the target's model returns, which is normed. SGLang
+    # feeds back the module's own normed state for both; vLLM does for MiMo, and for DeepSeek the one before the norm.
     "DeepSeek, GLM": Layout(
         "model.layers.", behind_layers=True, embedding_first=True, reads_normed=True, feeds_normed=True
     ),
@@ -120,8 +120,8 @@ class ModuleWeights(Weights):
 class Module:
     """A ``PairHead``: one module beside its target, whose heads, eps and RoPE it has.
 
-    DeepSeek's code in vLLM zeroes the embedding at position 0, where a module that joined token i with the state before
-    it would have no state. Our pairs begin with state 0 and token 1, both real, so there is nothing to mask.
+    vLLM zeroes the embedding of a pair at position 0. Our pairs begin with state 0 and token 1, both real, as they are
+    in training, so nothing is masked; a prompt's first pair weighs little either way.
 
     taps: the state to read, in place of the layout's. Raises ModelError by name for tensors that are missing, of
     another shape, or unknown.

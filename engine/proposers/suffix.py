@@ -17,11 +17,11 @@ from engine.interfaces import Draft, Tap
 from engine.proposers.setup import Setup
 from engine.tree import DraftTree
 
-ORDERS = (16, 8, 4, 2, 1)
+ORDERS = (12, 4, 2, 1)
 """Lengths of the token runs whose places are chained, longest first: phrases that stand often (a schema's, say) must
 not hide the one place where much more agrees.
 """
-TRIED = (16, 16, 16, 16, 8)
+TRIED = (16, 16, 16, 8)
 """Places looked at per order, the latest first."""
 LONGEST = 32
 """Tokens of a match that are counted; longer ones are alike."""
@@ -33,32 +33,37 @@ LEAST_SCORE = 0.02
 class SuffixIndex:
     """A growing text's tokens, and for every run of ``ORDERS`` tokens where it ended before.
 
-    Hash chains, as in DEFLATE (RFC 1951, section 4): the latest place by run, and from each place to the one before
-    it. Adding or taking back a token costs the same however long the text is.
+    Hash chains, as in DEFLATE (RFC 1951, section 4): the latest place by a run's hash, and from each place to the one
+    before it. Adding or taking back a token costs the same however long the text is. Some 300 bytes a token.
     """
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self._latest: tuple[dict[tuple[int, ...], int], ...] = tuple({} for _ in ORDERS)
+        self._latest: tuple[dict[int, int], ...] = tuple({} for _ in ORDERS)
         self._before: tuple[list[int], ...] = tuple([] for _ in ORDERS)
 
     def append(self, token: int) -> None:
         self.tokens.append(token)
         at = len(self.tokens) - 1
         for order, latest, before in zip(ORDERS, self._latest, self._before, strict=True):
-            run = tuple(self.tokens[-order:])
-            before.append(latest.get(run, -1) if len(run) == order else -1)
-            if len(run) == order:
-                latest[run] = at
+            if at + 1 < order:
+                before.append(-1)
+                continue
+            run = hash(tuple(self.tokens[-order:]))
+            before.append(latest.get(run, -1))
+            latest[run] = at
 
     def truncate(self, length: int) -> None:
         """Take back the tokens at positions ``length`` and on, one after the other."""
         while len(self.tokens) > length:
             for order, latest, before in zip(ORDERS, self._latest, self._before, strict=True):
-                previous, run = before.pop(), tuple(self.tokens[-order:])
+                previous = before.pop()
+                if len(self.tokens) < order:
+                    continue
+                run = hash(tuple(self.tokens[-order:]))
                 if previous >= 0:
                     latest[run] = previous
-                elif len(run) == order:
+                else:
                     del latest[run]
             self.tokens.pop()
 
@@ -80,18 +85,21 @@ class SuffixIndex:
         for order, tried, latest, before in zip(ORDERS, TRIED, self._latest, self._before, strict=True):
             if len(self.tokens) < order - 1:
                 continue
-            place = latest.get((*self.tokens[len(self.tokens) - order + 1 :], root), -1)
+            place = latest.get(hash((*self.tokens[len(self.tokens) - order + 1 :], root)), -1)
             while place >= 0 and tried > 0:
-                if place not in found:
-                    found[place] = self._extend(place, order)
+                if place not in found and (length := self._agreeing(place, root)):  # else of the same hash alone
+                    found[place] = length
                 place, tried = before[place], tried - 1
             if len(found) >= MOST_MATCHES:
                 break
         return sorted(found.items(), key=lambda match: (-match[1], -match[0]))[:MOST_MATCHES]
 
-    def _extend(self, place: int, length: int) -> int:
-        """How many tokens before the root agree with those before ``place``, of which ``length`` are known to."""
+    def _agreeing(self, place: int, root: int) -> int:
+        """How many tokens up to the root agree with those up to ``place``."""
         tokens, end = self.tokens, len(self.tokens)
+        if tokens[place] != root:
+            return 0
+        length = 1
         while length < LONGEST and place >= length and tokens[place - length] == tokens[end - length]:
             length += 1
         return length

@@ -84,8 +84,9 @@ def target_in(dtype: torch.dtype) -> Decoder:
 
 @cache
 def loaded(name: str, dtype: torch.dtype, chain: bool) -> Proposer:
-    config = EngineConfig(str(MODEL), DRAFTERS[name], pool_tokens=equal.POOL_TOKENS)
-    return load_proposer(config, target_in(dtype), chain=chain)
+    shape = "chain" if chain else "tree"
+    config = EngineConfig(str(MODEL), DRAFTERS[name], pool_tokens=equal.POOL_TOKENS, draft_shape=shape)
+    return load_proposer(config, target_in(dtype))
 
 
 def drafter(name: str, dtype: torch.dtype, number: int) -> Proposer:

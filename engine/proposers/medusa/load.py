@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
+from engine.errors import ModelError
 from engine.proposers.medusa.checkpoint import find, read_layout
 from engine.proposers.medusa.heads import Heads
 from engine.proposers.medusa.proposer import MedusaProposer
 from engine.proposers.setup import Setup
+
+Choices = Sequence[Sequence[int]]
 
 
 def load(path: Path | None, setup: Setup) -> MedusaProposer:
@@ -15,5 +21,18 @@ def load(path: Path | None, setup: Setup) -> MedusaProposer:
     directory = path or setup.model
     source = find(directory, setup.target)
     heads = Heads(source, read_layout(source.names, directory), setup.target)
-    chain = [(0,) * depth for depth in range(1, len(heads) + 1)] if setup.chain else None
-    return MedusaProposer(heads, source=setup.source, choices=chain)
+    if setup.chain:
+        choices: Choices | None = [(0,) * depth for depth in range(1, len(heads) + 1)]
+    else:
+        choices = configured_choices(directory)
+    try:
+        return MedusaProposer(heads, source=setup.source, choices=choices)
+    except (TypeError, ValueError, IndexError) as error:
+        raise ModelError(f"{directory}: medusa_choices: {error}") from error
+
+
+def configured_choices(directory: Path) -> Choices | None:
+    """The fixed tree that the heads' config.json asks for (``medusa_choices``: paths of ranks), if it does."""
+    file = directory / "config.json"
+    choices = json.loads(file.read_text()).get("medusa_choices") if file.exists() else None
+    return cast("Choices | None", choices)

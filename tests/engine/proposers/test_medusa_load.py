@@ -55,6 +55,27 @@ def test_medusa_1(target: Decoder, tmp_path: Path, pickled: bool, blocks: int) -
     assert_drafts_like(read(write(tmp_path, tensors, pickled=pickled), target), tensors)
 
 
+def test_a_published_tree_beside_the_heads_is_drafted(
+    target: Decoder, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = write(tmp_path, tensors)
+    (path / "config.json").write_text('{"medusa_num_heads": 2, "medusa_choices": [[0], [1], [0, 0], [0, 2]]}')
+    tree = draft_tree(read(path, target), states(2), 60)
+    assert tree.parents.tolist() == [-1, 0, 0, 1, 1]
+    chain = draft_tree(load(path, Setup(target, path, 64, chain=True)), states(2), 60)
+    assert chain.parents.tolist() == [-1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("choices", ["[[0, 0]]", "[[0], [0]]", "[[0], [0, 0], [0, 0, 0], [0, 0, 0, 0]]", "7", "[[]]"])
+def test_a_tree_that_is_none_is_refused(
+    choices: str, target: Decoder, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = write(tmp_path, tensors)
+    (path / "config.json").write_text(f'{{"medusa_choices": {choices}}}')
+    with pytest.raises(ModelError, match="medusa_choices"):
+        read(path, target)
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("own_output", [False, True])
 def test_medusa_2_is_inside_the_target(tmp_path: Path, sharded: bool, own_output: bool) -> None:
