@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("models/receptionist"))
     parser.add_argument("--joint", type=Path, help="a target with its module in `mtp`")
     parser.add_argument("--grown", type=Path, default=Path("build/grown"))
-    parser.add_argument("--calls", type=int, default=6, help="of each kind; each has several replies")
+    parser.add_argument("--calls", type=int, default=4, help="of each kind; each has several replies")
     parser.add_argument("--embedded-replies", type=int, default=40)
     parser.add_argument("--grown-replies", type=int, default=16)
     parser.add_argument("--parts", type=Path, default=Path("build/drafters"), help="where finished parts are kept")
