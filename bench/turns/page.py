@@ -84,9 +84,9 @@ def ahead_table(replay: Replay, socket: Sequence[float]) -> str:
         rows.append(["first token of a released reply, on the service's clock", _two([a.token_ms for a in released])])
         ready = [answer.first_ms for answer in released if answer.was_ready]
         if ready:
-            what = f"first text of the {len(ready)} that had some when the final came, at the client, p50 and p95 ms"
+            what = f"first text of the {len(ready)} that held some when the final came, at the client, p50 and p95 ms"
             rows.append([what, _two(ready)])
-    rows.append(["a request to the service and back that asks nothing of it, p50 and p95 ms", _two(socket)])
+    rows.append(["an event of a call and its answer that ask nothing of an engine, p50 and p95 ms", _two(socket)])
     return harness.table(["", "answer ahead"], rows)
 
 

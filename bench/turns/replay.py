@@ -7,16 +7,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from bench.turns.modes import Mode
 from evals.calls import Heard, Kind, RecordedCall, SpokenTurn
 from firstword import Call, CallError, Client, Notice, TextDelta, Tool, ToolCall, TurnReport
 
 LISTENS_S = 0.05
 """Silence before the caller speaks again, not scaled: shorter than anybody's, so nothing is gained by waiting."""
-READY_MS = 2.0
+READY_TOKENS = 2
+"""Held when the final came: the first may be half a character, or open a tool call, which is sent when it is whole."""
 ROOM = 1500
 """Tokens of a call behind which it ends: what comes next must fit."""
 
@@ -24,13 +22,16 @@ ROOM = 1500
 @dataclass
 class Answer:
     """What came of one turn, milliseconds from the final on the client's clock: first_ms until there was text or a
-    whole tool call, clause_ms until a clause was. said: text and tool calls, in order. reported: the service's account.
+    whole tool call, clause_ms until a clause was. said: text and tool calls, in order. speaks: whether it begins with
+    text. held_tokens: of a reply made ahead when it was released. reported: the service's account.
     """
 
     turn: SpokenTurn
     first_ms: float
     clause_ms: float
     said: tuple[str, ...]
+    speaks: bool
+    held_tokens: int
     reported: TurnReport
 
     @property
@@ -43,25 +44,29 @@ class Answer:
 
     @property
     def was_ready(self) -> bool:
-        """Whether there was text when the final came: a reply made ahead may be at its beginning then, or hold only
-        part of a tool call.
+        """Whether there was text when the final came, by what the reply held then, however long it took to be sent: a
+        reply made ahead may be at its beginning, or hold part of a tool call.
         """
-        told = self.reported.timings.first_text_ms
-        return self.reported.answered_ahead and told is not None and told < READY_MS
+        return self.reported.answered_ahead and self.speaks and self.held_tokens >= READY_TOKENS
 
 
 @dataclass
 class Replay:
-    """All answers in one mode, by (call, number of the turn). states: what became of the replies made ahead."""
+    """All answers in one mode, by (call, number of the turn). states: what became of the replies made ahead.
+    held_tokens: of the one that was released last.
+    """
 
     answers: dict[tuple[str, int], Answer] = field(default_factory=dict)
     states: Counter[str] = field(default_factory=Counter)
+    held_tokens: int = 0
 
     def notice(self, notice: Notice | CallError) -> None:
         if isinstance(notice, CallError):
             raise notice
         if notice.kind == "answer_ahead":
             self.states[notice.details["state"]] += 1
+            if notice.details["state"] == "released":
+                self.held_tokens = notice.details["held_tokens"]
 
 
 class Results:
@@ -87,12 +92,12 @@ async def play(client: Client, recorded: RecordedCall, mode: Mode, speed: float,
     async with opening as call:
         for number, turn in enumerate(recorded.turns):
             await asyncio.sleep(LISTENS_S)
-            into.answers[recorded.name, number] = await _one_turn(call, turn, mode, speed, results)
-            if into.answers[recorded.name, number].reported.used_tokens > ROOM:
+            into.answers[recorded.name, number] = answer = await _one_turn(call, turn, mode, speed, results, into)
+            if answer.reported.used_tokens > ROOM:
                 break
 
 
-async def _one_turn(call: Call, turn: SpokenTurn, mode: Mode, speed: float, results: Results) -> Answer:
+async def _one_turn(call: Call, turn: SpokenTurn, mode: Mode, speed: float, results: Results, into: Replay) -> Answer:
     began = time.perf_counter()
     for heard in turn.events[:-1]:
         await _until(began + heard.at_ms / 1000 / speed)
@@ -102,10 +107,12 @@ async def _one_turn(call: Call, turn: SpokenTurn, mode: Mode, speed: float, resu
     asked = await call.final(turn.text)
     first = clause = None
     said: list[str] = []
+    speaks = False
     async for event in asked:
         now = time.perf_counter()
         match event:
             case TextDelta() if event.text or event.clause_ends:
+                speaks = speaks or first is None
                 first = first or (now if event.text else None)
                 clause = clause or (now if event.clause_ends else None)
             case ToolCall():
@@ -117,7 +124,8 @@ async def _one_turn(call: Call, turn: SpokenTurn, mode: Mode, speed: float, resu
     assert report is not None, asked.error
     first, clause = first or now, clause or now  # a reply without text; one clause that ends with the reply
     first_ms, clause_ms = 1e3 * (first - asked.sent_at), 1e3 * (clause - asked.sent_at)
-    return Answer(turn, first_ms, clause_ms, (*said, asked.text), report)
+    held = into.held_tokens if report.answered_ahead else 0
+    return Answer(turn, first_ms, clause_ms, (*said, asked.text), speaks, held, report)
 
 
 async def _pass_on(call: Call, heard: Heard) -> None:
@@ -136,12 +144,14 @@ async def _until(moment: float) -> None:
 
 
 async def socket_ms(address: str, count: int = 200) -> list[float]:
-    """Milliseconds of one small request to the service and back that asks nothing of an engine."""
+    """Milliseconds from an event of a call to its answer, where nothing is asked of an engine: an interruption of what
+    was heard to its end.
+    """
     found = []
-    async with grpc.aio.insecure_channel(address) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+    async with Client(address) as client, client.call(system="You are polite.") as call:
+        await call.say("One moment, please.")
         for _ in range(count):
             began = time.perf_counter()
-            await health.Check(health_pb2.HealthCheckRequest())
+            await call.interrupt(heard_text="One moment, please.")
             found.append(1e3 * (time.perf_counter() - began))
     return found
