@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -132,6 +132,19 @@ class Place:
     mask: Tensor | None
     cos: Tensor
     sin: Tensor
+    _biases: dict[int, Tensor] = field(init=False, default_factory=dict)
+
+    def bias(self, group: int, dtype: torch.dtype) -> Tensor | None:
+        """The mask as it is added to the scores of ``group`` heads folded into rows, [group * n, read]: 0 or -inf.
+
+        Made by the first layer for all: SDPA would make it of a mask of booleans in each of them.
+        """
+        if self.mask is None:
+            return None
+        if group not in self._biases:
+            bias = torch.zeros(self.mask.shape, dtype=dtype, device=self.mask.device)
+            self._biases[group] = bias.masked_fill_(~self.mask, -math.inf).repeat(group, 1)
+        return self._biases[group]
 
     @staticmethod
     def of(cache: KVCache, tree: DraftTree, rotary: Rotary, computed: int = 0, start: int | None = None) -> Place:
@@ -217,10 +230,8 @@ def attend(query: Tensor, kv: Tensor, place: Place) -> Tensor:
     group = heads // kv_heads
     keys, values = kv[0, place.read].transpose(0, 1), kv[1, place.read].transpose(0, 1)  # [KV, T, hd]
     folded = query.view(n, kv_heads, group, head_dim).permute(1, 2, 0, 3).reshape(kv_heads, group * n, head_dim)
-    mask = place.mask
-    if mask is not None and group > 1:
-        mask = mask.repeat(group, 1)
-    out = F.scaled_dot_product_attention(folded[None], keys[None], values[None], attn_mask=mask)
+    bias = place.bias(group, query.dtype)
+    out = F.scaled_dot_product_attention(folded[None], keys[None], values[None], attn_mask=bias)
     return out.view(kv_heads, group, n, head_dim).permute(2, 0, 1, 3).reshape(n, heads * head_dim)
 
 
