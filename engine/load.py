@@ -22,9 +22,10 @@ from engine.graphs.steps import Graphs
 from engine.hibernation import Hibernation
 from engine.host import EngineHost
 from engine.interfaces import Proposer, Target
+from engine.measured_policy import MeasuredPolicy
 from engine.models.decoder import Decoder, load_target
 from engine.pace import Pace
-from engine.policy import DraftPolicy, FixedPolicy, MeasuredPolicy
+from engine.policy import DraftPolicy, FixedPolicy
 from engine.prefixes import Prefixes
 from engine.proposers.setup import Setup
 from engine.proposers.table import cheaper_ways, load_drafters

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from engine.measured_policy import MeasuredPolicy
 from engine.pace import Pace, StepCosts
-from engine.policy import Ask, Choice, FixedPolicy, Given, MeasuredPolicy
+from engine.policy import Ask, Choice, FixedPolicy, Given
 from engine.tree import DraftTree
 
 NODES = (1, 4, 8, 16, 32)
