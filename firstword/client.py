@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     # A call may be silent for minutes, and a server that has gone without a word must be found out all the same.
     ("grpc.keepalive_time_ms", 5_000),
+    # gRPC waits for the answer to a ping by this one; ``keepalive_timeout_ms`` alone ends nothing (grpc pull 39239).
+    ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.http2.max_pings_without_data", 0),
     # Somebody is on the phone: a server that is away is looked for again soon, and not for minutes.

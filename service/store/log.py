@@ -15,7 +15,9 @@ MAX_PENDING_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Batch:
-    """after: the highest ``seq`` that must be there already. whole: replaces everything that is there."""
+    """after: the highest ``seq`` that must be there already; -1: nothing of the call was ever written. whole: its
+    record is all of the call, and needs none before it.
+    """
 
     after: int
     entries: tuple[tuple[int, bytes], ...]
@@ -48,6 +50,7 @@ class WriteBehind:
         self._kept_from = ownership.stored
         """What came up to here is not kept any more."""
         self._whole = False
+        self._new = ownership.base == 0 and ownership.stored == 0
 
     @property
     def durable_seq(self) -> int:
@@ -84,12 +87,13 @@ class WriteBehind:
             seq, record = self.ownership.checkpoint()
             self._pending.clear()
             self._pending_bytes = 0
-            return Batch(self._top, ((seq, record),), whole=True)
-        return Batch(self._top, tuple(self._pending))
+            return Batch(self._after, ((seq, record),), whole=True)
+        return Batch(self._after, tuple(self._pending))
 
     def wrote(self, batch: Batch) -> None:
         """All of a batch is there."""
         now = time.monotonic()
+        self._new = False
         if batch.whole:
             self._whole = False
             self._written.clear()
@@ -113,11 +117,22 @@ class WriteBehind:
         self._pending_bytes += sum(len(record) for _, record in again)
         self._top = top
 
+    def seen(self, top: int) -> bool:
+        """The store has so much of what was written; whether some of it is missing."""
+        missing = not self.dead and not self._whole and top < self._top
+        if missing:
+            self.found_hole(top)
+        return missing
+
     def lose(self) -> None:
         """Nothing of it is to be written any more."""
         self.dead = True
         self._pending.clear()
         self._written.clear()
+
+    @property
+    def _after(self) -> int:
+        return -1 if self._new else self._top
 
     def _need_whole(self) -> None:
         self._whole = True

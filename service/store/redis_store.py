@@ -226,8 +226,8 @@ class RedisStore:
         """One pipeline. What one call's records meet harms no other's."""
         batches = [(log, log.batch()) for log in logs]
         pipeline = self._redis.pipeline(transaction=False)
-        for log_, batch in batches:
-            if log_.ownership.caller and not batch.after:  # first: what is stored of a caller is always found
+        for log_ in logs:
+            if log_.ownership.caller:  # first, and each time: what is stored of a caller can always be found
                 index = self._caller_index(log_.key.tenant, log_.ownership.caller)
                 pipeline.sadd(index, self._name(log_.key))
                 pipeline.pexpire(index, self._ttl_ms)
@@ -267,15 +267,22 @@ class RedisStore:
         log_.ownership.on_lost(generation > 1 or log_.ownership.generation > 1)
 
     async def _check_leases(self) -> None:
-        """Of the calls that write nothing, which another pod has taken."""
+        """Of the calls that write nothing: which another pod has taken, and what the store has forgotten or lost."""
         logs = [log_ for log_ in self._logs.values() if not log_.dead]
         pipeline = self._redis.pipeline(transaction=False)
         for log_ in logs:
-            pipeline.hmget(self._names(log_.key)[0], ["gen", "pod"])
-        for log_, (gen, pod) in zip(logs, await pipeline.execute() if logs else (), strict=True):
+            lease, records = self._names(log_.key)
+            pipeline.hmget(lease, ["gen", "pod", "top", "closed"])
+            pipeline.exists(records)
+        answers = await pipeline.execute() if logs else []
+        for log_, (gen, pod, top, closed), there in zip(logs, answers[::2], answers[1::2], strict=True):
             mine = log_.ownership.generation
+            if closed is not None:
+                continue  # by whoever forgets a caller, or a call of the same name before this one: ``APPEND`` knows
             if gen is not None and (int(gen) > mine or (int(gen) == mine and name_of(pod) != self._pod.id)):
                 self._lose(log_, int(gen))
+            elif log_.seen(int(top or 0) if there else 0):
+                log.warning("the store has lost records", extra={"session": log_.key.session})
 
     def _settle(self) -> None:
         """Calls that have left are kept until all of theirs is written."""
@@ -293,11 +300,13 @@ class RedisStore:
             self._tell(False)
 
     def _succeeded(self, began: float) -> None:
+        """A round has written all that was to be written when it began."""
         self._failing_since = None
-        if self.behind and not self.pending:
+        slow = time.monotonic() - began > BEHIND_AFTER_S
+        if self.behind and not slow:
             log.info("the store has caught up")
             self._tell(True)
-        elif not self.behind and time.monotonic() - began > BEHIND_AFTER_S:
+        elif not self.behind and slow:
             log.error("the store does not keep up", extra={"cause": "slow"})
             self._tell(False)
 

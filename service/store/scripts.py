@@ -1,7 +1,7 @@
 """What the Redis side does in one piece, so that no two pods can both believe that they have a call.
 
 Per call two keys, of one slot of a cluster: the lease, a hash {gen, pod, top, closed}, and the log, a hash of records
-by ``seq``. ``top`` is the highest ``seq`` that is there.
+by ``seq``. ``top`` is the highest ``seq`` that is there; a log that is gone, be it evicted, has none.
 """
 
 APPEND = """
@@ -9,7 +9,7 @@ local gen, pod, base, after = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ton
 local ttl, whole = ARGV[5], ARGV[6]
 local held = redis.call('HMGET', KEYS[1], 'gen', 'pod', 'top', 'closed')
 local held_gen, top = tonumber(held[1] or '0'), tonumber(held[3] or '0')
-if held[4] and (base > 0 or after > 0) then return {'gone', 0} end
+if held[4] and after >= 0 then return {'gone', 0} end
 if held[4] then
   redis.call('DEL', KEYS[1], KEYS[2])
   held_gen, top = 0, 0
@@ -20,9 +20,8 @@ if held_gen < gen then
   top = math.min(top, base)
   redis.call('HSET', KEYS[1], 'gen', gen, 'pod', pod, 'top', top)
 end
-if whole == '1' then
-  redis.call('DEL', KEYS[2])
-elseif top < after then
+if top > 0 and redis.call('EXISTS', KEYS[2]) == 0 then top = 0 end
+if whole ~= '1' and top < after then
   redis.call('PEXPIRE', KEYS[1], ttl)
   return {'hole', top}
 end
@@ -36,7 +35,8 @@ redis.call('PEXPIRE', KEYS[2], ttl)
 return {'ok', top}
 """
 """ARGV: gen, pod, base, after, ttl ms, whole, then seq and record in turn. after: what the writer knows to be there;
-with base it tells a new call, which may have the name of one that is over.
+-1 for a new call, which may have the name of one that is over. whole: the record needs none before it. Those that are
+there stay, for a client that has not received it goes on from them.
 """
 
 TAKE = """

@@ -116,6 +116,13 @@ def test_the_dockerfile_has_no_lint() -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_the_image_for_gpus_has_what_triton_compiles_with() -> None:
+    run = (DEPLOY / "Dockerfile").read_text().split(" AS run")[1]
+    installed = run.split("apt-get install")[1].split("&&")[0]
+    assert '[ "${TORCH}" = cpu ] ||' in installed
+    assert {"gcc", "libc6-dev", "${PYTHON}-dev"} <= set(re.split(r"[\s()]+", installed))
+
+
 def test_the_image_gets_what_it_copies_and_runs_as_nobody_in_particular() -> None:
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
     allowed = {

@@ -57,6 +57,10 @@ class Lines:
     def silence_all(self) -> None:
         """Let nothing pass on any connection, nor on those that are made now."""
         self._silent = True
+        self.silence_those_there_are()
+
+    def silence_those_there_are(self) -> None:
+        """Let nothing pass on the connections of this moment."""
         for connection in self._connections:
             connection.open.clear()
 

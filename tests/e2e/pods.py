@@ -80,7 +80,7 @@ def pods(count: int, settings: Mapping[str, str] | None = None) -> Iterator[list
 
 
 LOGGED_WITHIN_S = 10.0
-KEEPALIVE_MS = 1000
+KEEPALIVE_MS, PING_TIMEOUT_MS = 1000, 2000
 
 
 def client_of(addresses: Sequence[str], pace: float = 1.0, **given: Any) -> Client:
@@ -90,6 +90,7 @@ def client_of(addresses: Sequence[str], pace: float = 1.0, **given: Any) -> Clie
     options = (
         ("grpc.keepalive_time_ms", round(pace * KEEPALIVE_MS)),
         ("grpc.keepalive_timeout_ms", round(pace * KEEPALIVE_MS)),
+        ("grpc.http2.ping_timeout_ms", round(pace * PING_TIMEOUT_MS)),
         ("grpc.use_local_subchannel_pool", 1),
     )
     return Client("ipv4:" + ",".join(addresses), options=options, **given)

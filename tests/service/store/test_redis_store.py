@@ -27,7 +27,9 @@ from service.store import (
     Superseded,
     Taken,
     new_pod_id,
+    scripts,
 )
+from service.store.log import WriteBehind
 from tests.service.store.valkey import Valkey, slow_proxy, valkey
 from tests.service.waiting import until
 
@@ -322,6 +324,100 @@ async def test_a_failover_that_loses_what_was_acknowledged(server: Valkey) -> No
         assert next(told.checkpoints) == 0
 
 
+async def test_a_whole_that_comes_late_leaves_no_hole(server: Valkey) -> None:
+    """It timed out, was sent again with more in it, and is done at last behind that."""
+    async with redis.asyncio.Redis.from_url(server.url) as client:
+
+        async def append(after: int, whole: str, seq: int, record: str) -> list[Any]:
+            return await client.eval(
+                scripts.APPEND, 2, "{c}lease", "{c}log", 1, "p", 0, after, 60_000, whole, seq, record
+            )
+
+        assert await append(-1, "0", 1, "one") == [b"ok", 1]
+        assert await append(1, "1", 12, "whole 12") == [b"ok", 12]
+        assert await append(1, "1", 10, "whole 10") == [b"ok", 12]
+        assert await append(12, "0", 13, "thirteen") == [b"ok", 13]
+        kept = await client.hgetall("{c}log")
+        assert kept == {b"1": b"one", b"10": b"whole 10", b"12": b"whole 12", b"13": b"thirteen"}
+
+
+@pytest.mark.parametrize("lost", ["firstword:*:log", "firstword:*"])
+@pytest.mark.parametrize("speaks", [False, True])
+async def test_what_the_store_loses_is_written_again(server: Valkey, lost: str, speaks: bool) -> None:
+    """The log alone, as by eviction, or all of it; also of a caller who is on hold."""
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership())
+        fill(log, range(1, 5))
+        await written(log, 4)
+        told.at = 4
+        await client.delete(*await client.keys(lost))
+        if speaks:
+            log.append(5, b"record 5")
+            told.at = 5
+
+        async def is_whole() -> bool:
+            return told.at in {int(seq) for name in await client.keys("*:log") for seq in await client.hkeys(name)}
+
+        await until(is_whole)
+        await written(log, told.at)
+        assert (await taken(one)).records == {told.at: b"whole %d" % told.at}
+
+
+async def test_what_was_forgotten_is_not_written_again(server: Valkey) -> None:
+    """Not by whoever looks for losses, and not by whoever had found one before."""
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership(caller="anna"))
+        fill(log, range(1, 4))
+        await written(log, 3)
+        assert await one.forget("", "anna") == 1
+        beats = one._next_beat
+        await until(lambda: one._next_beat > beats + 0.3)
+        assert await client.keys("*:log") == []
+        assert isinstance(log, WriteBehind)
+        log.found_hole(0)
+        log.append(4, b"still speaking")
+        await until(lambda: told.durable == [False])
+        assert await client.keys("*:log") == []
+
+
+async def test_a_store_that_is_back_has_caught_up_though_calls_go_on(server: Valkey) -> None:
+    async with slow_proxy(server.port) as proxy, Pods(proxy.url, lease_s=6.0) as pods:
+        proxy.delay_s = 0.003
+        one, tolds = await pods.pod(), [Told() for _ in range(40)]
+        logs = [one.begin(CallKey("", f"call-{at}"), told.ownership()) for at, told in enumerate(tolds)]
+
+        async def speak() -> None:
+            for seq in count(1):
+                for at, log in enumerate(logs):
+                    log.append(seq, b"a word")
+                    if at % 4 == 0:
+                        await asyncio.sleep(0.002)
+
+        speaking = asyncio.create_task(speak())
+        await until(lambda: one.writes > 100)
+        server.freeze()
+        await until(lambda: one.behind)
+        server.thaw()
+        await until(lambda: not one.behind)
+        assert all(told.durable == [False, True] for told in tolds)
+        speaking.cancel()
+
+
+async def test_a_caller_is_found_as_long_as_anything_of_theirs(server: Valkey) -> None:
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one = await pods.pod()
+        log = one.begin(KEY, Told().ownership(caller="anna"))
+        fill(log, range(1, 3))
+        await written(log, 2)
+        (index,) = await client.keys("firstword:caller:*")
+        await client.pexpire(index, 500)
+        log.append(3, b"much later")
+        await written(log, 3)
+        assert await client.pttl(index) > 30_000
+
+
 async def test_a_store_that_is_full(server: Valkey) -> None:
     async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
         one, told = await pods.pod(), Told()
@@ -363,7 +459,23 @@ async def test_what_is_never_written_does_not_grow_for_ever(server: Valkey) -> N
         told.at = 39
         server.thaw()
         await written(log, 39)
-        assert (await taken(one)).records == {39: b"whole 39"}
+        assert (await taken(one)).records == {1: b"record 1", 2: b"record 2", 39: b"whole 39"}
+
+
+async def test_a_client_that_has_not_received_the_whole_goes_on_from_before_it(server: Valkey) -> None:
+    """It holds what came after the last record that it knew to be durable, which must still be there."""
+    async with Pods(server.url) as pods:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership())
+        records = fill(log, range(1, 9))
+        await written(log, 8)
+        server.freeze()
+        for seq in range(9, 46):
+            log.append(seq, bytes(64 * 1024))
+        told.at = 45
+        server.thaw()
+        await written(log, 45)
+        assert (await taken(one, last_seq=44)).records == records
 
 
 # What is kept, and how
