@@ -182,6 +182,11 @@ class GraphProposer:
             self._steps[budget] = static, Captured(static.work, self.state.root.device, self._memory)
         return self._steps[budget]
 
+    @property
+    def num_steps(self) -> int:
+        """Static steps that there are."""
+        return len(self._steps)
+
     def release(self) -> None:
         """Forget the steps and give back the sink."""
         self._steps.clear()

@@ -128,7 +128,7 @@ class Module:
     """
 
     def __init__(self, weights: ModuleWeights, target: Decoder, taps: Sequence[int] | None = None) -> None:
-        config, hidden = target.config, target.config.hidden_size
+        config, hidden = target.whole, target.whole.hidden_size
         self._target = target
         self._layout = weights.layout
         self.taps = _taps(weights.layout, target, taps)
@@ -145,11 +145,11 @@ class Module:
 
     @property
     def num_kv_heads(self) -> int:
-        return self._target.config.num_kv_heads
+        return self._target.whole.num_kv_heads
 
     @property
     def head_dim(self) -> int:
-        return self._target.config.head_dim
+        return self._target.whole.head_dim
 
     def fuse(self, features: Tensor) -> Tensor:
         """The one state [m, H] of the target's [m, 1, H]."""
