@@ -24,6 +24,7 @@ from bench.gpu import machine  # noqa: E402
 from bench.gpu.registry import STAGES  # noqa: E402
 from bench.gpu.sizes import DRY, FULL  # noqa: E402
 from bench.gpu.stages import Bench, DeviceLost, Record, run_stage  # noqa: E402
+from bench.gpu.targets import verdict  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
@@ -68,6 +69,9 @@ def main() -> None:
             states[stage.name] = run_stage(bench, stage, record)
         except DeviceLost as lost:
             _begin_again(arguments, [later.name for later in chosen[number + 1 :]], begun, str(lost))
+    targets = verdict(bench.figures, bench.sizes, str(facts.get("name", device)))
+    record.add_targets(targets)
+    print(f"\n## Targets\n\n{targets}")
     print("\n## Stages\n\n" + "\n".join(f"{name}: {state}" for name, state in states.items()))
     print(f"{time.monotonic() - begun:.0f} s; written to {arguments.out}")
 

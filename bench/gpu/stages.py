@@ -102,6 +102,13 @@ class Record:
 
     def add(self, name: str, entry: dict[str, Any]) -> None:
         self.data["stages"][name] = entry
+        self._write()
+
+    def add_targets(self, targets: Table) -> None:
+        self.data["targets"] = [dict(zip(targets.header, row, strict=True)) for row in targets.rows]
+        self._write()
+
+    def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.data, indent=1, default=str) + "\n")
 

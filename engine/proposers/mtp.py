@@ -90,11 +90,11 @@ class ModuleWeights(Weights):
         raise ModelError(f"{directory} holds no MTP module: no tensor begins with {' or '.join(wanted)}")
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        return super().take(self._own(name), shape)
+        return super().take(self.own(name), shape)
 
     def shared(self, name: str, targets: Tensor) -> Tensor:
         """The module's own tensor; the target's where it brings none, or a copy, as published modules do."""
-        if self._own(name) not in self.names:
+        if self.own(name) not in self.names:
             return targets
         own = self.take(name, tuple(targets.shape))
         return targets if torch.equal(own, targets) else own
@@ -112,7 +112,8 @@ class ModuleWeights(Weights):
         if unused := sorted(name for name in self.unused() if not ignored(name)):
             raise ModelError(f"{self._directory}: unexpected tensors: {', '.join(unused[:5])}")
 
-    def _own(self, name: str) -> str:
+    def own(self, name: str) -> str:
+        """What the checkpoint calls a tensor of the module."""
         name = name.removeprefix(self._behind)
         return self._prefix + self.layout.names.get(name, name)
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from bench.gpu.registry import STAGES
-from bench.gpu.sizes import DRY, random_head, random_target, step_bytes
+from bench.gpu.sizes import DRY, FULL, random_head, random_target, step_bytes
 from bench.gpu.stages import Bench, NotRun, Record, Stage, Table, run_stage
+from bench.gpu.targets import TARGETS, verdict
 from engine.quantize import ScaledMatrix
 from tests.engine.embedded import MODEL
 
@@ -97,8 +98,47 @@ def test_the_command_walks_stages_and_refuses_what_it_does_not_know(tmp_path: Pa
     assert "no such stage: warp" in refused.stderr
 
 
+def test_targets_are_met_or_not_or_not_measured() -> None:
+    figures = {
+        "kernels_correct": True,
+        "graph_text_equals_eager": False,
+        "plain_share 8B bf16 4096": 86.0,
+        "plain_ms 8B bf16 4096": 4.0,
+        "verify_ms 8B bf16 4096 32": 4.5,
+        "cycle_ms 8B bf16 4096 32": 8.4,
+        "cycle_ms 8B bf16 4096 60": 7.0,
+        "cycle_ms 8B bf16 1024 8": 1.0,
+        "first_p95_ms 4096": 10.0,
+        "first_p95_ms 16384": 12.5,
+        "grown 8B bf16 tokens_s plain, graphs": 100.0,
+        "grown 8B bf16 tokens_s eagle3, graphs, 8 nodes": 180.0,
+        "grown 8B bf16 tokens_s eagle3, graphs, 60 nodes": float("nan"),
+    }
+    said = {row[0]: row[3:] for row in verdict(figures, FULL, "a card").rows}
+    assert list(said.values()) == [
+        ["yes", "met"],
+        ["no", "NOT met"],
+        ["not measured", ""],
+        ["86 %", "met"],
+        ["1.12 x", "NOT met"],
+        ["not measured", ""],
+        ["600 tok/s", "met"],
+        ["10 ms", "met"],
+        ["1.25 x", "met"],
+        ["1.8 x", "NOT met"],
+        *[["not measured", ""]] * 3,
+    ]
+
+
+def test_every_target_stands_in_the_page_with_its_stage() -> None:
+    page, stages = (ROOT / "docs" / "gpu.md").read_text(), {stage.name for stage in STAGES}
+    for target in TARGETS:
+        assert target.stage in stages
+        assert f"| {target.name} | `{target.stage}` | {target.aim} | " in page, target.name
+
+
 def test_time_boxes_fit_two_calls_of_ten_minutes() -> None:
     boxes = {stage.name: stage.seconds for stage in STAGES}
-    second = ("device", "grown", "peers", "large", "grpc")
+    second = ("device", "grown", "peers", "large", "grown_large", "grpc")
     assert sum(seconds for name, seconds in boxes.items() if name not in second[1:]) < 500
     assert sum(boxes[name] for name in second) < 500

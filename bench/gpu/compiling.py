@@ -1,0 +1,177 @@
+"""Compiles every kernel for a card that is not there: Triton needs none until it launches.
+
+    python -m bench.gpu.compiling
+
+Goes through the same functions that forwards call, with launches left out, and prints what ptxas says of each binary:
+registers, spills, shared memory. Not in a process that interprets kernels (``TRITON_INTERPRET``).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from bench.gpu.cases import random_case, random_choice
+from bench.harness import table
+from engine.kernels.fused import attention, block, choose, matmul
+from engine.models.layers import HeadNorms, Rotary
+from engine.quantize import PRECISIONS, quantise
+
+TARGET = GPUTarget("cuda", 90, 32)
+"""H100 and H200."""
+SHARED_BYTES = 227 * 1024
+"""Of one block there, at most."""
+CPU = torch.device("cpu")
+
+
+class NoCard(DriverBase):  # type: ignore[misc]
+    """Answers what the compiler asks of a driver."""
+
+    def __init__(self) -> None:
+        pass
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return True
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGET
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return CPU
+
+    def get_benchmarker(self) -> Any:
+        raise NotImplementedError
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One compiled kernel. shared: bytes of a block."""
+
+    kernel: str
+    case: str
+    registers: int
+    spilled_bytes: int
+    shared: int
+
+
+def compiled() -> Iterator[Binary]:
+    """Every kernel in the shapes and dtypes that are served."""
+    driver.set_active(NoCard())
+    found: list[tuple[str, Any]] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        found.append((self.__name__, kernel))
+        return kernel
+
+    JITFunction.run = compile_only
+    try:
+        for case, work in _cases():
+            found.clear()
+            work()
+            for name, kernel in {name: kernel for name, kernel in found}.items():
+                yield Binary(name, case, *_said_by_ptxas(kernel.asm["ptx"]), kernel.metadata.shared)
+    finally:
+        JITFunction.run = run
+
+
+def _said_by_ptxas(ptx: str) -> tuple[int, int]:
+    """(registers, bytes of spills)."""
+    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory) / "kernel.ptx"
+        source.write_text(ptx)
+        arch = re.search(r"\.target (\w+)", ptx)
+        assert arch is not None
+        command = [str(ptxas), "-v", f"--gpu-name={arch[1]}", str(source), "-o", str(source.with_suffix(".cubin"))]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers, spills = re.search(r"Used (\d+) registers", said), re.findall(r"(\d+) bytes spill", said)
+    assert registers is not None
+    return int(registers[1]), sum(map(int, spills))
+
+
+def _cases() -> Iterator[tuple[str, Callable[[], object]]]:
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        name = str(dtype).removeprefix("torch.")
+        yield from _attention(dtype, name)
+        yield from _block(dtype, name)
+        for kind in filter(None, PRECISIONS.values()):
+            matrix = quantise(torch.randn(64, 512), kind)
+            for n in (1, 32, 300):
+                x = torch.zeros(n, 512, dtype=dtype)
+                yield f"{kind}, {n} rows, {name}", lambda x=x, m=matrix: matmul.scaled_linear(x, m.weight, m.scale, 512)
+    rng = random.Random(0)
+    for n in (1, 60):
+        for masked in (False, True):
+            choice = random_choice(rng, CPU, n, 128_256, filters=True)
+            while (choice.allowed is not None) != masked:
+                choice = random_choice(rng, CPU, n, 128_256, filters=True)
+            for dtype in (torch.bfloat16, torch.float32):
+                logits = torch.zeros(n, 128_256, dtype=dtype)
+                case = f"{n} rows of 128,256, {dtype}{', masked' if masked else ''}"
+                yield case, lambda logits=logits, choice=choice: choose.choose(logits, choice)
+    seed = torch.zeros(4, dtype=torch.int64)
+    yield "[4, 128256]", lambda: choose.noise(seed, seed, 128_256)
+
+
+def _attention(dtype: torch.dtype, name: str) -> Iterator[tuple[str, Callable[[], object]]]:
+    rng = random.Random(0)
+    for heads, kv_heads, head_dim in ((32, 8, 128), (64, 8, 128), (32, 8, 64), (28, 4, 128)):
+        for rows, chains in ((1, False), (8, False), (60, False), (256, True)):
+            case = random_case(rng, CPU, rows=rows, length=4096, chains=chains)
+            query = torch.zeros(rows, heads, head_dim, dtype=dtype)
+            kv = torch.zeros(2, case.slots, kv_heads, head_dim, dtype=dtype)
+            shape = f"{heads}/{kv_heads} heads of {head_dim}, {rows} rows{' of a chain' if chains else ''}, {name}"
+            yield shape, lambda query=query, kv=kv, case=case: attention.attend(query, kv, case.rows)
+
+
+def _block(dtype: torch.dtype, name: str) -> Iterator[tuple[str, Callable[[], object]]]:
+    for width in (4096, 5120, 8192):
+        x, weight = torch.zeros(2, width, dtype=dtype), torch.zeros(width, dtype=dtype)
+        yield f"[2, {width}], {name}", lambda x=x, w=weight: block.add_norm(x, x, w, 1e-5)
+        yield f"[2, {width}] alone, {name}", lambda x=x, w=weight: block.add_norm(x, None, w, 1e-5)
+    gate_up = torch.zeros(2, 2 * 14_336, dtype=dtype)
+    yield f"[2, 14336], {name}", lambda: block.gate(gate_up)
+    case = random_case(random.Random(0), CPU, rows=4, length=40)
+    for heads, kv_heads, head_dim in ((32, 8, 128), (32, 8, 64)):
+        rotary = Rotary({"rope_type": "default", "rope_theta": 5e5}, head_dim, 64, dtype, CPU)
+        qkv = torch.zeros(4, heads + 2 * kv_heads, head_dim, dtype=dtype)
+        kv = torch.zeros(2, case.slots, kv_heads, head_dim, dtype=dtype)
+        weight = torch.zeros(head_dim, dtype=dtype)
+        for norms in (None, HeadNorms(weight, weight, 1e-5)):
+            shape = f"{heads}/{kv_heads} heads of {head_dim}{'' if norms is None else ', normed'}, {name}"
+            yield shape, lambda qkv=qkv, kv=kv, norms=norms, r=rotary: block.write(qkv, norms, kv, case.rows, r)
+
+
+def main() -> None:
+    header = ["kernel", "case", "registers", "bytes spilled", "shared memory"]
+    rows = [[b.kernel, b.case, b.registers, b.spilled_bytes, b.shared] for b in compiled()]
+    print(f"Compiled for sm_{TARGET.arch} by Triton {triton.__version__}\n\n{table(header, rows)}")
+
+
+if __name__ == "__main__":
+    main()
