@@ -7,13 +7,13 @@ from bench.gpu.stages import Stage
 
 STAGES = (
     Stage("device", 10, steps.describe),
-    Stage("check", 90, check.check),
+    Stage("check", 150, check.check),
     Stage("plain", 25, steps.plain),
     Stage("verify", 35, steps.verify),
     Stage("cycle", 45, steps.cycles),
     Stage("forced", 1, steps.forced),
     Stage("profile", 20, profiles.profile),
-    Stage("start", 40, steps.start),
+    Stage("start", 80, steps.start),
     Stage("first", 30, calls.first_token),
     Stage("batch", 20, steps.batches),
     Stage("hibernate", 15, pages.hibernation),

@@ -117,7 +117,7 @@ def _named(name: str) -> Callable[[Mapping[str, Any], Sizes], float | bool | Non
 TARGETS = (
     Target("kernels equal to their reference, in tolerance", "check", None, False, "", _named("kernels_correct")),
     Target("text of the trained model, graphs as eager", "check", None, False, "", _named("graph_text_equals_eager")),
-    Target("capturing at start, 8B", "start", 30, True, " s", _named("capture_s")),
+    Target("capturing at start, 8B, kernels from the disk", "start", 30, True, " s", _named("capture_s")),
     Target("8B plain step, of the measured copy bandwidth, 4k", "plain", 85, False, " %", _plain_share),
     Target("8B verification of 32 nodes over a plain step, 4k", "verify", 1.10, True, " x", _verify),
     Target("8B, all of a cycle but its forward, six levels, 32 nodes, 4k", "cycle", 25, True, " %", _beside(SMALL)),
