@@ -23,10 +23,12 @@ def asked(bench: Bench, count: int) -> list[Prompt]:
     """Prompts of recorded calls that leave room for a reply in the shape that is measured. Raises NotRun where there is
     nothing to read them with.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise NotRun("transformers is not installed here, and prompts are read with its tokenizer")
+    try:
+        tokenizer = load_tokenizer(bench.model)
+    except ImportError as error:
+        raise NotRun(f"prompts are read with transformers' tokenizer: {error}") from error
     room = min(2048, bench.sizes.small.max_positions) - REPLY_ROOM
-    found = prompts(load_tokenizer(bench.model), IN_DOMAIN, count)
+    found = prompts(tokenizer, IN_DOMAIN, count)
     return [prompt for prompt in found if len(prompt.ids) < room][::3][:count]
 
 

@@ -26,8 +26,8 @@ from engine.models.config import read_config
 from engine.parallel import Shard, device_of, join
 from engine.ranks.orders import Loaded, Order, Start
 
-FAREWELL_S = 2.0
-"""How long the other ranks may take to leave, and how long a death may take to be noticed."""
+FAREWELL_S, NOTICED_S = 2.0, 0.5
+"""How long a rank may take to leave, and how long its death may take to be noticed."""
 
 
 class RankLost(RuntimeError):
@@ -73,7 +73,10 @@ def other_ranks(config: EngineConfig, on_lost: Callable[[str], None]) -> Iterato
         yield None
         return
     _check(config)
-    with tempfile.TemporaryDirectory(prefix="engine-ranks-") as meeting, contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="engine-ranks-", ignore_cleanup_errors=True) as meeting,
+        contextlib.ExitStack() as stack,
+    ):
         start = Start(config, f"file://{meeting}/store")
         connections = [stack.enter_context(_started(rank, start, on_lost)) for rank in range(1, config.ranks)]
         shard = join(0, config.ranks, start.address, device_of(config.device, 0))
@@ -114,7 +117,7 @@ def _started(rank: int, start: Start, on_lost: Callable[[str], None]) -> Iterato
         connection.send(start)
         yield connection
     except RuntimeError:  # of ours, or what a sum raises
-        watcher.join(FAREWELL_S)  # what went wrong here is that a rank is gone: the watcher says which
+        watcher.join(NOTICED_S)  # what went wrong here is that a rank is gone: the watcher says which
         raise
     finally:
         leaving.set()

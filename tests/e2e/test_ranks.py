@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
+
+import pytest
 
 from firstword import Client, EndReason, TextDelta
 from tests.e2e.server import MODEL, ServiceProcess, children, example_calls
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="an engine's ranks are looked for in /proc")
 
 SYSTEM, _, LINES = example_calls(1)[0]
 SETTINGS = {"FIRSTWORD_ENGINE__DRAFTER": f"eagle3:{MODEL / 'eagle3'}", "FIRSTWORD_ENGINE__DTYPE": "float64"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -15,6 +16,8 @@ from service.engine_process import EngineStartError
 from tests.e2e.server import children
 from tests.service.test_engine_client import States, ask, opened, pid, whole
 from tests.service.waiting import until
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="an engine's ranks are looked for in /proc")
 
 CONFIG = EngineConfig(str(EMBEDDED_MODEL), f"eagle3:{EMBEDDED_MODEL / 'eagle3'}", ranks=2)
 WATCHDOG = WatchdogConfig(silence_s=5.0, backoff_s=0.05, backoff_max_s=0.2)

@@ -20,6 +20,9 @@ from engine.sampling import Sampling
 from tests.engine.embedded import HEAD, MODEL
 from tests.engine.equal import embedded_prompts
 
+DRAFTER = f"suffix+eagle3:{HEAD}"
+STATIC = {"graphs": True, "max_context_tokens": 480, "drafter": f"eagle3:{HEAD}"}
+"""Static forwards, and whole trees drafted in a static step."""
 POOL_TOKENS = 640
 """Two of the calls below, so that they have to make room for each other."""
 
@@ -27,8 +30,8 @@ POOL_TOKENS = 640
 @contextmanager
 def host_of(ranks: int, **more: Any) -> Iterator[EngineHost]:
     """The embedded model in float64, where no decision is so close that the order of a sum would make it."""
-    settings = {"pool_tokens": POOL_TOKENS, "dtype": "float64", "draft_nodes": 8, **more}
-    config = EngineConfig(str(MODEL), f"suffix+eagle3:{HEAD}", ranks=ranks, **settings)
+    settings = {"pool_tokens": POOL_TOKENS, "dtype": "float64", "draft_nodes": 8, "drafter": DRAFTER, **more}
+    config = EngineConfig(str(MODEL), ranks=ranks, **settings)
     with other_ranks(config, lambda cause: os._exit(70)) as others:
         assert (others is None) == (ranks == 1)
         host, _ = load_host(config, others)
@@ -91,7 +94,7 @@ def conversations(host: EngineHost) -> list[tuple[int, ...]]:
     return [said for caller in callers for said in caller.said] + asides
 
 
-@pytest.mark.parametrize("settings", [{}, {"graphs": True, "max_context_tokens": 480}], ids=["eager", "static"])
+@pytest.mark.parametrize("settings", [{}, STATIC], ids=["eager", "static"])
 def test_two_ranks_say_what_one_says(settings: dict[str, Any]) -> None:
     with host_of(1) as host:
         alone = conversations(host)
