@@ -37,13 +37,15 @@ def test_a_stage_that_fails_harms_no_other(tmp_path: Path, capsys: pytest.Captur
     def absent(bench: Bench) -> list[Table]:
         raise NotRun("grpc is not there")
 
-    shared, record = bench(), Record(tmp_path / "out" / "gpu.json", {"stages": {}})
+    shared = bench()
+    record = Record(tmp_path / "out" / "gpu.json", {"stages": {}}, shared.figures)
     states = [run_stage(shared, Stage(f.__name__, 5, f), record) for f in (bad, good, absent)]
     assert states == ["failed", "done", "not run"]
-    written = json.loads((tmp_path / "out" / "gpu.json").read_text())["stages"]
+    whole = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    written = whole["stages"]
     assert "broken kernel" in written["bad"]["traceback"]
     assert written["good"]["tables"] == [{"title": "A table", "header": ["a", "b"], "rows": [[1, 2.0]]}]
-    assert written["good"]["figures"] == {"found": 3.5}
+    assert whole["figures"] == {"found": 3.5}
     assert written["absent"]["reason"] == "grpc is not there"
     printed = capsys.readouterr().out
     assert "RuntimeError: broken kernel" in printed
@@ -93,6 +95,11 @@ def test_the_command_walks_stages_and_refuses_what_it_does_not_know(tmp_path: Pa
     found = json.loads(out.read_text())
     assert found["dry_run"] is True
     assert {name: stage["state"] for name, stage in found["stages"].items()} == {"device": "done", "forced": "done"}
+    assert [target["measured"] for target in found["targets"]] == ["not measured"] * len(TARGETS)
+    found["figures"]["plain_ms 70B fp8 48"] = 20.0
+    out.write_text(json.dumps(found))
+    done = run("--dry-run", "--stages", "forced", "--after", str(out), "--out", str(tmp_path / "second.json"))
+    assert "at least 54 tok/s | 50 tok/s | NOT met |" in done.stdout
     refused = run("--dry-run", "--stages", "device,warp")
     assert refused.returncode == 2
     assert "no such stage: warp" in refused.stderr
