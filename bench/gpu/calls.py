@@ -71,9 +71,12 @@ def grpc(bench: Bench) -> list[Table]:
     missing = [name for name in ("grpc", "opentelemetry", "redis") if importlib.util.find_spec(name) is None]
     if missing:
         raise NotRun(f"{', '.join(missing)} not installed here")
-    from bench.first_token import REPLY_TOKENS, TURNS, one_turn, opening
-    from firstword import Client
-    from firstword.serve import local_server, settings
+    try:
+        from bench.first_token import REPLY_TOKENS, TURNS, one_turn, opening
+        from firstword import Client
+        from firstword.serve import local_server, settings
+    except ImportError as error:
+        raise NotRun(str(error)) from error
 
     seconds: dict[int, float] = {}
 

@@ -21,7 +21,7 @@ def peers(bench: Bench) -> list[Table]:
     try:
         import transformers  # noqa: F401
     except ImportError as error:
-        raise NotRun("transformers is not installed here") from error
+        raise NotRun(f"transformers: {error}") from error
     grown, _ = grown_pair(bench)
     model, assistant = same_weights(grown.target), same_weights(grown_draft(bench))
     real = OnlyReal(grown.small.vocab_size)
