@@ -12,15 +12,17 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.engine import Engine, Work
 from engine.sampling import Sampling
 from engine.session import Session, Turn
 from training.dialogues import Dialogue, Split, dialogue
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 RESULTS = Path(__file__).parent / "results"
 IN_DOMAIN = Split()
@@ -43,6 +45,8 @@ class Prompt:
 
 
 def load_tokenizer(model: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer  # most of what is measured on a GPU does without it
+
     return AutoTokenizer.from_pretrained(model)
 
 

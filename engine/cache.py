@@ -6,15 +6,14 @@ tree's keys are scratch behind ``length`` until ``commit`` keeps a path of them.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from engine.errors import OutOfPages
 from engine.host_pages import HostPages, PageMover
+from engine.page_table import PageTable
 
 ABSENT = -1
 """In a page table: the page is in host memory."""
@@ -117,14 +116,7 @@ class PagePool:
 
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """None of them is among both. Runs are copied at once."""
-        self.mover.wait()
-        size, start = self.page_tokens, 0
-        for end in range(1, len(sources) + 1):
-            if end < len(sources) and sources[end] == sources[end - 1] + 1 and targets[end] == targets[end - 1] + 1:
-                continue
-            source, target, count = sources[start] * size, targets[start] * size, (end - start) * size
-            self.kv[:, :, target : target + count] = self.kv[:, :, source : source + count]
-            start = end
+        self.mover.copy_pages(sources, targets)
 
     def _longest_free_run(self) -> tuple[int, int]:
         best_start, best_length, start = 0, 0, 0
@@ -145,7 +137,7 @@ class PagePool:
         return start if start == 0 or start + length - middle < room else middle
 
 
-class KVCache:
+class KVCache(PageTable):
     """One session's page table and length. Passed to forwards as an argument; holds no tensor of its own.
 
     Positions ``[0, length)`` are committed; ``[length, length + scratch)`` are a draft tree's keys, by node index.
@@ -154,11 +146,8 @@ class KVCache:
 
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
-        self.length = 0
-        self._pages: list[int] = []
-        self._first_slot = 0
-        self._contiguous = True
         self._host: HostPages | None = None
+        super().__init__(pool.page_tokens)
 
     @property
     def num_pages(self) -> int:
@@ -174,11 +163,6 @@ class KVCache:
     def movable_pages(self) -> int:
         """Pages that ``offload`` would free: those of its own."""
         return len(self._own_pages()) if self.resident else 0
-
-    @property
-    def pages(self) -> tuple[int, ...]:
-        """The page table, in order of the positions that its pages hold."""
-        return tuple(self._pages)
 
     def reserve(self, num_tokens: int) -> None:
         """Make ``num_tokens`` positions behind ``length`` present and private, before a forward writes there.
@@ -205,9 +189,7 @@ class KVCache:
         """Keep the scratch positions ``path`` (node indices, increasing) and forget the others."""
         if path[-1] != len(path) - 1:
             slots = self.slots(self.length, self.length + path[-1] + 1)
-            source, target = slots[path], slots[: len(path)]
-            kv = self.pool.kv
-            kv[:, :, target] = kv[:, :, source]
+            self.pool.mover.copy_slots(slots[path], slots[: len(path)])
         self.length += len(path)
 
     def truncate(self, length: int) -> None:
@@ -277,20 +259,6 @@ class KVCache:
         self._pop_pages(0)
         self._note_layout()
 
-    def slots(self, start: int, stop: int) -> Tensor:
-        """int64 [stop - start]: where positions ``start`` to ``stop`` live in ``pool.kv``."""
-        positions = torch.arange(start, stop)
-        if self._contiguous:
-            return positions + self._first_slot
-        size = self.pool.page_tokens
-        return torch.tensor(self._pages)[positions // size] * size + positions % size
-
-    def view(self, stop: int) -> slice | None:
-        """The slice of ``pool.kv`` that holds positions ``[0, stop)``, or None when the pages form no single run."""
-        if not self._contiguous:
-            return None
-        return slice(self._first_slot, self._first_slot + stop)
-
     @property
     def _num_absent(self) -> int:
         return 0 if self._host is None else self._pages.count(ABSENT)
@@ -337,12 +305,5 @@ class KVCache:
         self._note_layout()
 
     def _note_layout(self) -> None:
-        pages = self._pages
-        if self._host is not None:
-            return  # nobody looks before ``reserve``
-        self._contiguous = not pages or (pages[-1] - pages[0] == len(pages) - 1 and _is_run(pages))
-        self._first_slot = pages[0] * self.pool.page_tokens if pages else 0
-
-
-def _is_run(pages: Sequence[int]) -> bool:
-    return all(b == a + 1 for a, b in itertools.pairwise(pages))
+        if self._host is None:  # else nobody looks before ``reserve``
+            super()._note_layout()

@@ -28,6 +28,8 @@ class EngineConfig:
     kernels: "triton", "plain", or "auto", which is triton on CUDA. graphs: steps of fixed shape, captured as CUDA
     graphs (and run as they are on a CPU, which is for tests); None: on CUDA. weights: "full", or "fp8" or "int8" to
     quantise the layers' matrices at load; a checkpoint that is quantised already is served as it is.
+    ranks: processes of this host that share the model's heads and units, each on a GPU of its own from ``device`` on;
+    this one and others that it starts. For models that do not fit one.
     couple_noise: drafters share the noise of sampled turns; None: where several are merged. The one merge that was
     measured, ``suffix+eagle3``, had more accepted with it (it calibrates its scores), single ones less.
     """
@@ -53,6 +55,7 @@ class EngineConfig:
     kernels: str = "auto"
     graphs: bool | None = None
     weights: str = "full"
+    ranks: int = 1
 
     @property
     def captures(self) -> bool:

@@ -1,4 +1,4 @@
-"""Pages in host memory: what caches have given up of their pool, and how it comes back.
+"""What pages hold, moved: within a pool, to host memory when caches give them up, and back.
 
 On a CUDA device host memory is pinned and the copies run on a stream of their own, so that steps go on meanwhile; on a
 CPU they are plain copies. Knows pages; knows no session and no budget.
@@ -16,7 +16,7 @@ CHUNK_PAGES = 16
 
 
 class PageMover:
-    """Copies between one pool's pages and host memory.
+    """Copies between one pool's pages, and between them and host memory.
 
     kv: [layers, 2, pages * page_tokens, kv_heads, head_dim]. bytes_held: by all ``HostPages`` of the pool.
     """
@@ -27,6 +27,21 @@ class PageMover:
         self._stream: torch.cuda.Stream | None = torch.cuda.Stream(kv.device) if kv.is_cuda else None  # type: ignore[no-untyped-call]
         self._coming_back: torch.cuda.Event | None = None
         self.bytes_held = 0
+
+    def copy_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """To other pages of the pool. None of them is among both. Runs are copied at once."""
+        self.wait()
+        size, start = self._page_tokens, 0
+        for end in range(1, len(sources) + 1):
+            if end < len(sources) and sources[end] == sources[end - 1] + 1 and targets[end] == targets[end - 1] + 1:
+                continue
+            source, target, count = sources[start] * size, targets[start] * size, (end - start) * size
+            self._kv[:, :, target : target + count] = self._kv[:, :, source : source + count]
+            start = end
+
+    def copy_slots(self, sources: Tensor, targets: Tensor) -> None:
+        """Single positions, int64 [n] each. What is written may be read as well: all is read first."""
+        self._kv[:, :, targets] = self._kv[:, :, sources]
 
     def copy_out(self, pages: Sequence[int]) -> Tensor:
         """[layers, 2, len(pages) * page_tokens, kv_heads, head_dim] in host memory. The pages may be written again."""
@@ -55,6 +70,9 @@ class PageMover:
             self._stream.wait_stream(torch.cuda.current_stream(self._kv.device))
             self._kv.index_copy_(2, slots, staged)
             self._coming_back = self._stream.record_event()
+
+    def forget(self, copy: Tensor) -> None:
+        """Nobody will want the copy back."""
 
     def wait(self) -> None:
         """What is queued on the device from here on finds what was copied back."""
@@ -98,4 +116,5 @@ class HostPages:
         self._refs -= 1
         if self._refs == 0:
             self._mover.bytes_held -= self._num_bytes
-            self._chunks.clear()
+            while self._chunks:
+                self._mover.forget(self._chunks.pop())

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.cache import KVCache
 from engine.constraint import Constraint
+from engine.page_table import PageTable
 from engine.tree import DraftTree
 
 Tap = int | Literal["norm"]
@@ -30,7 +31,7 @@ class Window:
     and are attended to but not computed again (a drafter grows its tree level by level).
     """
 
-    cache: KVCache
+    cache: PageTable
     tree: DraftTree
     logits: Literal["all", "last", "none"] = "all"
     computed: int = 0

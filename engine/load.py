@@ -25,10 +25,14 @@ from engine.interfaces import Proposer, Target
 from engine.measured_policy import MeasuredPolicy
 from engine.models.decoder import Decoder, load_target
 from engine.pace import Pace
+from engine.parallel import Shard, device_of
 from engine.policy import DraftPolicy, FixedPolicy
 from engine.prefixes import Prefixes
 from engine.proposers.setup import Setup
 from engine.proposers.table import cheaper_ways, load_drafters
+from engine.ranks.launch import Ranks
+from engine.ranks.lead import LeadingMover, LeadingTarget
+from engine.ranks.orders import Prepare
 from engine.schedule import ArrivalScheduler, DeadlineScheduler, Scheduler
 from engine.text.codec import Codec
 from engine.text.reply import ReplyReader
@@ -41,32 +45,36 @@ _DTYPES = {
 }
 
 
-def load_target_for(config: EngineConfig) -> Decoder:
-    """The target alone. Raises ModelError for whatever cannot be served."""
+def load_target_for(config: EngineConfig, shard: Shard | None = None, device: torch.device | None = None) -> Decoder:
+    """The target alone, or a rank's share of it on the rank's device. Raises ModelError for what cannot be served."""
     if config.dtype not in _DTYPES:
         raise ModelError(f"dtype {config.dtype!r} is not one of {', '.join(_DTYPES)}")
     return load_target(
         config.model,
         dtype=_DTYPES[config.dtype],
-        device=config.device,
+        device=device or config.device,
         pool_tokens=config.pool_tokens,
         page_tokens=config.page_tokens,
         max_context_tokens=config.max_context_tokens,
         kernels=config.kernels,
         precision=config.weights,
+        shard=shard,
     )
 
 
-def load_host(config: EngineConfig) -> tuple[EngineHost, records.Ready]:
-    """Everything an engine process runs. Raises ModelError by name for whatever cannot be served."""
+def load_host(config: EngineConfig, ranks: Ranks | None = None) -> tuple[EngineHost, records.Ready]:
+    """Everything an engine process runs. ranks: the others that hold the model with it.
+
+    Raises ModelError by name for whatever cannot be served.
+    """
     torch.set_num_threads(config.threads)
-    target = load_target_for(config)
+    target = load_target_for(config) if ranks is None else _load_leading(config, ranks)
     codec = Codec.load(config.model, target.vocab_size)
     proposer = load_proposer(config, target)
     if config.captures:
-        engine, note = graph_engine(target, proposer, config)
+        engine, note = graph_engine(target, proposer, config, ranks)
     else:
-        engine, note = measured_engine(target, proposer, config), ""
+        engine, note = measured_engine(_led(target, ranks), proposer, config), ""
 
     def new_reader(command: records.Submit) -> ReplyReader:
         return reader_of(codec, command)
@@ -84,6 +92,18 @@ def load_host(config: EngineConfig) -> tuple[EngineHost, records.Ready]:
         costs="; ".join(filter(None, (describe(engine), note))),
     )
     return host, ready
+
+
+def _load_leading(config: EngineConfig, ranks: Ranks) -> Decoder:
+    """Rank 0's share of the target, whose pages are moved in every rank, once all have theirs."""
+    target = load_target_for(config, ranks.shard, device_of(config.device, 0))
+    ranks.wait_until_loaded()
+    target.pool.mover = LeadingMover(target.pool.kv, target.pool.page_tokens, ranks.tell)
+    return target
+
+
+def _led(target: Target, ranks: Ranks | None) -> Target:
+    return target if ranks is None else LeadingTarget(target, ranks.tell)
 
 
 def reader_of(codec: Codec, command: records.Submit) -> ReplyReader:
@@ -121,18 +141,23 @@ def measured_engine(target: Target, proposer: Proposer, config: EngineConfig) ->
 
 
 @torch.inference_mode()
-def graph_engine(decoder: Decoder, proposer: Proposer, config: EngineConfig) -> tuple[Engine, str]:
+def graph_engine(
+    decoder: Decoder, proposer: Proposer, config: EngineConfig, ranks: Ranks | None = None
+) -> tuple[Engine, str]:
     """(the same with static steps, a line for people on what they took). All are captured before this returns.
 
-    With a pair head alone (EAGLE-3, MTP) whole cycles are static; with any other drafter, the target's forwards.
+    With a pair head alone (EAGLE-3, MTP) whole cycles are static; with any other drafter, the target's forwards, and so
+    where several ranks have to join each forward.
     """
     started, before = time.monotonic(), held_bytes(decoder.device)
     graphs = Graphs(decoder, proposer)
-    graphs.prepare()
+    if ranks is not None:
+        ranks.tell(Prepare(tuple(proposer.taps), graphs.target.sink))
+    graphs.prepare(cycles=ranks is None)
     taken, seconds = held_bytes(decoder.device) - before, time.monotonic() - started
     note = f"static steps ready in {seconds:.1f} s, {taken / 1e6:.0f} MB"
-    if not isinstance(graphs.proposer, GraphProposer):
-        return measured_engine(graphs.target, proposer, config), note
+    if ranks is not None or not isinstance(graphs.proposer, GraphProposer):
+        return measured_engine(_led(graphs.target, ranks), graphs.proposer, config), note
     pace, policy = measured(graphs.target, [graphs.proposer], config)
     return GraphEngine(graphs, policy, coupled=config.couples, pace=pace), note
 

@@ -262,6 +262,13 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Dying:
+    """The process ends now, for this reason, in words. Sent last."""
+
+    cause: str
+
+
+@dataclass(frozen=True)
 class Beat:
     """A sign of life with a few figures: after a ``Ping``, at the end of each burst of work, and now and then within.
 
@@ -293,4 +300,4 @@ class Beat:
     kept_pages: int = 0
 
 
-Event = Ready | Prefilled | Expected | Progress | Ended | Failed | Beat
+Event = Ready | Prefilled | Expected | Progress | Ended | Failed | Beat | Dying

@@ -7,7 +7,9 @@ come in and events go out (``engine.records``), each a pickle. The peer is our o
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import sys
 import time
 import traceback
@@ -18,6 +20,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineError
 from engine.host import EngineHost
 from engine.load import load_host
+from engine.ranks.launch import other_ranks
 
 BEAT_EVERY_S = 0.1
 """How old the figures in a ``Beat`` may get while there is work: new calls are admitted by them."""
@@ -48,21 +51,33 @@ def main(argv: list[str]) -> int:
     try:
         config = connection.recv()
         assert isinstance(config, EngineConfig)
-        try:
-            host, ready = load_host(config)
-        except Exception as error:  # whatever it was, the parent hears it by name
-            if not isinstance(error, EngineError):
-                traceback.print_exc()
-            connection.send(records.Failed("", None, type(error).__name__, str(error)))
-            return 1
-        # What the model brought stays for good: collections during a call need not look at it again.
-        gc.collect()
-        gc.freeze()
-        connection.send(ready)
-        serve(host, connection)
+        with contextlib.ExitStack() as stack:
+            try:
+                ranks = stack.enter_context(other_ranks(config, lambda cause: give_up(connection, cause)))
+                host, ready = load_host(config, ranks)
+            except Exception as error:  # whatever it was, the parent hears it by name
+                if not isinstance(error, EngineError):
+                    traceback.print_exc()
+                connection.send(records.Failed("", None, type(error).__name__, str(error)))
+                return 1
+            # What the model brought stays for good: collections during a call need not look at it again.
+            gc.collect()
+            gc.freeze()
+            connection.send(ready)
+            serve(host, connection)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return 0  # the parent is gone, and with it everyone this process served
     return 0
+
+
+def give_up(connection: Connection, cause: str) -> None:
+    """End this process at once and say why, from whatever thread: the loop may be waiting for what never comes. Should
+    it be sending just now, the parent cannot read the rest, and learns no more than that we are gone.
+    """
+    print(f"engine process {os.getpid()} ends: {cause}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        connection.send(records.Dying(cause))
+    os._exit(1)
 
 
 if __name__ == "__main__":

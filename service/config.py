@@ -323,8 +323,10 @@ class ServiceConfig(Section):
         inside = model / "eagle3"
         drafter = engine.drafter
         if drafter is None:
-            # With a head the two together were faster than either, and without one the two that need no training.
-            drafter = f"suffix+eagle3:{inside}" if (inside / "config.json").is_file() else "suffix+recycling"
+            # With a head the two together were faster than either, and without one the two that need no training. Where
+            # steps are captured, whole cycles are: of a head alone.
+            head = f"eagle3:{inside}" if engine.captures else f"suffix+eagle3:{inside}"
+            drafter = head if (inside / "config.json").is_file() else "suffix+recycling"
         parts = (
             f"{name}:{Path(path).expanduser().resolve()}" if path else name for name, path in split_drafters(drafter)
         )

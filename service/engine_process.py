@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -40,6 +41,7 @@ class EngineProcess:
         self._lost = asyncio.Event()
         self._ready: asyncio.Future[records.Ready] = asyncio.get_running_loop().create_future()
         self._heard_at = 0.0
+        self._last_words = ""
 
     @property
     def pid(self) -> int:
@@ -93,7 +95,7 @@ class EngineProcess:
                     return f"no sign of life for {silence:.1f} s"
                 self.send(records.Ping())
             else:
-                return "the process ended"
+                return f"the process ended: {self._last_words}" if self._last_words else "the process ended"
 
     async def leave(self) -> None:
         """Ask it to end, and end it where it does not."""
@@ -107,14 +109,18 @@ class EngineProcess:
         """End it, whatever it is doing. Idempotent."""
         if self._process is not None:
             if self._process.returncode is None:
-                self._process.send_signal(signal.SIGKILL)
+                # It leads a group of its own, with the other ranks where there are some.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
             await self._process.wait()
         if self._link is not None:
             self._link.close()
 
     def _received(self, record: object) -> None:
         self._heard_at = time.monotonic()
-        if self._ready.done():
+        if isinstance(record, records.Dying):
+            self._last_words = record.cause
+        elif self._ready.done():
             self._on_record(record)
         elif isinstance(record, records.Ready):
             self._ready.set_result(record)
@@ -124,4 +130,5 @@ class EngineProcess:
     def _ended(self) -> None:
         self._lost.set()
         if not self._ready.done():
-            self._ready.set_exception(EngineStartError("the engine process ended before its model was ready"))
+            cause = f": {self._last_words}" if self._last_words else ""
+            self._ready.set_exception(EngineStartError(f"the engine process ended before its model was ready{cause}"))

@@ -1,6 +1,7 @@
 """Measures the engine on a GPU, stage by stage: see ``docs/gpu.md``.
 
-    python -m bench.gpu [--stages check,plain,...] [--minutes 9] [--kernels auto|triton|plain] [--out FILE] [--dry-run]
+    python -m bench.gpu [--stages check,plain,...] [--minutes 9] [--kernels auto|triton|plain] [--out FILE]
+        [--after FILE] [--dry-run]
 
 Needs torch and, for the kernels, triton; transformers for the peers; grpc and the service's packages for the stage over
 gRPC. Whatever is not there is said. ``--dry-run`` walks every stage on a CPU with tiny shapes, to see that it runs.
@@ -9,6 +10,7 @@ gRPC. Whatever is not there is said. ``--dry-run`` walks every stage on a CPU wi
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -24,6 +26,7 @@ from bench.gpu import machine  # noqa: E402
 from bench.gpu.registry import STAGES  # noqa: E402
 from bench.gpu.sizes import DRY, FULL  # noqa: E402
 from bench.gpu.stages import Bench, DeviceLost, Record, run_stage  # noqa: E402
+from bench.gpu.targets import verdict  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
@@ -34,6 +37,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kernels", choices=("auto", "triton", "plain"), default="auto")
     parser.add_argument("--model", type=Path, default=Path("models/receptionist"))
     parser.add_argument("--out", type=Path, default=Path("build/gpu.json"))
+    parser.add_argument(
+        "--after", type=Path, help="of an earlier run on the same card: its figures count as this one's"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes, on a CPU")
     parser.add_argument("--list", action="store_true", help="print the stages and their time boxes")
@@ -55,10 +61,13 @@ def main() -> None:
     torch.set_num_threads(1 if arguments.dry_run else torch.get_num_threads())
     dry = arguments.dry_run
     bench = Bench(device, DRY if dry else FULL, arguments.model, arguments.kernels, patience=10.0 if dry else 1.0)
+    if arguments.after is not None:
+        bench.figures |= json.loads(arguments.after.read_text())["figures"]
+        bench.copy_gb_s = bench.figures.get("copy_gb_s", 0.0)
     facts = machine.facts(device)
     print("# GPU" + (" (dry run: every figure is the CPU's, on tiny shapes)" if arguments.dry_run else ""))
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
-    record = Record(arguments.out, {"facts": facts, "dry_run": arguments.dry_run, "stages": {}})
+    record = Record(arguments.out, {"facts": facts, "dry_run": arguments.dry_run, "stages": {}}, bench.figures)
     begun, states = time.monotonic(), dict.fromkeys(arguments.stages, "no time left")
     chosen = [stage for stage in STAGES if stage.name in arguments.stages]
     for number, stage in enumerate(chosen):
@@ -68,6 +77,9 @@ def main() -> None:
             states[stage.name] = run_stage(bench, stage, record)
         except DeviceLost as lost:
             _begin_again(arguments, [later.name for later in chosen[number + 1 :]], begun, str(lost))
+    targets = verdict(bench.figures, bench.sizes, str(facts.get("name", device)))
+    record.add_targets(targets)
+    print(f"\n## Targets\n\n{targets}")
     print("\n## Stages\n\n" + "\n".join(f"{name}: {state}" for name, state in states.items()))
     print(f"{time.monotonic() - begun:.0f} s; written to {arguments.out}")
 
@@ -80,7 +92,8 @@ def _begin_again(arguments: argparse.Namespace, names: list[str], begun: float, 
         raise SystemExit(1)
     rest = arguments.out.with_name(f"{arguments.out.stem}-rest{arguments.out.suffix}")
     command = [sys.executable, "-m", "bench.gpu", "--stages", ",".join(names), "--minutes", f"{minutes:.2f}"]
-    os.execv(sys.executable, [*command, "--kernels", "plain", "--model", str(arguments.model), "--out", str(rest)])
+    command += ["--after", str(arguments.out), "--out", str(rest), "--model", str(arguments.model)]
+    os.execv(sys.executable, [*command, "--kernels", "plain"])
 
 
 if __name__ == "__main__":

@@ -33,9 +33,12 @@ def random_case(
     chains: bool = False,
     rows: int | None = None,
     length: int | None = None,
+    page_tokens: int | None = None,
 ) -> Case:
-    """Up to three windows; or one of ``rows`` rows behind ``length`` positions, where they are given."""
-    page = rng.choice([4, 16])
+    """Up to three windows; or one of ``rows`` rows behind ``length`` positions, where they are given. page_tokens: any
+    where it is not given, and every one is a kernel of its own.
+    """
+    page = page_tokens or rng.choice([4, 16])
     num_windows = rng.randrange(1, 4) if rows is None else 1
     lengths = [rng.choice([0, 1, page, 63, 64, rng.randrange(most_length)]) for _ in range(num_windows)]
     counts = [rng.randrange(1, most_rows + 1) for _ in range(num_windows)]

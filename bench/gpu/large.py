@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 from bench.gpu import steps
+from bench.gpu.calls import asked
 from bench.gpu.sizes import random_head, random_target
 from bench.gpu.stages import Bench, Table
-from bench.harness import IN_DOMAIN, load_tokenizer, prompts
 from engine.interfaces import Window
 from engine.models.decoder import Decoder, load_target
 from engine.proposers.pairs.proposer import PairProposer
@@ -50,7 +50,7 @@ def large(bench: Bench) -> list[Table]:
 def quality(bench: Bench) -> list[Table]:
     """Logits with weights in eight bits against those with the weights as they are: trained, and random."""
     rows = []
-    prompt = prompts(load_tokenizer(bench.model), IN_DOMAIN, 1)[0].ids
+    prompt = asked(bench, 1)[0].ids
     for dtype in (torch.float32, torch.bfloat16) if bench.device.type == "cuda" else (torch.float32,):
         exact = None
         for precision in ("full", "fp8", "int8"):

@@ -7,38 +7,41 @@ from typing import Any
 
 import torch
 
-from bench.gpu.calls import asked, grown_pair
+from bench.gpu.calls import asked
+from bench.gpu.grown import grown_draft, grown_pair
 from bench.gpu.stages import Bench, NotRun, Table
+from bench.gpu.targets import SMALL
 from engine.models.decoder import Decoder
 
 PROMPT_LOOKUP = 10
 
 
 def peers(bench: Bench) -> list[Table]:
-    """Dynamic cache, static cache, static cache compiled, and prompt lookup. Not assisted: the embedded model's draft
-    model speaks 2,048 tokens, and transformers wants an assistant of the target's own vocabulary."""
+    """Dynamic cache, static cache, static cache compiled, prompt lookup, and assisted by the grown draft model."""
     try:
         import transformers  # noqa: F401
     except ImportError as error:
-        raise NotRun("transformers is not installed here") from error
-    target, _ = grown_pair(bench)
-    model = same_weights(target)
+        raise NotRun(f"transformers: {error}") from error
+    grown, _ = grown_pair(bench)
+    model, assistant = same_weights(grown.target), same_weights(grown_draft(bench))
+    real = OnlyReal(grown.small.vocab_size)
     questions = [prompt.ids for prompt in asked(bench, 3 if bench.device.type == "cuda" else 1)]
     ways: list[tuple[str, dict[str, Any]]] = [
         ("greedy", {}),
         ("prompt lookup", {"prompt_lookup_num_tokens": PROMPT_LOOKUP}),
+        ("assisted", {"assistant_model": assistant}),
         ("static cache", {"cache_implementation": "static", "disable_compile": True}),
     ]
     if bench.device.type == "cuda":
         ways.append(("static cache, compiled", {"cache_implementation": "static"}))
     rows = []
-    ours = bench.figures.get("grown tokens_s plain, graphs", float("nan"))
+    ours = bench.figures.get(f"grown {SMALL} tokens_s plain, graphs", float("nan"))
     for name, options in ways:
         if bench.left < 0:
             rows.append([name, float("nan"), "no time left", float("nan")])
             continue
         try:
-            rate = _tokens_per_second(model, questions, bench, options)
+            rate = _tokens_per_second(model, questions, bench, {**options, "logits_processor": [real]})
         except Exception as error:
             rows.append([name, float("nan"), f"{type(error).__name__}: {str(error)[:80]}", float("nan")])
             continue
@@ -47,8 +50,22 @@ def peers(bench: Bench) -> list[Table]:
     return [Table("Peers on the same grown weights", header, rows)]
 
 
+class OnlyReal:
+    """A logits processor: tokens that were added to the vocabulary do not come, as in the grown model of ours."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._real = vocab_size
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        scores[:, self._real :] = -torch.inf
+        return scores
+
+
 def same_weights(target: Decoder) -> Any:
-    """transformers' Llama over the very tensors of ``target``: its merged matrices, cut into views."""
+    """transformers' Llama over the very tensors of ``target``: its merged matrices, cut into views. Without its mask of
+    what was added to the vocabulary.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = target.config

@@ -33,6 +33,8 @@ LLAMA_8B = DecoderConfig(
     qk_norm=False,
 )
 LLAMA_70B = replace(LLAMA_8B, hidden_size=8192, intermediate_size=28_672, num_layers=80, num_heads=64)
+LLAMA_1B = replace(LLAMA_8B, hidden_size=2048, intermediate_size=8192, num_layers=16, head_dim=64)
+"""What drafts for 8B: Llama 3.2's smallest."""
 TINY = replace(
     LLAMA_8B,
     vocab_size=2300,
@@ -48,10 +50,13 @@ TINY = replace(
 
 @dataclass(frozen=True)
 class Sizes:
-    """What one run measures. nodes: of trees. prefill: tokens at a time. copy_bytes, link_bytes: of the bandwidths."""
+    """What one run measures. draft: of the draft model of ``small``. nodes: of trees. prefill: tokens at a time.
+    copy_bytes, link_bytes: of the bandwidths.
+    """
 
     small: DecoderConfig
     large: DecoderConfig
+    draft: DecoderConfig
     dtype: torch.dtype
     nodes: tuple[int, ...]
     budgets: tuple[int, ...]
@@ -68,6 +73,7 @@ class Sizes:
 FULL = Sizes(
     small=LLAMA_8B,
     large=LLAMA_70B,
+    draft=LLAMA_1B,
     dtype=torch.bfloat16,
     nodes=(1, 2, 4, 8, 16, 24, 32, 64),
     budgets=(8, 16, 24, 32, 60),
@@ -83,6 +89,7 @@ FULL = Sizes(
 DRY = Sizes(
     small=TINY,
     large=replace(TINY, num_layers=9),
+    draft=replace(TINY, hidden_size=256, num_layers=4, head_dim=64),
     dtype=torch.float32,
     nodes=(1, 8),
     budgets=(8, 24),

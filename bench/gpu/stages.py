@@ -99,11 +99,20 @@ class Record:
 
     path: Path
     data: dict[str, Any]
+    figures: dict[str, Any] = field(default_factory=dict)
+    """Of all stages so far."""
 
     def add(self, name: str, entry: dict[str, Any]) -> None:
         self.data["stages"][name] = entry
+        self._write()
+
+    def add_targets(self, targets: Table) -> None:
+        self.data["targets"] = [dict(zip(targets.header, row, strict=True)) for row in targets.rows]
+        self._write()
+
+    def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.data, indent=1, default=str) + "\n")
+        self.path.write_text(json.dumps(self.data | {"figures": self.figures}, indent=1, default=str) + "\n")
 
 
 def run_stage(bench: Bench, stage: Stage, record: Record) -> str:
@@ -133,7 +142,7 @@ def run_stage(bench: Bench, stage: Stage, record: Record) -> str:
         entry = {"state": "failed", "traceback": trace}
     finally:
         faulthandler.cancel_dump_traceback_later()
-    entry |= {"seconds": time.monotonic() - started, "kernels": bench.kernels, "figures": dict(bench.figures)}
+    entry |= {"seconds": time.monotonic() - started, "kernels": bench.kernels}
     if bench.device.type == "cuda":
         entry["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
     record.add(stage.name, entry)

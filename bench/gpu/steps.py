@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from bench.gpu.machine import copy_gb_per_s, facts, host_ms, link_gb_per_s, median_ms
+from bench.gpu.machine import copy_gb_per_s, facts, host_ms, link_gb_per_s, median_ms, wait
 from bench.gpu.sizes import random_head, random_target, step_bytes
 from bench.gpu.stages import Bench, Table
 from engine.cache import KVCache
 from engine.engine import Work
+from engine.graphs.capture import held_bytes
 from engine.graphs.engine import GraphEngine
 from engine.graphs.frame import Frame
-from engine.graphs.steps import Graphs
+from engine.graphs.steps import BUDGETS, Graphs
 from engine.graphs.target import StaticForward
 from engine.interfaces import Window
 from engine.models.decoder import Decoder
@@ -121,7 +122,7 @@ def plain(bench: Bench, target: Decoder | None = None, name: str = "8B bf16") ->
         close(step, given)
         share = read / graph / 1e6 / bench.copy_gb_s if bench.copy_gb_s else float("nan")
         rows.append([context, graph, 1e3 / graph, eager, read / 1e9, read / graph / 1e6, 100 * share])
-        bench.figures[f"plain_ms {name} {context}"] = graph
+        bench.figures |= {f"plain_ms {name} {context}": graph, f"plain_share {name} {context}": 100 * share}
     header = ["context", "step ms, graph", "tokens/s", "ms, eager", "GB read", "GB/s", "% of copy bandwidth"]
     return [Table(f"Plain decoding, {name}, {bench.kernels} kernels", header, rows)]
 
@@ -177,12 +178,15 @@ def cycles(bench: Bench, pair: tuple[Decoder, PairProposer] | None = None, name:
             check = median_ms(cycle.replay_verify, bench.device, seconds=0.3)
             engine.forget_device()
             whole = _whole_cycle_ms(engine, session)
-            rows.append([budget, context, whole, draw, check, 100 * draw / whole, cycle.levels, captured])
-            bench.figures[f"cycle_ms {name} {context} {budget}"] = whole
             engine.close(session)
             engine.graphs.release()
-    header = ["nodes", "context", "cycle ms", "draft ms", "verify ms", "draft % of cycle", "levels", "s to capture"]
-    return [Table(f"EAGLE-3 cycles, {name}", header, rows)]
+            forward = step_ms(bench, target, context, budget)
+            shares = {"draft": 100 * draw / whole, "beside": 100 * (1 - forward / whole)}
+            rows.append([budget, context, cycle.levels, whole, draw, check, forward, *shares.values(), captured])
+            bench.figures |= {f"cycle_{what} {name} {context} {budget}": share for what, share in shares.items()}
+            bench.figures[f"cycle_ms {name} {context} {budget}"] = whole
+    header = ["nodes", "context", "levels", "cycle ms", "draft ms", "verify ms", "forward ms", "draft % of cycle"]
+    return [Table(f"EAGLE-3 cycles, {name}", [*header, "all but the forward %", "s to capture"], rows)]
 
 
 def _whole_cycle_ms(engine: GraphEngine, session: Session, steps: int = 20) -> float:
@@ -210,6 +214,28 @@ def forced(bench: Bench, name: str = "8B bf16", paper: str = "Llama-3.1-8B, T=0"
             rows.append([budget, context, what, length, 1e3 * length / cycle, length * plain_ms / cycle])
     header = ["nodes", "context", "acceptance from", "tokens a cycle", "tokens/s, projected", "x plain, projected"]
     return [Table(f"PROJECTED from published acceptance, {paper.split(',')[0]}", header, rows)]
+
+
+@torch.inference_mode()
+def start(bench: Bench) -> list[Table]:
+    """What a start takes: every static step of an engine with a pair head, captured, and the memory that they keep. The
+    first time kernels are compiled besides, which are on the disk from then on.
+    """
+    target, head = small_pair(bench)
+    rows = []
+    for what in ("kernels compiled, where they were not yet", "kernels from the disk"):
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+        before, began = held_bytes(bench.device), time.perf_counter()
+        graphs = Graphs(target, head, budgets=BUDGETS if bench.device.type == "cuda" else bench.sizes.budgets)
+        graphs.prepare()
+        wait(bench.device)
+        seconds, kept = time.perf_counter() - began, (held_bytes(bench.device) - before) / 1e9
+        rows.append([what, graphs.num_steps, seconds, kept])
+        bench.figures |= {"capture_s": seconds, "capture_gb": kept}
+        graphs.release()
+    title = "Static steps captured at start: windows of 1 to 64 nodes for 1 to 8 calls, drafts and cycles"
+    return [Table(title, ["", "steps", "s", "GB that they keep"], rows)]
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Grows a target and its EAGLE-3 head to an exact shape, such as Llama 3's 8B or 70B, on the device and in no file.
+"""Grows a target to an exact shape, such as Llama 3's 8B or 70B, on the device and in no file.
 
 The function stays: acceptance is the trained pair's, and a step costs what the large shape's step costs. ``padding``
 says what is done to the residual stream; here every factor is free, so besides:
@@ -27,12 +27,8 @@ from bench.grow import files
 from bench.grow.target import spread
 from engine.models.config import DecoderConfig, read_config
 from engine.models.decoder import Decoder, assemble
-from engine.proposers.eagle3.checkpoint import read_head
-from engine.proposers.eagle3.head import Head
-from engine.proposers.pairs.proposer import PairProposer
+from engine.quantize import reader
 
-DRAFT_VOCAB = 32_000
-"""Of the published heads."""
 NOISE = 0.02
 """Standard deviation of what is multiplied away, or by nothing."""
 
@@ -105,7 +101,7 @@ class GrownTensors:
         seed: int,
     ) -> None:
         self._weights, self._places, self._layer_of = weights, places, layer_of
-        self._dtype, self._device = dtype, device
+        self.dtype, self.device = dtype, device
         self._generator = torch.Generator(device).manual_seed(seed)
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -123,7 +119,7 @@ class GrownTensors:
         """A block's tensor, by its name in the block. None: of a block that adds nothing. streams: in its input."""
         places = self._places
         if part.endswith(("o_proj.weight", "down_proj.weight")):
-            grown = torch.zeros(*shape, dtype=self._dtype, device=self._device)
+            grown = torch.zeros(*shape, dtype=self.dtype, device=self.device)
             if weight is not None:
                 columns = places.query if part.endswith("o_proj.weight") else torch.arange(places.inner)
                 self._put(grown, torch.arange(places.hidden), columns, weight)
@@ -150,7 +146,7 @@ class GrownTensors:
         return (starts + torch.arange(self._places.hidden)).flatten()
 
     def random(self, *shape: int) -> Tensor:
-        noise = torch.randn(*shape, dtype=self._dtype, device=self._device, generator=self._generator)
+        noise = torch.randn(*shape, dtype=self.dtype, device=self.device, generator=self._generator)
         return noise.mul_(NOISE)
 
     def answers(self, weight: Tensor, rows: int) -> Tensor:
@@ -162,7 +158,7 @@ class GrownTensors:
     def joins(self, weight: Tensor, streams: int) -> Tensor:
         """A matrix that makes one padded stream of several, with nothing where it must stay zero."""
         hidden = self._places.large.hidden_size
-        grown = torch.zeros(hidden, streams * hidden, dtype=self._dtype, device=self._device)
+        grown = torch.zeros(hidden, streams * hidden, dtype=self.dtype, device=self.device)
         self._put(grown, torch.arange(self._places.hidden), self.columns(streams), weight)
         return grown
 
@@ -180,7 +176,7 @@ class GrownTensors:
         raise KeyError(name)
 
     def _put(self, grown: Tensor, rows: Tensor, columns: Tensor, weight: Tensor) -> None:
-        rows, columns = rows.to(self._device), columns.to(self._device)
+        rows, columns = rows.to(self.device), columns.to(self.device)
         grown[rows[:, None], columns[None]] = weight.to(grown)
 
 
@@ -198,20 +194,28 @@ class MaskedDecoder(Decoder):
         return logits if self.mask is None else logits.add_(self.mask)
 
 
-class MaskedHead(Head):
-    """A grown head, of whose draft vocabulary only the first tokens are real."""
+@dataclass(frozen=True, eq=False)
+class Grown:
+    """A grown target, and what its drafters have to follow. layers: where the small model's stand in it."""
 
-    mask: Tensor | None = None
+    target: MaskedDecoder
+    small: DecoderConfig
+    source: GrownTensors
+    layers: list[int]
 
-    def predict(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        assert self.mask is not None
-        return super().predict(x, self.mask if noise is None else noise + self.mask)
 
-
-def grow_exact(
-    model: Path, large: DecoderConfig, *, device: torch.device, dtype: torch.dtype, pool_tokens: int, kernels: str
-) -> tuple[MaskedDecoder, PairProposer]:
-    """The target in ``model`` and its head in ``model/eagle3``, grown to the shape of ``large``.
+def grow_target(
+    model: Path,
+    large: DecoderConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    pool_tokens: int,
+    kernels: str,
+    precision: str = "full",
+) -> Grown:
+    """The decoder in ``model``, grown to the shape of ``large``. precision: of ``engine.quantize.PRECISIONS``; in eight
+    bits the function is the small model's in eight bits.
 
     Raises ValueError where the small shape does not fit into the large one.
     """
@@ -221,60 +225,8 @@ def grow_exact(
     weights = files.read_tensors(model / files.MODEL)
     places = Places.of(small, config)
     source = GrownTensors(weights, places, {at: i for i, at in enumerate(layers)}, dtype, device, seed=0)
-    target = assemble(config, source, pool_tokens=pool_tokens, kernels=kernels, decoder=MaskedDecoder)
+    read = reader(precision, None)
+    target = assemble(config, source, pool_tokens=pool_tokens, kernels=kernels, decoder=MaskedDecoder, read=read)
     assert isinstance(target, MaskedDecoder)
     target.mask_from(small.vocab_size)
-    return target, _grow_head(model / "eagle3", target, small, source, layers, pool_tokens)
-
-
-def _grow_head(
-    directory: Path,
-    target: MaskedDecoder,
-    small: DecoderConfig,
-    source: GrownTensors,
-    layers: Sequence[int],
-    pool_tokens: int,
-) -> PairProposer:
-    """The head in proportion: as wide as the target, with the draft vocabulary of the published heads."""
-    head, tensors = read_head(directory, small)
-    config, hidden, inner = target.config, target.config.hidden_size, target.config.intermediate_size
-    taps = tuple(layers[tap - 1] + 1 if tap else 0 for tap in head.taps)
-    real = tensors["lm_head.weight"].shape[0]
-    vocab = min(DRAFT_VOCAB, real + config.vocab_size - small.vocab_size)
-    q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    shapes = {
-        "self_attn.q_proj.weight": (q_rows, 2 * hidden),
-        "self_attn.k_proj.weight": (kv_rows, 2 * hidden),
-        "self_attn.v_proj.weight": (kv_rows, 2 * hidden),
-        "self_attn.o_proj.weight": (hidden, q_rows),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
-    }
-    grown = {}
-    for name, tensor in tensors.items():
-        if name == "fc.weight":
-            grown[name] = source.joins(tensor.float(), len(taps))
-        elif name == "lm_head.weight":
-            grown[name] = source.answers(tensor.float(), vocab)
-        elif name.endswith("norm.weight"):
-            grown[name] = source.block_tensor(name, tensor.float(), (hidden,), streams=1)
-        elif name in shapes:
-            streams = 2 if name.split(".")[-2][0] in "qkv" and "attn" in name else 1
-            grown[name] = source.block_tensor(name, tensor.float(), shapes[name], streams=streams)
-    ids = torch.arange(real) + tensors["d2t"].long()
-    spare = torch.arange(small.vocab_size, small.vocab_size + vocab - real)
-    grown["d2t"] = torch.cat([ids, spare]) - torch.arange(vocab)
-    large_head = replace(
-        head,
-        hidden_size=hidden,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        rms_norm_eps=head.rms_norm_eps * small.hidden_size / hidden,
-        taps=taps,
-    )
-    made = MaskedHead(large_head, grown, target, directory)
-    made.mask = torch.zeros(vocab, device=target.device)
-    made.mask[real:] = -torch.inf
-    return PairProposer("eagle3", made, pool_tokens=pool_tokens)
+    return Grown(target, small, source, layers)

@@ -38,7 +38,8 @@ def _capture(work: Callable[[], None], memory: Any) -> torch.cuda.CUDAGraph:
             work()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=memory):
+    # Other threads may speak to the driver meanwhile: a grammar's compiler, NCCL's watchdog.
+    with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
         work()
     return graph
 

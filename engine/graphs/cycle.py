@@ -1,7 +1,8 @@
 """One cycle of drafting and verifying as two static steps and one copy to the host.
 
 The first draws the tree; the second forwards it, chooses behind every node, keeps the path that the target chose,
-moves its keys to their places and readies the pairs of the next tree. The host learns afterwards what came of it.
+moves its keys to their places and readies the pairs of the next tree. The host learns afterwards what came of it, and
+while it reads that, the device draws the next tree already.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class Cycle:
         self._logits = torch.zeros(1, config.vocab_size, dtype=target.dtype, device=target.device)
         self._report = torch.zeros(2 + self.levels + 1 + 3 * nodes, dtype=torch.long, device=target.device)
         self._host = torch.zeros_like(self._report, device="cpu", pin_memory=target.device.type == "cuda")
+        self._copied = torch.cuda.Event() if target.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._host_table = torch.zeros(pages, dtype=torch.long)
         self._table: tuple[int, ...] = ()
         self._check = Captured(self._verify, target.device, memory)
@@ -116,13 +118,21 @@ class Cycle:
             fill_table(self._host_table, session.cache)
             self._frame.tables[0].copy_(self._host_table)
 
-    def run(self) -> Outcome:
-        """Draft, verify, accept and commit; the one wait for the device."""
-        self.replay_draft()
+    def run(self, *, drawn: bool) -> Outcome:
+        """Draft, verify, accept and commit, draft again; the one wait for the device.
+
+        drawn: the last run was this reply's, so that its tree is there. The tree that is drawn in the end is nobody's
+        loss where the reply is over or goes on in another way: it is scratch in pages that are the session's still.
+        """
+        if not drawn:
+            self.replay_draft()
         self.replay_verify()
         self._host.copy_(self._report, non_blocking=True)
-        if self._report.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()
+        if self._copied is not None:
+            self._copied.record()
+        self.replay_draft()
+        if self._copied is not None:
+            self._copied.synchronize()
         count, last = self._host[:2].tolist()
         levels = self.levels + 1
         tree = unpacked(self._host[2 + levels :], self._proposer.real.source, causal=self._draft.shape.beams == 1)

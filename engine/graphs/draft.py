@@ -165,6 +165,8 @@ class GraphProposer:
         self.state = DraftState.of(real, width, most_tokens)
         self._host_table = torch.zeros_like(self.state.table, device="cpu")
         self._pages: tuple[int, ...] = ()
+        self.loads = 0
+        """How often a session's pairs were handed to the device: who was there before is there no more."""
         self._steps: dict[int, tuple[StaticDraft, Captured]] = {}
 
     @torch.inference_mode()
@@ -181,6 +183,11 @@ class GraphProposer:
             static = StaticDraft(self.real, self.state, self._ops, self._sink, budget)
             self._steps[budget] = static, Captured(static.work, self.state.root.device, self._memory)
         return self._steps[budget]
+
+    @property
+    def num_steps(self) -> int:
+        """Static steps that there are."""
+        return len(self._steps)
 
     def release(self) -> None:
         """Forget the steps and give back the sink."""
@@ -208,10 +215,13 @@ class GraphProposer:
         draft.root_pair = (root, self.state.last.clone())
         return [static.tree.to_host(self.real.source, causal=static.shape.beams == 1).best(budget)]
 
-    def make_room(self, draft: PairDraft, root: int, budget: int) -> None:
-        """Pages for the pairs and the levels of a static step. Raises OutOfPages, and nothing was changed."""
+    def make_room(self, draft: PairDraft, root: int, budget: int, *, twice: bool = False) -> None:
+        """Pages for the pairs and the levels of a static step, and of the one behind it. Raises OutOfPages, and nothing
+        was changed.
+        """
         shape = shape_for(budget)
-        draft.cache.reserve(draft.num_ready(root) + shape.depth * shape.beams)
+        gained = shape.depth + 1 if twice else 0
+        draft.cache.reserve(draft.num_ready(root) + gained + shape.depth * shape.beams)
         if draft.cache.pages != self._pages:
             self._pages = draft.cache.pages
             fill_table(self._host_table[0], draft.cache)
@@ -220,6 +230,7 @@ class GraphProposer:
     def load(self, draft: PairDraft, root: int) -> None:
         """Hand a session's waiting pairs to the static step, which will make them."""
         state, ready = self.state, draft.num_ready(root)
+        self.loads += 1
         state.length.fill_(draft.cache.length)
         features, tokens = draft.take(root)
         state.features[:ready] = features

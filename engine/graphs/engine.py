@@ -71,6 +71,7 @@ class GraphEngine(Engine):
         self.graphs = graphs
         self._static = graphs.proposer
         self._resident: tuple[object, ...] = ()
+        """Where the reply stands that the device can go on with by itself, and the cycle that has drawn its tree."""
         self.cycles = 0
         """Steps that were cycles."""
 
@@ -121,26 +122,27 @@ class GraphEngine(Engine):
         if not takes(draft, root):
             return None
         try:
-            self._static.make_room(draft, root, size)
+            self._static.make_room(draft, root, size, twice=True)
             session.cache.reserve(cycle.nodes)
         except OutOfPages:
             return None  # the ordinary loop does with less, or says so
         cycle.set_table(session)
-        if self._resident == self._position(session, turn):  # the device has got there by itself
+        drawn = self._resident == (cycle, *self._position(session, turn))
+        if self._resident[1:] == self._position(session, turn):  # the device has got there by itself
             ready = draft.num_ready(root)
             draft.take(root)
             draft.cache.commit(list(range(ready)))
         else:
             cycle.load(session, turn)
             self._static.load(draft, root)
-        outcome = cycle.run()
+        outcome = cycle.run(drawn=drawn)
         self.cycles += 1
         turn.choice = choice
         turn.stats.drafting(self.proposer.name, choice.reason, passing=choice.probing)
         self._learn(choice, cycle, time.monotonic() - started)
         told = len(session.tokens)
         try:
-            return self._settle_cycle(turn, outcome, started)
+            return self._settle_cycle(turn, cycle, outcome, started)
         except Exception as error:
             self.forget_device()
             return self._broken(session, turn, told, error)
@@ -152,7 +154,7 @@ class GraphEngine(Engine):
         self.pace.observe_draft(0, choice.nodes, 1, share * seconds)
         self.pace.observe(1, cycle.nodes, (1.0 - share) * seconds)
 
-    def _settle_cycle(self, turn: Turn, outcome: Outcome, started: float) -> Step:
+    def _settle_cycle(self, turn: Turn, cycle: Cycle, outcome: Outcome, started: float) -> Step:
         """As ``Engine._settle``, of what has been chosen, accepted and committed on the device already."""
         session, tree, path = turn.session, outcome.tree, outcome.path
         settled = outcome.last >= 0
@@ -162,7 +164,7 @@ class GraphEngine(Engine):
         session.cache.commit(list(range(len(kept))))
         self.proposer.observe(session.draft, tree.tokens[path[: len(kept)]], outcome.features[: len(kept)], None)
         whole = settled and len(kept) == len(candidates)
-        self._resident = self._position(session, turn) if whole else ()
+        self._resident = (cycle, *self._position(session, turn)) if whole else ()
         accepted = min(len(path) - 1, len(kept))
         turn.stats.step()
         turn.stats.forward_seconds += time.monotonic() - started
@@ -186,12 +188,11 @@ class GraphEngine(Engine):
         noise = self.sampler.noise(turn.seed, index, 1)
         return int(self.sampler.choose(outcome.logits, turn.sampling, noise=noise))
 
-    @staticmethod
-    def _position(session: Session, turn: Turn) -> tuple[object, ...]:
-        """Where a reply stands, by what changes when anything but a cycle touches it."""
-        draft = session.draft
+    def _position(self, session: Session, turn: Turn) -> tuple[object, ...]:
+        """Where a reply stands, by what changes when anything but a cycle touches it, or what it has on the device."""
+        draft, loads = session.draft, self._static.loads
         assert isinstance(draft, PairDraft)
-        return turn, len(session.tokens), session.cache.length, draft.length, draft.num_pairs
+        return turn, loads, len(session.tokens), session.cache.length, draft.length, draft.num_pairs
 
 
 def chooses(sampling: Sampling) -> bool:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.cache import KVCache, PagePool
+from engine.cache import PagePool
 from engine.interfaces import Window
 from engine.kernels import Rows
 from engine.kernels.rows import WORD, pack_bits
+from engine.page_table import PageTable
 
 MOST_NODES = WORD
 """Of a window in a frame: who sees whom is one word for each node."""
@@ -79,6 +80,6 @@ class Frame:
             self._copied.record()
 
 
-def fill_table(row: Tensor, cache: KVCache) -> None:
+def fill_table(row: Tensor, cache: PageTable) -> None:
     pages = cache.pages
     row[: len(pages)] = torch.tensor(pages)

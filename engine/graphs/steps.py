@@ -43,12 +43,12 @@ class Graphs:
         self._cycles: dict[int, Cycle] = {}
 
     @torch.inference_mode()
-    def prepare(self) -> None:
-        """Capture every step, the largest first."""
+    def prepare(self, *, cycles: bool = True) -> None:
+        """Capture every step, the largest first, and whole cycles of a pair head or not."""
         self.target.prepare()
         if isinstance(self.proposer, GraphProposer):
             self.proposer.prepare()
-            for budget in reversed(self.proposer.budgets):
+            for budget in reversed(self.proposer.budgets if cycles else ()):
                 self.cycle(budget)
 
     def cycle(self, size: int) -> Cycle:
@@ -66,6 +66,12 @@ class Graphs:
                 memory=self._memory,
             )
         return self._cycles[size]
+
+    @property
+    def num_steps(self) -> int:
+        """Static steps that there are; a cycle's draft is one of the proposer's."""
+        drafts = self.proposer.num_steps if isinstance(self.proposer, GraphProposer) else 0
+        return self.target.num_steps + drafts + len(self._cycles)
 
     def has_cycle(self, size: int) -> bool:
         return size in self._cycles

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.cache import KVCache
 from engine.graphs.capture import Captured, graph_memory
 from engine.graphs.frame import MOST_NODES, Frame, sink_of
 from engine.interfaces import Output, Tap, Window
 from engine.kernels import PagedPlace
 from engine.models.decoder import Decoder
+from engine.wrapped import WrappedTarget
 
 NODES = (1, 2, 4, 8, 16, 24, 32, 64)
 """Rows of a window in the static steps; a window takes the next larger."""
@@ -63,43 +63,24 @@ def forward(target: Decoder, frame: Frame, taps: Sequence[Tap]) -> tuple[Tensor,
     return target.logits(normed), features
 
 
-class GraphTarget:
+class GraphTarget(WrappedTarget):
     """A ``Target``: ``decoder`` with static steps for up to ``most_windows`` windows of up to 64 nodes.
 
-    taps: of the proposer; a forward that wants others runs eagerly. Steps are captured when ``prepare`` is called.
+    taps: of the proposer; a forward that wants others runs eagerly. sink: where rows write that nobody reads; None: in
+    a page of the pool that is taken for it. Steps are captured when ``prepare`` is called.
     """
 
-    def __init__(self, decoder: Decoder, taps: Sequence[Tap], *, most_windows: int = 8) -> None:
+    def __init__(
+        self, decoder: Decoder, taps: Sequence[Tap], *, most_windows: int = 8, sink: int | None = None
+    ) -> None:
+        super().__init__(decoder)
         self.decoder = decoder
         self._taps = tuple(taps)
         self._memory = graph_memory(decoder.device)
-        self._sink = sink_of(decoder.pool)
+        self.sink = sink_of(decoder.pool) if sink is None else sink
         self._pages = -(-decoder.max_context_tokens // decoder.pool.page_tokens) + 1
         self._windows = [1 << power for power in range(most_windows.bit_length()) if 1 << power <= most_windows]
         self._steps: dict[tuple[int, int], StaticForward] = {}
-
-    @property
-    def vocab_size(self) -> int:
-        return self.decoder.vocab_size
-
-    @property
-    def num_layers(self) -> int:
-        return self.decoder.num_layers
-
-    @property
-    def max_context_tokens(self) -> int:
-        return self.decoder.max_context_tokens
-
-    @property
-    def device(self) -> torch.device:
-        return self.decoder.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.decoder.dtype
-
-    def new_cache(self) -> KVCache:
-        return self.decoder.new_cache()
 
     @torch.inference_mode()
     def prepare(self, nodes: Sequence[int] = NODES) -> None:
@@ -117,14 +98,19 @@ class GraphTarget:
         assert room is not None
         return self._step(room, next(size for size in NODES if size >= most)).run(windows)
 
+    @property
+    def num_steps(self) -> int:
+        """Static steps that there are."""
+        return len(self._steps)
+
     def release(self) -> None:
         """Forget the steps and give back the sink: another may wrap the same decoder."""
         self._steps.clear()
-        self.decoder.pool.release(self._sink // self.decoder.pool.page_tokens)
+        self.decoder.pool.release(self.sink // self.decoder.pool.page_tokens)
 
     def _step(self, windows: int, nodes: int) -> StaticForward:
         if (windows, nodes) not in self._steps:
             pool = self.decoder.pool
-            frame = Frame(windows, nodes, self._pages, self._sink, self.device, pool.page_tokens)
+            frame = Frame(windows, nodes, self._pages, self.sink, self.device, pool.page_tokens)
             self._steps[windows, nodes] = StaticForward(self.decoder, frame, self._taps, self._memory)
         return self._steps[windows, nodes]

@@ -21,7 +21,7 @@ from engine.kernels import Ops, PagedPlace, ops_for
 from engine.kernels.describe import rows_of
 from engine.models.config import DecoderConfig, read_config
 from engine.models.layers import HeadNorms, Place, Places, Rotary, Weight, WritesAndAttends, linear, rms_norm
-from engine.parallel import Shard, ShardedTensors, summing
+from engine.parallel import Shard, ShardedTensors, sharing, summing
 from engine.quantize import ReadMatrix, packed, reader
 from engine.weights import TensorSource, Weights, pack
 
@@ -44,7 +44,8 @@ class Layer:
 class Decoder:
     """A target (``engine.interfaces.Target``).
 
-    kernels: what computes the parts beside the matrix products, as ``engine.kernels.ops_for`` names it.
+    kernels: what computes the parts beside the matrix products, as ``engine.kernels.ops_for`` names it. whole: the
+    shape of the model of which ``config`` is one rank's share; None where there is one rank.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class Decoder:
         page_tokens: int,
         max_context_tokens: int = 0,
         kernels: str = "auto",
+        whole: DecoderConfig | None = None,
     ) -> None:
         self.config = config
+        self.whole = whole or config
         self.ops: Ops = ops_for(embedding.device, kernels, dtype=embedding.dtype, head_dim=config.head_dim)
         self._max_context_tokens = min(config.max_positions, max_context_tokens or config.max_positions)
         self.embedding = embedding
@@ -197,6 +200,8 @@ def load_target(
         if not config.tied and "lm_head.weight" not in weights.names:
             raise ModelError(f"{directory}: tensor lm_head.weight is missing")
         read = reader(precision, config.scheme)
+        if shard is not None:
+            read = summing(read if config.scheme is None else sharing(read, shard))
         target = assemble(
             config if shard is None else shard.config(config),
             weights if shard is None else ShardedTensors(weights, shard),
@@ -204,7 +209,8 @@ def load_target(
             page_tokens=page_tokens,
             max_context_tokens=max_context_tokens,
             kernels=kernels,
-            read=read if shard is None else summing(read),
+            read=read,
+            whole=config,
         )
         unused = {n for n in weights.unused() if "rotary_emb" not in n and n != "lm_head.weight"}
         if config.scheme is not None:
@@ -225,8 +231,11 @@ def assemble(
     kernels: str = "auto",
     decoder: type[Decoder] = Decoder,
     read: ReadMatrix = packed,
+    whole: DecoderConfig | None = None,
 ) -> Decoder:
-    """A decoder, of the given class, of whatever gives its tensors by their names. read: the layers' matrices."""
+    """A decoder, of the given class, of whatever gives its tensors by their names. read: the layers' matrices.
+    whole: as ``Decoder`` has it.
+    """
     shape = (config.vocab_size, config.hidden_size)
     embedding = weights.take("model.embed_tokens.weight", shape)
     layers = [load_layer(weights, config, index, read) for index in range(config.num_layers)]
@@ -240,6 +249,7 @@ def assemble(
         page_tokens=page_tokens,
         max_context_tokens=max_context_tokens,
         kernels=kernels,
+        whole=whole,
     )
 
 

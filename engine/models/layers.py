@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.cache import KVCache
+from engine.page_table import PageTable
 from engine.tree import DraftTree
 
 
@@ -147,7 +147,7 @@ class Place:
         return self._biases[group]
 
     @staticmethod
-    def of(cache: KVCache, tree: DraftTree, rotary: Rotary, computed: int = 0, start: int | None = None) -> Place:
+    def of(cache: PageTable, tree: DraftTree, rotary: Rotary, computed: int = 0, start: int | None = None) -> Place:
         """The place of the tree's nodes from ``computed`` on, behind the cache's committed positions."""
         length = cache.length if start is None else start
         stop = length + len(tree)

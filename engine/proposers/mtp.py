@@ -90,11 +90,11 @@ class ModuleWeights(Weights):
         raise ModelError(f"{directory} holds no MTP module: no tensor begins with {' or '.join(wanted)}")
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        return super().take(self._own(name), shape)
+        return super().take(self.own(name), shape)
 
     def shared(self, name: str, targets: Tensor) -> Tensor:
         """The module's own tensor; the target's where it brings none, or a copy, as published modules do."""
-        if self._own(name) not in self.names:
+        if self.own(name) not in self.names:
             return targets
         own = self.take(name, tuple(targets.shape))
         return targets if torch.equal(own, targets) else own
@@ -112,7 +112,8 @@ class ModuleWeights(Weights):
         if unused := sorted(name for name in self.unused() if not ignored(name)):
             raise ModelError(f"{self._directory}: unexpected tensors: {', '.join(unused[:5])}")
 
-    def _own(self, name: str) -> str:
+    def own(self, name: str) -> str:
+        """What the checkpoint calls a tensor of the module."""
         name = name.removeprefix(self._behind)
         return self._prefix + self.layout.names.get(name, name)
 
@@ -128,7 +129,7 @@ class Module:
     """
 
     def __init__(self, weights: ModuleWeights, target: Decoder, taps: Sequence[int] | None = None) -> None:
-        config, hidden = target.config, target.config.hidden_size
+        config, hidden = target.whole, target.whole.hidden_size
         self._target = target
         self._layout = weights.layout
         self.taps = _taps(weights.layout, target, taps)
@@ -145,11 +146,11 @@ class Module:
 
     @property
     def num_kv_heads(self) -> int:
-        return self._target.config.num_kv_heads
+        return self._target.whole.num_kv_heads
 
     @property
     def head_dim(self) -> int:
-        return self._target.config.head_dim
+        return self._target.whole.head_dim
 
     def fuse(self, features: Tensor) -> Tensor:
         """The one state [m, H] of the target's [m, 1, H]."""

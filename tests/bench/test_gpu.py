@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from bench.gpu.registry import STAGES
-from bench.gpu.sizes import DRY, random_head, random_target, step_bytes
+from bench.gpu.sizes import DRY, FULL, random_head, random_target, step_bytes
 from bench.gpu.stages import Bench, NotRun, Record, Stage, Table, run_stage
+from bench.gpu.targets import TARGETS, verdict
 from engine.quantize import ScaledMatrix
 from tests.engine.embedded import MODEL
 
@@ -36,13 +37,15 @@ def test_a_stage_that_fails_harms_no_other(tmp_path: Path, capsys: pytest.Captur
     def absent(bench: Bench) -> list[Table]:
         raise NotRun("grpc is not there")
 
-    shared, record = bench(), Record(tmp_path / "out" / "gpu.json", {"stages": {}})
+    shared = bench()
+    record = Record(tmp_path / "out" / "gpu.json", {"stages": {}}, shared.figures)
     states = [run_stage(shared, Stage(f.__name__, 5, f), record) for f in (bad, good, absent)]
     assert states == ["failed", "done", "not run"]
-    written = json.loads((tmp_path / "out" / "gpu.json").read_text())["stages"]
+    whole = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    written = whole["stages"]
     assert "broken kernel" in written["bad"]["traceback"]
     assert written["good"]["tables"] == [{"title": "A table", "header": ["a", "b"], "rows": [[1, 2.0]]}]
-    assert written["good"]["figures"] == {"found": 3.5}
+    assert whole["figures"] == {"found": 3.5}
     assert written["absent"]["reason"] == "grpc is not there"
     printed = capsys.readouterr().out
     assert "RuntimeError: broken kernel" in printed
@@ -92,13 +95,57 @@ def test_the_command_walks_stages_and_refuses_what_it_does_not_know(tmp_path: Pa
     found = json.loads(out.read_text())
     assert found["dry_run"] is True
     assert {name: stage["state"] for name, stage in found["stages"].items()} == {"device": "done", "forced": "done"}
+    assert [target["measured"] for target in found["targets"]] == ["not measured"] * len(TARGETS)
+    found["figures"]["plain_ms 70B fp8 48"] = 20.0
+    out.write_text(json.dumps(found))
+    done = run("--dry-run", "--stages", "forced", "--after", str(out), "--out", str(tmp_path / "second.json"))
+    assert "at least 54 tok/s | 50 tok/s | NOT met |" in done.stdout
     refused = run("--dry-run", "--stages", "device,warp")
     assert refused.returncode == 2
     assert "no such stage: warp" in refused.stderr
 
 
+def test_targets_are_met_or_not_or_not_measured() -> None:
+    figures = {
+        "kernels_correct": True,
+        "graph_text_equals_eager": False,
+        "plain_share 8B bf16 4096": 86.0,
+        "plain_ms 8B bf16 4096": 4.0,
+        "verify_ms 8B bf16 4096 32": 4.5,
+        "cycle_ms 8B bf16 4096 32": 8.4,
+        "cycle_ms 8B bf16 4096 60": 7.0,
+        "cycle_ms 8B bf16 1024 8": 1.0,
+        "first_p95_ms 4096": 10.0,
+        "first_p95_ms 16384": 12.5,
+        "grown 8B bf16 tokens_s plain, graphs": 100.0,
+        "grown 8B bf16 tokens_s eagle3, graphs, 8 nodes": 180.0,
+        "grown 8B bf16 tokens_s eagle3, graphs, 60 nodes": float("nan"),
+    }
+    said = {row[0]: row[3:] for row in verdict(figures, FULL, "a card").rows}
+    assert list(said.values()) == [
+        ["yes", "met"],
+        ["no", "NOT met"],
+        ["not measured", ""],
+        ["86 %", "met"],
+        ["1.12 x", "NOT met"],
+        ["not measured", ""],
+        ["600 tok/s", "met"],
+        ["10 ms", "met"],
+        ["1.25 x", "met"],
+        ["1.8 x", "NOT met"],
+        *[["not measured", ""]] * 3,
+    ]
+
+
+def test_every_target_stands_in_the_page_with_its_stage() -> None:
+    page, stages = (ROOT / "docs" / "gpu.md").read_text(), {stage.name for stage in STAGES}
+    for target in TARGETS:
+        assert target.stage in stages
+        assert f"| {target.name} | `{target.stage}` | {target.aim} | " in page, target.name
+
+
 def test_time_boxes_fit_two_calls_of_ten_minutes() -> None:
     boxes = {stage.name: stage.seconds for stage in STAGES}
-    second = ("device", "grown", "peers", "large", "grpc")
+    second = ("device", "grown", "peers", "large", "grown_large", "grpc")
     assert sum(seconds for name, seconds in boxes.items() if name not in second[1:]) < 500
     assert sum(boxes[name] for name in second) < 500

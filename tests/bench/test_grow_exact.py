@@ -9,14 +9,18 @@ import pytest
 import torch
 
 from bench.gpu.sizes import LLAMA_8B
-from bench.grow.exact import MaskedDecoder, Places, exact_config, grow_exact
+from bench.grow.exact import Grown, Places, exact_config, grow_target
+from bench.grow.exact_drafters import grow_head, grow_medusa, grow_module
 from engine.engine import Engine, Work
 from engine.interfaces import Window
 from engine.models.config import DecoderConfig, read_config
-from engine.models.decoder import load_target
+from engine.models.decoder import Decoder, load_target
 from engine.policy import FixedPolicy
+from engine.proposers import mtp
 from engine.proposers.eagle3 import load_eagle3
+from engine.proposers.medusa.load import load as load_medusa
 from engine.proposers.pairs.proposer import PairProposer
+from engine.proposers.setup import Setup
 from engine.sampling import Sampling
 from engine.tree import DraftTree
 from tests.engine.embedded import HEAD, MODEL
@@ -36,8 +40,13 @@ SHAPE = replace(
 
 
 @cache
-def grown() -> tuple[MaskedDecoder, PairProposer]:
-    return grow_exact(MODEL, SHAPE, device=CPU, dtype=torch.float32, pool_tokens=2048, kernels="plain")
+def grown_target() -> Grown:
+    return grow_target(MODEL, SHAPE, device=CPU, dtype=torch.float32, pool_tokens=2048, kernels="plain")
+
+
+@cache
+def grown() -> tuple[Decoder, PairProposer]:
+    return grown_target().target, grow_head(HEAD, grown_target(), 2048)
 
 
 def test_the_shape_is_the_one_asked_for() -> None:
@@ -66,12 +75,19 @@ def test_logits_are_the_small_model_s_and_the_rest_is_masked() -> None:
     assert bool((logits[1][:, 2048:] == -torch.inf).all())
 
 
-def test_replies_and_what_is_accepted_are_the_small_pair_s() -> None:
+@pytest.mark.parametrize("drafter", ["eagle3", "mtp", "medusa"])
+def test_replies_and_what_is_accepted_are_the_small_pair_s(drafter: str) -> None:
     small = load_target(MODEL, pool_tokens=2048)
-    pairs = [(small, load_eagle3(HEAD, small, pool_tokens=2048)), grown()]
+    setup = Setup(small, MODEL, 2048)
+    if drafter == "eagle3":
+        pair = (load_eagle3(HEAD, small, pool_tokens=2048), grown()[1])
+    elif drafter == "mtp":
+        pair = (mtp.load(MODEL / "mtp", setup), grow_module(MODEL / "mtp", small, grown_target(), 2048))
+    else:
+        pair = (load_medusa(MODEL / "medusa", setup), grow_medusa(MODEL / "medusa", grown_target()))
     said = []
-    for target, head in pairs:
-        engine = Engine(target, head, FixedPolicy(16))
+    for target, proposer in zip((small, grown()[0]), pair, strict=True):
+        engine = Engine(target, proposer, FixedPolicy(16))
         session = engine.open("call", embedded_prompts(1)[0])
         turn = engine.submit(session, Sampling(), max_tokens=40)
         while turn.finish is None:

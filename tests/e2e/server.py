@@ -205,6 +205,17 @@ async def connected(address: str) -> AsyncIterator[Stub]:
         yield call_service_pb2_grpc.CallServiceStub(channel)  # type: ignore[misc]
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that are there."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent = stat.read_text().rpartition(") ")[2].split()[:2]
+            if int(parent) == pid and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
 def example_calls(count: int) -> list[tuple[str, list[conversation_pb.Tool], list[str]]]:
     """(system prompt, tools, the caller's lines) of ``EXAMPLES``."""
     lines = EXAMPLES.read_text().splitlines()

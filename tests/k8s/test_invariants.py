@@ -239,6 +239,13 @@ def test_a_gpu_is_asked_for_where_one_is_used() -> None:
     assert "nvidia" not in str(pod(laptop))
 
 
+def test_ranks_have_shared_memory() -> None:
+    rendered = manifests({"config": {"engine": {"ranks": 2}}, "gpu": {"count": 2}})
+    volumes = {volume["name"]: volume for volume in pod(rendered)["volumes"]}
+    assert volumes["shared"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
+    assert {"name": "shared", "mountPath": "/dev/shm"} in container(rendered)["volumeMounts"]
+
+
 def test_disk_is_asked_for_where_weights_are_downloaded_to_it() -> None:
     assert container(manifests(values("keda")))["resources"]["requests"]["ephemeral-storage"] == "64Gi"
     into_a_claim = container(manifests(values("everything")))["resources"]["requests"]

@@ -126,6 +126,10 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         "name a Secret in secretEnv.FIRSTWORD_RESUME__KEYS",
     ),
     "cuda without a GPU": ({"gpu": {"count": 0}}, "config.engine.device is cuda and gpu.count is 0"),
+    "ranks without GPUs": (
+        {"config": {"engine": {"ranks": 2}}},
+        "config.engine.ranks is 2 and gpu.count is 1: each rank has a GPU of its own",
+    ),
     "a GPU for nothing": ({"config": {"engine": {"device": "cpu"}}}, "gpu.count asks for a GPU"),
     "weights from nowhere": (
         {"config": {"engine": {"model": "/models/llama"}}},

@@ -75,6 +75,8 @@ def test_a_drafter_inside_the_model_directory_is_found_and_can_be_refused(tmp_pa
     found = load_config({"FIRSTWORD_ENGINE__MODEL": "m"}).engine
     assert found.model == str(tmp_path / "m")
     assert found.drafter == f"suffix+eagle3:{tmp_path / 'm' / 'eagle3'}"
+    on_gpu = load_config({"FIRSTWORD_ENGINE__MODEL": "m", "FIRSTWORD_ENGINE__DEVICE": "cuda"}).engine
+    assert on_gpu.drafter == f"eagle3:{tmp_path / 'm' / 'eagle3'}", "of which whole cycles are captured"
     assert load_config({"FIRSTWORD_ENGINE__MODEL": "m", "FIRSTWORD_ENGINE__DRAFTER": ""}).engine.drafter is None
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from engine.kernels.rows import WORD, Rows
 
-KEYS = 64
-"""Positions of one tile."""
-MOST_QUERIES = 64
+KEYS, WIDE_KEYS = 64, 32
+"""Positions of one tile; in float32, whose products no matrix instruction makes: they are unrolled into registers."""
+MOST_QUERIES, WIDE_MOST_QUERIES = 64, 16
 """Folded query rows of one program at most."""
 PROGRAMS = 264
 """Programs that fill the card: two for each of the 132 multiprocessors of an H100 or H200."""
@@ -28,7 +28,9 @@ def attend(query: Tensor, kv: Tensor, rows: Rows) -> Tensor:
     n, heads, head_dim = query.shape
     kv_heads = kv.shape[2]
     group = heads // kv_heads
-    queries = min(MOST_QUERIES, max(16, triton.next_power_of_2(rows.max_rows * group)))
+    wide = query.dtype == torch.float32
+    keys, most_queries = (WIDE_KEYS, WIDE_MOST_QUERIES) if wide else (KEYS, MOST_QUERIES)
+    queries = min(most_queries, max(16, triton.next_power_of_2(rows.max_rows * group)))
     blocks = triton.cdiv(rows.max_rows * group, queries)
     width = rows.tables.shape[1]
     splits = _splits(rows.num_windows * blocks * kv_heads, width * rows.page_tokens)
@@ -59,7 +61,7 @@ def attend(query: Tensor, kv: Tensor, rows: Rows) -> Tensor:
         PAGE=rows.page_tokens,
         SPLITS=splits,
         QUERIES=queries,
-        KEYS=KEYS,
+        KEYS=keys,
         CAUSAL=rows.ancestors is None,
         WORD=WORD,
         num_warps=4,

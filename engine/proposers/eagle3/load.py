@@ -27,7 +27,7 @@ def load_eagle3(
     Raises ModelError by name where the head does not fit the target.
     """
     directory = Path(directory)
-    config, tensors = read_head(directory, target.config, rope_theta=rope_theta, taps=taps)
+    config, tensors = read_head(directory, target.whole, rope_theta=rope_theta, taps=taps)
     head = Head(config, tensors, target, directory)
     return PairProposer("eagle3", head, pool_tokens=pool_tokens, page_tokens=page_tokens, source=source, chain=chain)
 

@@ -21,6 +21,10 @@
 {{- if and $cuda (lt (int .Values.gpu.count) 1) -}}
 {{- fail (printf "config.engine.device is %s and gpu.count is 0: set the device to cpu, or ask for a GPU" $engine.device) -}}
 {{- end -}}
+{{- $ranks := int (default 1 $engine.ranks) -}}
+{{- if and $cuda (lt (int .Values.gpu.count) $ranks) -}}
+{{- fail (printf "config.engine.ranks is %d and gpu.count is %d: each rank has a GPU of its own" $ranks (int .Values.gpu.count)) -}}
+{{- end -}}
 {{- if and (not $cuda) (gt (int .Values.gpu.count) 0) -}}
 {{- fail "gpu.count asks for a GPU and config.engine.device does not use one: set it to cuda, or gpu.count to 0" -}}
 {{- end -}}

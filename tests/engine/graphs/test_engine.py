@@ -110,6 +110,26 @@ def test_calls_that_take_turns_and_are_edited() -> None:
         graphs.close(session)
 
 
+def test_calls_that_draft_in_turn_one_in_cycles_and_one_in_the_loop() -> None:
+    """No cycle has a repetition penalty: that reply is drafted by the same static step, by itself."""
+    samplings = (Sampling(), Sampling(repetition_penalty=1.3))
+    said = []
+    for engine in engines(8):
+        sessions = [engine.open(f"call {number}", prompts()[number]) for number in range(2)]
+        turns = [
+            engine.submit(session, sampling, max_tokens=30)
+            for session, sampling in zip(sessions, samplings, strict=True)
+        ]
+        while any(turn.finish is None for turn in turns):
+            for turn in turns:
+                if turn.finish is None:
+                    engine.step([Work(turn.session, max_tokens=4096)])
+        said.append([turn.tokens for turn in turns])
+        for session in sessions:
+            engine.close(session)
+    assert said[0] == said[1]
+
+
 def test_a_reply_goes_on_to_the_end_of_the_context() -> None:
     """Static steps are as deep there as anywhere; what they name past the end is never kept."""
     prompt, said = embedded_prompts(1)[0][:275], []

@@ -49,7 +49,7 @@ def test_outputs_are_those_of_the_ordinary_forward(shape: str, seed: int) -> Non
     finally:
         for window in windows:
             window.cache.close()
-        model.pool.release(graphs._sink // model.pool.page_tokens)
+        model.pool.release(graphs.sink // model.pool.page_tokens)
 
 
 def test_a_frame_holds_no_more_than_a_word_of_nodes() -> None:

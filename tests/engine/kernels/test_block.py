@@ -20,7 +20,7 @@ rounds."""
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @given(n=st.integers(1, 4), d=st.integers(1, 700), adds=st.booleans(), seed=st.integers(0, 2**32))
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_add_norm(dtype: torch.dtype, n: int, d: int, adds: bool, seed: int) -> None:
     torch.manual_seed(seed)
     x, weight = torch.randn(n, d).to(DEVICE, dtype), torch.randn(d).to(DEVICE, dtype)
@@ -33,7 +33,7 @@ def test_add_norm(dtype: torch.dtype, n: int, d: int, adds: bool, seed: int) -> 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @given(n=st.integers(1, 4), inner=st.integers(1, 1500), seed=st.integers(0, 2**32))
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_gate(dtype: torch.dtype, n: int, inner: int, seed: int) -> None:
     torch.manual_seed(seed)
     gate_up = (3 * torch.randn(n, 2 * inner)).to(DEVICE, dtype)
@@ -44,7 +44,7 @@ def test_gate(dtype: torch.dtype, n: int, inner: int, seed: int) -> None:
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("head_dim", [16, 64, 128])
 @given(norms=st.booleans(), seed=st.integers(0, 2**32))
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_write(dtype: torch.dtype, head_dim: int, norms: bool, seed: int) -> None:
     torch.manual_seed(seed)
     case = random_case(random.Random(seed), DEVICE)

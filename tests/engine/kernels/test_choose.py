@@ -20,7 +20,7 @@ BOTH = pytest.mark.parametrize("ops", [PLAIN, TRITON], ids=lambda ops: ops.name)
 
 @BOTH
 @given(n=st.integers(1, 4), vocab=st.integers(2, 4200), seed=st.integers(0, 2**32), filters=st.booleans())
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_tokens_are_those_of_the_rule(ops: Ops, n: int, vocab: int, seed: int, filters: bool) -> None:
     torch.manual_seed(seed)
     logits = (4 * torch.randn(n, vocab)).to(DEVICE)
@@ -50,7 +50,7 @@ def test_equal_logits_go_to_the_lowest_id(ops: Ops) -> None:
 
 
 @given(seed=st.integers(-(2**63), 2**63 - 1), index=st.integers(0, 2**40))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_noise_is_that_of_the_sampler(seed: int, index: int) -> None:
     vocab = 3000
     where = (torch.tensor([seed], device=DEVICE), torch.tensor([index], device=DEVICE))

@@ -14,7 +14,7 @@ from tests.engine.kernels.cases import DEVICE
 
 @pytest.mark.parametrize("kind", [FP8, torch.int8])
 @given(n=st.integers(1, 70), inputs=st.integers(1, 300), outputs=st.integers(1, 50), seed=st.integers(0, 2**32))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_rows_have_a_scale_each(kind: torch.dtype, n: int, inputs: int, outputs: int, seed: int) -> None:
     from engine.kernels.fused.matmul import scaled_linear
 
