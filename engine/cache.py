@@ -59,6 +59,8 @@ class PagePool:
             device=geometry.device,
         )
         self._refs = [0] * num_pages
+        self._used = bytearray(num_pages)
+        """A byte a page, so that runs are found at the speed of a search in memory."""
         self._num_free = num_pages
         self.releases = 0
         """Counts pages that became free, so that whoever waits for one knows when to try again."""
@@ -96,6 +98,7 @@ class PagePool:
         if not (0 <= page < self.num_pages and self._refs[page] == 0):
             page = self._roomiest_page(room)
         self._refs[page] = 1
+        self._used[page] = 1
         self._num_free -= 1
         return page
 
@@ -105,6 +108,7 @@ class PagePool:
     def release(self, page: int) -> None:
         self._refs[page] -= 1
         if self._refs[page] == 0:
+            self._used[page] = 0
             self._num_free += 1
             self.releases += 1
 
@@ -119,13 +123,9 @@ class PagePool:
         self.mover.copy_pages(sources, targets)
 
     def _longest_free_run(self) -> tuple[int, int]:
-        best_start, best_length, start = 0, 0, 0
-        for page in range(self.num_pages + 1):
-            if page == self.num_pages or self._refs[page]:
-                if page - start > best_length:
-                    best_start, best_length = start, page - start
-                start = page + 1
-        return best_start, best_length
+        """(its first page, pages in it), of several the first."""
+        longest = max(self._used.split(b"\x01"), key=len)
+        return self._used.find(longest), len(longest)
 
     def _roomiest_page(self, room: int) -> int:
         """Middle of the longest free run; its start where nobody grows into it, or else ``room`` pages would not fit.
@@ -183,7 +183,9 @@ class KVCache(PageTable):
         for index in shared:
             self._make_private(index)
         for room in range(missing, 0, -1):
-            self._grow(room)
+            self._pages.append(self.pool.allocate(self._page_before(len(self._pages)), room))
+        if missing:
+            self._note_layout()
 
     def commit(self, path: list[int]) -> None:
         """Keep the scratch positions ``path`` (node indices, increasing) and forget the others."""
@@ -290,11 +292,6 @@ class KVCache(PageTable):
 
     def _page_before(self, index: int) -> int | None:
         return self._pages[index - 1] if index and self._pages[index - 1] != ABSENT else None
-
-    def _grow(self, room: int) -> None:
-        """Add one page, the first of ``room`` that are wanted."""
-        self._pages.append(self.pool.allocate(self._page_before(len(self._pages)), room))
-        self._note_layout()
 
     def _make_private(self, index: int) -> None:
         shared = self._pages[index]

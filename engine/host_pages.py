@@ -64,6 +64,7 @@ class PageMover:
         if self._stream is None:
             self._kv.index_copy_(2, slots, copy)
             return
+        slots.record_stream(self._stream)  # else the next chunk's would take their place before they are read
         with torch.cuda.stream(self._stream):
             staged = copy.to(self._kv.device, non_blocking=True)
             # Whoever had these pages before may still be reading them.
