@@ -76,6 +76,8 @@ def read_keys(contents: Contents) -> ApiKeys:
         raise SecurityError(wrong) from None
     except ValueError as error:  # TOML and UTF-8 both
         raise SecurityError(f"no TOML: {error}") from None
+    if not found.key:  # it may be about to be written
+        raise SecurityError("no key in it")
     entries = {entry.id: entry for entry in found.key}
     if len(entries) < len(found.key):
         raise SecurityError("two keys have the same id")
