@@ -43,6 +43,7 @@ async def run(config: ServiceConfig) -> None:
     """
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(logs.unhandled)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     end_telemetry = install(config.telemetry)
@@ -160,7 +161,7 @@ def main() -> int:
     except ConfigError as error:
         print(f"configuration: {error}", file=sys.stderr)
         return 2
-    logs.configure(config.log.level, config.log.format)
+    logs.configure(config.log.level, config.log.format, content=config.telemetry.content)
     try:
         asyncio.run(run(config))
     except (OSError, EngineError, EngineStartError, SecurityError) as error:

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from engine.config import EngineConfig, split_drafters
 from service.section import Section, separated
+from service.security.identity import TENANT_NAME
 from service.security.settings import AuthConfig, JwtConfig, TenantConfig, TlsConfig
 
 PREFIX = "FIRSTWORD_"
@@ -293,6 +294,14 @@ class ServiceConfig(Section):
         if self.store.url and not self.resume.secrets:
             raise ValueError("resume.keys must be set where store.url is: all servers of one store sign with the same")
         return self
+
+    @field_validator("tenant", mode="after")
+    @classmethod
+    def _names_of_tenants(cls, tenants: dict[str, TenantConfig]) -> dict[str, TenantConfig]:
+        for name in tenants:
+            if TENANT_NAME.fullmatch(name) is None:
+                raise ValueError(f"{name!r} can be no tenant's name: 1 to 128 characters of ASCII without blanks")
+        return tenants
 
     @field_validator("engine", mode="before")
     @classmethod
