@@ -21,7 +21,7 @@ event loop, and so it must not wait for anything.
 
 @dataclass(frozen=True)
 class Tls:
-    """An encrypted channel. PEM files, which are read when the client connects.
+    """An encrypted channel. PEM files, which are read when the client is made.
 
     ca: authorities that the service's certificate may come from; None: those that gRPC brings. certificate, key: the
     client's own, where the service wants one; the chain with the client's own certificate first.

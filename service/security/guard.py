@@ -79,19 +79,21 @@ class Guard(grpc.aio.ServerInterceptor):
             principal = await self._authenticator.principal(metadata, context.auth_context() or {})
         except Problem as problem:
             await self._turn_away(problem, context, method)
-        except Exception:
-            log.exception("authentication failed")
-            await self._turn_away(Problem(Reason.INTERNAL, "the service failed to authenticate"), context, method)
+        except Exception as error:
+            failed = Problem(Reason.INTERNAL, "the service failed to authenticate", cause=type(error).__name__)
+            await self._turn_away(failed, context, method, error)
         else:
             self._told.entered(principal.means)
             authenticated.set(principal)
+            about = {"tenant": principal.tenant, "by": principal.means, "who": principal.name, "method": method}
+            log.info("let in", extra={**about, "peer": context.peer()})
 
-    async def _turn_away(self, problem: Problem, context: Any, method: str) -> None:
-        """Never returns."""
+    async def _turn_away(self, problem: Problem, context: Any, method: str, error: Exception | None = None) -> None:
+        """Never returns. error: that kept us from finding out."""
         self._told.turned_away(problem.reason.value)
         if not self._logged.take(time.monotonic()):
             about = {"reason": problem.reason.value, "cause": problem.cause, "method": method, "peer": context.peer()}
-            log.warning("turned away", extra=about)
+            log.warning("turned away", extra=about, exc_info=error)
         await abort(context, problem)
 
 

@@ -13,6 +13,9 @@ from service.security.key_sets import AGAIN_S, Keys
 from service.security.refusals import expired, no_tenant, refused
 from service.security.settings import JwtConfig
 
+UNREADABLE = (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError)
+"""What comes of a token that was made to be trouble: endless numbers, brackets in brackets in brackets."""
+
 
 class Tokens:
     """As ``[jwt]`` says."""
@@ -26,7 +29,7 @@ class Tokens:
         """Whose a token is. Raises Problem for one that is not valid here and now."""
         try:
             name = jwt.get_unverified_header(token).get("kid", "")
-        except jwt.InvalidTokenError:
+        except UNREADABLE:
             raise refused("no token") from None
         key = await self.keys.key(name if isinstance(name, str) else "")
         if key is None and not self.keys.known:
@@ -51,7 +54,7 @@ class Tokens:
             )
         except jwt.ExpiredSignatureError:  # which is looked at after the signature
             raise expired("the token has expired") from None
-        except jwt.InvalidTokenError as error:
+        except UNREADABLE as error:
             raise refused(type(error).__name__) from None
 
     def _named(self, claims: dict[str, Any]) -> Principal:

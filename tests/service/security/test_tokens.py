@@ -84,6 +84,9 @@ TOKENS: dict[str, tuple[str | None, tuple[grpc.StatusCode, str]]] = {
     "with a list for a key id": (forged({"alg": "ES256", "kid": [KEY.name]}, GOOD, b"x" * 64), INVALID),
     "no token": ("hello", INVALID),
     "three parts of nothing": ("..", INVALID),
+    "brackets in brackets": (base64.urlsafe_b64encode(b"[" * 3000).decode() + ".e30.e30", INVALID),
+    "for longer than there are numbers": (KEY.token(exp=float("inf")), INVALID),
+    "for somebody with a number": (KEY.token(sub=7), INVALID),
 }
 
 
