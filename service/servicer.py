@@ -24,7 +24,7 @@ from service.outbox import Outbox
 from service.problems import Problem, Reason
 from service.rate import TokenBucket
 from service.resumption import resumed
-from service.security.security import everybody
+from service.security.identity import everybody
 from service.server_events import Draining, Envelope, Notice
 from service.store import StoreUnavailable
 

@@ -25,6 +25,11 @@ authenticated: ContextVar[Principal] = ContextVar("firstword_principal")
 """Of the stream whose method runs in this context. Not set where nobody has asked for credentials."""
 
 
+def everybody() -> str:
+    """The tenant of a stream where nobody is asked who they are."""
+    return ""
+
+
 def tenant_of_stream() -> str:
     """The tenant of the stream whose method runs in this context. Raises LookupError where nobody has found out, so
     that a mistake lets nobody in.

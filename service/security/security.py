@@ -15,7 +15,7 @@ from service.security.authenticator import Authenticator
 from service.security.certificates import CertificateTenants
 from service.security.files import Reloads, Watched, watch
 from service.security.guard import Entries, Guard
-from service.security.identity import tenant_of_stream
+from service.security.identity import everybody, tenant_of_stream
 from service.security.tls import ServerTls
 from service.security.tokens import Tokens
 
@@ -24,11 +24,6 @@ log = logging.getLogger(__name__)
 
 class Told(Reloads, Entries, Protocol):
     """``service.telemetry.access.AccessTelemetry``, or whoever else counts."""
-
-
-def everybody() -> str:
-    """The tenant of a stream where nobody is asked who they are."""
-    return ""
 
 
 class Security:

@@ -19,8 +19,9 @@ from firstword.v1 import call_service_pb2_grpc
 from firstword.v1 import client_events_pb2 as client_pb
 from firstword.v1 import conversation_pb2 as conversation_pb
 from firstword.v1 import options_pb2 as options_pb
-from scripts.otlp import Receiver
+from scripts.otlp import Receiver, attributes
 from service.security.api_keys import new_key
+from service.telemetry import names
 from tests.e2e.server import CallStream, ServiceProcess
 from tests.service.security.authority import Authority
 from tests.service.security.doors import Answer, answer, bearer, channel, ending
@@ -233,3 +234,18 @@ def test_no_secret_is_told_to_anybody(name: str, servers: dict[str, Watched]) ->
 
 def test_where_it_is_asked_for_spans_hold_what_was_said(servers: dict[str, Watched]) -> None:
     assert {"final", "parameter", "result"} <= found(servers["telling"].exported)
+
+
+def test_who_came_in_and_who_did_not_is_counted(servers: dict[str, Watched]) -> None:
+    receiver = servers["silent"].receiver
+
+    def counted(seen: Receiver, name: str, label: str) -> dict[str, int]:
+        points = seen.metrics[name].sum.data_points if name in seen.metrics else []
+        return {attributes(point.attributes)[label]: point.as_int for point in points}
+
+    streams = 1 + len(broken_requests())
+    receiver.wait(lambda seen: counted(seen, names.ENTERED, names.MEANS) == {"api_key": streams})
+    away = {"NO_CREDENTIALS": 1, "INVALID_CREDENTIALS": 2}
+    receiver.wait(lambda seen: counted(seen, names.TURNED_AWAY, names.ERROR) == away)
+    (left,) = receiver.metrics[names.CERTIFICATE_EXPIRES].gauge.data_points
+    assert 0 < left.as_double <= 86_400

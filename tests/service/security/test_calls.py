@@ -21,6 +21,8 @@ from firstword.v1 import call_service_pb2_grpc
 from firstword.v1 import client_events_pb2 as client_pb
 from firstword.v1 import resume_pb2 as resume_pb
 from service.security.api_keys import new_key
+from service.security.authenticator import Authenticator
+from service.security.identity import Principal
 from tests.service.calls import LINES, SYSTEM
 from tests.service.pods import LocalPod, local_pods
 from tests.service.security.authority import Authority
@@ -158,6 +160,30 @@ async def test_two_tenants_may_give_their_calls_one_name(tenants: Tenants) -> No
                     pass
             assert refused.value.reason == "SESSION_EXISTS"
             assert one.failure is None and (await one.ask(LINES[1])).text
+
+
+async def test_credentials_are_asked_for_when_a_stream_opens_and_never_for_a_turn(
+    tenants: Tenants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, principal = [], Authenticator.principal
+
+    async def counted(self: Authenticator, *given: Any) -> Principal:
+        asked.append(given)
+        return await principal(self, *given)
+
+    monkeypatch.setattr(Authenticator, "principal", counted)
+    async with (
+        pod_of(tenants) as pod,
+        client(pod, tenants.acme) as acme,
+        acme.call(system=SYSTEM, max_tokens=4) as call,
+    ):
+        for line in LINES[:2]:
+            await call.partial(line)
+            assert (await call.ask(line)).text
+        assert len(asked) == 1
+        pod.lines.cut_all()
+        await until(lambda: call.resumes == 1)
+        assert len(asked) == 2
 
 
 class Later(datetime):
