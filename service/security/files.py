@@ -23,8 +23,9 @@ class SecurityError(Exception):
 
 
 class Reloads(Protocol):
-    """Counts what became of files that have changed."""
+    """Counts what became of files that have changed. watching: from now on it may happen."""
 
+    def watching(self, what: str) -> None: ...
     def reloaded(self, what: str) -> None: ...
     def not_reloaded(self, what: str) -> None: ...
 
@@ -47,6 +48,7 @@ class Watched(Generic[T]):
             self.value = read(contents)
         except (OSError, ValueError, SecurityError) as error:
             raise SecurityError(f"{what} ({self._names}): {error}") from None
+        told.watching(what)
 
     def look(self) -> None:
         """Read them again if they have changed. What cannot be used is told once, and changes nothing. Blocks."""

@@ -79,6 +79,7 @@ class _Remote:
         self._config = config
         self._told = told
         self._client = jwt.PyJWKClient(config.jwks_url, cache_jwk_set=False, timeout=ANSWER_S)
+        told.watching("jwks_url")
         self._asked_at = float("-inf")
         self._asking: asyncio.Task[bool] | None = None
         self._loop: asyncio.Task[None] | None = None

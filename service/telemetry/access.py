@@ -31,6 +31,11 @@ class AccessTelemetry:
         """One was not. reason: of ``service.problems``."""
         self._turned_away.add(1, {names.ERROR: reason})
 
+    def watching(self, what: str) -> None:
+        """Something may be replaced: it has not been yet, and says so, or whoever asks for increases would miss the first."""
+        for counter in (self._reloads, self._failures):
+            counter.add(0, {names.RELOADED: what})
+
     def reloaded(self, what: str) -> None:
         """Something new is in use: "certificate", "api_keys", "jwks" or "jwks_url"."""
         self._reloads.add(1, {names.RELOADED: what})

@@ -247,5 +247,7 @@ def test_who_came_in_and_who_did_not_is_counted(servers: dict[str, Watched]) -> 
     receiver.wait(lambda seen: counted(seen, names.ENTERED, names.MEANS) == {"api_key": streams})
     away = {"NO_CREDENTIALS": 1, "INVALID_CREDENTIALS": 2}
     receiver.wait(lambda seen: counted(seen, names.TURNED_AWAY, names.ERROR) == away)
+    for name in (names.RELOADS, names.RELOAD_FAILURES):  # none yet, which is known
+        assert counted(receiver, name, names.RELOADED) == {"certificate": 0, "api_keys": 0}
     (left,) = receiver.metrics[names.CERTIFICATE_EXPIRES].gauge.data_points
     assert 0 < left.as_double <= 86_400

@@ -41,6 +41,9 @@ class Book:
     def turned_away(self, reason: str) -> None:
         self.reasons.append(reason)
 
+    def watching(self, what: str) -> None:
+        pass
+
     def reloaded(self, what: str) -> None:
         self.new.append(what)
 
