@@ -32,7 +32,9 @@ class AccessTelemetry:
         self._turned_away.add(1, {names.ERROR: reason})
 
     def watching(self, what: str) -> None:
-        """Something may be replaced: it has not been yet, and says so, or whoever asks for increases would miss the first."""
+        """Something may be replaced, and has not been yet: that is told, or whoever asks for increases would miss the
+        first.
+        """
         for counter in (self._reloads, self._failures):
             counter.add(0, {names.RELOADED: what})
 
