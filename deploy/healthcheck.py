@@ -1,4 +1,7 @@
-"""Asks the service in this container whether it takes calls: exit status 0 if it does."""
+"""Asks the service in this container whether it takes calls: exit status 0 if it does.
+
+In plain text: a service that speaks TLS needs a port for health, FIRSTWORD_SERVER__HEALTH_PORT.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 
 def main() -> int:
-    port = os.environ.get("FIRSTWORD_SERVER__PORT", "50051")
+    ports = (os.environ.get(f"FIRSTWORD_SERVER__{name}") for name in ("HEALTH_PORT", "PORT"))
+    port = next(filter(None, ports), "50051")
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2.0)

@@ -9,6 +9,7 @@ async with Client("localhost:50051") as client, client.call(system="You answer t
 
 from firstword.call import Call
 from firstword.client import Client
+from firstword.credentials import Tls
 from firstword.errors import CLOSED, CallError, CallFailed, FirstwordError, ServiceBusy
 from firstword.events import (
     AnswerSource,
@@ -75,6 +76,7 @@ __all__ = [
     "ServiceBusy",
     "TextDelta",
     "Timings",
+    "Tls",
     "Tool",
     "ToolCall",
     "ToolChoice",

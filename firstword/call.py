@@ -12,6 +12,7 @@ from typing import Any, Self
 from firstword import wire
 from firstword.errors import CallError, CallFailed, ServiceBusy
 from firstword.events import Generated, HistoryCause, HistoryChanged, Interrupted, Notice, Opened, TurnEvent
+from firstword.line import Metadata
 from firstword.router import Router
 from firstword.stream import CallStream, Dial
 from firstword.tools import execute
@@ -44,17 +45,19 @@ class Call:
         dial: Dial,
         opening: client_pb.Open,
         tools: Sequence[Tool],
-        metadata: Mapping[str, str],
+        metadata: Callable[[], Metadata],
         on_notice: Callable[[Notice | CallError], object] | None,
         resume_timeout_s: float,
         patience_s: float = 0.0,
     ) -> None:
-        """For a client to make, in a running event loop. patience_s: how long to ask again where there is no room."""
+        """For a client to make, in a running event loop. metadata: gives what each stream opens with. patience_s: how
+        long to ask again where there is no room.
+        """
         self._dial = dial
         self._resume_timeout_s = resume_timeout_s
         self._opening = opening
         self._tools = {tool.name: tool for tool in tools}
-        self._metadata = tuple(metadata.items())
+        self._metadata = metadata
         self._on_notice = on_notice
         self._patience_s = patience_s
         self._begin_again()

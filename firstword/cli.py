@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
 
+from firstword.access import AccessError, access_of, add_options
 from firstword.demo import demo
 from firstword.errors import CallFailed, FirstwordError
 from firstword.serve import NotInstalledError, ServerError, serve, settings
@@ -42,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     talk.add_argument("--tools", metavar="FILE", type=Path, help="JSON list of its tools (default: the demo's)")
     talk.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
     talk.add_argument("--seed", type=int, help="of the call (default: random)")
+    add_options(talk)
 
     about = "Show what a running server does: latencies, drafting, capacity, from its Prometheus endpoint."
     top = commands.add_parser("top", help="show what a running server does", description=about)
@@ -50,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--every", metavar="S", type=float, default=2.0, help="seconds between looks (default: %(default)s)"
     )
     top.add_argument("--once", action="store_true", help="print the figures since its start, and leave")
+    add_options(top)
 
     about = "Start a server on the embedded model and talk to it; where there is no terminal, a recorded caller does."
     shown = commands.add_parser("demo", help="start a server and talk to it", description=about)
@@ -78,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotInstalledError as error:
         print(f"firstword: {error}", file=sys.stderr)
         return 2
-    except (ServerError, ScriptError, DemoError, FirstwordError) as error:
+    except (ServerError, ScriptError, DemoError, AccessError, FirstwordError) as error:
         print(f"firstword: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -96,8 +100,9 @@ def _talk(options: argparse.Namespace) -> None:
         script = Script(
             system=text_or_file(options.system or ""), tools=read_tools(options.tools) if options.tools else ()
         )
+    access = access_of(options, os.environ)
     try:
-        asyncio.run(talk(options.address, script, temperature=options.temperature, seed=options.seed))
+        asyncio.run(talk(options.address, script, access, temperature=options.temperature, seed=options.seed))
     except CallFailed as error:
         if error.code is not grpc.StatusCode.UNAVAILABLE:
             raise
@@ -109,8 +114,9 @@ def _top(options: argparse.Namespace) -> None:
     from firstword.top.app import once, top
     from firstword.top.scrape import ScrapeError
 
+    access = access_of(options, os.environ)
     try:
-        once(options.address) if options.once else top(options.address, options.every)
+        once(options.address, access) if options.once else top(options.address, options.every, access)
     except ScrapeError as error:
         raise ServerError(f"{error}. It is there where OTEL_METRICS_EXPORTER=prometheus") from None
 

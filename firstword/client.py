@@ -12,6 +12,7 @@ import grpc
 
 from firstword import wire
 from firstword.call import Call
+from firstword.credentials import AUTHORIZATION, Tls, Token, metadata_of, server_name
 from firstword.errors import CLOSED, CallError, CallFailed
 from firstword.events import Notice
 from firstword.types import AnswerAhead, ContextPolicy, Fallback, Item, Limits, Sampling, Tool, ToolChoice
@@ -38,24 +39,37 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
 
 
 class Client:
-    """A service's client: ``async with Client("localhost:50051") as client``.
+    """A service's client: ``async with Client("voice.example.com:443", tls=True, api_key="fw_...") as client``.
 
-    target: any gRPC target. credentials: of the channel; None: not encrypted. metadata: sent with every call, such as
-    an API key. options: of the channel, in place of those of the same name in ``CHANNEL_OPTIONS``. resume_timeout_s:
-    how long a call may be without a server before it has failed; 0: it fails with its stream.
+    target: any gRPC target. tls: True, or which certificates; without it nothing is encrypted, credentials neither.
+    credentials: of gRPC's own making, in place of ``tls``. api_key, or token: who the client is to the service; a token
+    may be given by a function, which is asked whenever a stream opens, and must not wait for anything. metadata: sent
+    with every stream. options: of the channel, in place of those of the same name in ``CHANNEL_OPTIONS``.
+    resume_timeout_s: how long a call may be without a server before it has failed; 0: it fails with its stream.
     """
 
     def __init__(
         self,
         target: str,
         *,
+        tls: Tls | bool = False,
+        api_key: str | None = None,
+        token: Token | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Mapping[str, str] | None = None,
         options: Sequence[tuple[str, Any]] = (),
         resume_timeout_s: float = 60.0,
     ) -> None:
+        """Raises ValueError where two of them say the same thing, OSError for a certificate that cannot be read."""
+        if tls and credentials is not None:
+            raise ValueError("tls and credentials are two ways to say one thing")
+        if sum((api_key is not None, token is not None, AUTHORIZATION in (metadata or {}))) > 1:
+            raise ValueError("api_key, token and metadata's authorization are three ways to say one thing")
+        if tls:
+            credentials = (Tls() if tls is True else tls).channel_credentials()
         self._target = target
         self._credentials = credentials
+        self._token = token if api_key is None else api_key
         self._metadata = dict(metadata or {})
         self._options = tuple({**dict(CHANNEL_OPTIONS), **dict(options)}.items())
         self._resume_timeout_s = resume_timeout_s
@@ -88,7 +102,10 @@ class Client:
             if self._credentials is None:
                 self._channels[address] = grpc.aio.insecure_channel(target, self._options)
             else:
-                self._channels[address] = grpc.aio.secure_channel(target, self._credentials, self._options)
+                # A server of the service that is named by its address has the certificate of the service.
+                own = (("grpc.ssl_target_name_override", server_name(self._target)),) if address else ()
+                options = (*own, *self._options)
+                self._channels[address] = grpc.aio.secure_channel(target, self._credentials, options)
         return call_service_pb2_grpc.CallServiceStub(self._channels[address])
 
     def call(
@@ -170,5 +187,5 @@ class Client:
             progress_notices=progress_notices,
             caller_key=caller_key,
         )
-        known = {**self._metadata, **(metadata or {})}
+        known = metadata_of({**self._metadata, **(metadata or {})}, self._token)
         return Call(self._stub, opening, tools, known, on_notice, self._resume_timeout_s, patience_s)

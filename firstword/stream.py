@@ -42,6 +42,7 @@ SUPERSEDED, WARM_ELSEWHERE = "SUPERSEDED", "WARM_ELSEWHERE"
 PASSING = frozenset(
     {
         "",
+        "AUTHENTICATION_UNAVAILABLE",
         "DRAINING",
         "ENGINE_BUSY",
         "ENGINE_UNAVAILABLE",
@@ -65,6 +66,15 @@ _BROKEN = frozenset(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
 )
+
+
+def _passing(failure: CallFailed) -> bool:
+    """Whether another stream may fare better. Not where a message was too large, which is all that gRPC itself says
+    RESOURCE_EXHAUSTED for: the next server would have the same one.
+    """
+    too_large = failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED and not failure.reason
+    return failure.code in _BROKEN and failure.reason in PASSING and not too_large
+
 
 Dial = Callable[[str], "CallServiceAsyncStub"]
 """A stub for an address; for the empty one, wherever the client's target leads."""
@@ -102,11 +112,13 @@ class CallStream:
         """The one that is in use; None while there is none."""
         self._early: list[call_pb.CallRequest] = []
 
-    def start(self, dial: Dial, metadata: Metadata) -> None:
-        """Begin to read and to write. Must be called in a running event loop."""
+    def start(self, dial: Dial, metadata: Callable[[], Metadata]) -> None:
+        """Begin to read and to write. Must be called in a running event loop. metadata: gives what each stream opens
+        with. Raises CallFailed where that is not to be had.
+        """
         self._dial = dial
         self._metadata = metadata
-        self._line = line = Line(dial(""), metadata)
+        self._line = line = Line(dial(""), metadata())
         for request in self._early:
             line.send(request)
         self._runner = asyncio.create_task(self._run(line))
@@ -180,7 +192,7 @@ class CallStream:
         if self._moving:
             return not self._dropped
         wanted = not self._dropped and self._resume_timeout_s > 0 and bool(self.books.token)
-        return wanted and failure.code in _BROKEN and failure.reason in PASSING
+        return wanted and _passing(failure)
 
     async def _go_on(self, failure: CallFailed) -> Line:
         """A stream on which the call goes on. Raises CallFailed where there is none in time, or will be none."""
@@ -195,7 +207,7 @@ class CallStream:
                 failure = refused
                 if refused.reason:
                     self.books.refused()
-            if failure.code not in _BROKEN or failure.reason not in PASSING:
+            if not _passing(failure):
                 raise failure
             if failure.reason == SUPERSEDED:
                 self.books.superseded(int(failure.metadata.get("generation", 0)))
@@ -214,7 +226,7 @@ class CallStream:
 
     async def _resume(self, address: str, take_over: bool, patience_s: float) -> Line:
         """Try one server. Raises CallFailed."""
-        line = Line(self._dial(address), self._metadata)
+        line = Line(self._dial(address), self._metadata())
         try:
             line.send(self.books.resume(take_over=take_over))
             async with asyncio.timeout(patience_s):

@@ -31,7 +31,7 @@ GOLDEN = ROOT / "tests" / "k8s" / "golden"
 RELEASE = "firstword"
 NAMESPACE = "voice"
 
-ALSO_TEXT = {"draft_layer_ids", "metrics", "traces"}
+ALSO_TEXT = {"algorithms", "draft_layer_ids", "metrics", "traces"}
 """Lists that the service also takes as text, which it splits before it validates."""
 
 
@@ -59,7 +59,7 @@ def config_schema() -> dict[str, Any]:
     schema = _plain(raw, raw.get("$defs", {}))
     del schema["properties"]["engine"]["required"]  # the embedded model is the default
     engine = schema["properties"]["engine"]
-    for section, key in (("server", "port"), ("telemetry", "prometheus_port")):
+    for section, key in (("server", "port"), ("server", "health_port"), ("telemetry", "prometheus_port")):
         # 0 lets the system choose, and then neither a probe nor a Service finds the port.
         schema["properties"][section]["properties"][key]["minimum"] = 1
     # The directory alone is enough for another resident model.

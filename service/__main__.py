@@ -19,6 +19,8 @@ from service.conversation import Conversation, load_chat
 from service.engine_client import EngineClient, EngineState
 from service.engine_process import EngineStartError
 from service.prompts import pin_prompts
+from service.security.files import SecurityError
+from service.security.security import Security
 from service.server import Server
 from service.server_events import EngineRestarted
 from service.servicer import CallServicer
@@ -26,6 +28,7 @@ from service.signing import Signing
 from service.store import MemoryStore, Store
 from service.store.opening import store_of
 from service.telemetry import Telemetry, engines, names
+from service.telemetry.access import AccessTelemetry
 from service.telemetry.setup import install
 
 log = logging.getLogger("service")
@@ -35,14 +38,21 @@ STORE_CLOSING_S = 1.0
 
 
 async def run(config: ServiceConfig) -> None:
-    """Serve until SIGTERM or SIGINT. Raises OSError for a taken port, EngineStartError for an unusable model."""
+    """Serve until SIGTERM or SIGINT. Raises OSError for a taken port, EngineStartError for an unusable model,
+    SecurityError for an unusable certificate, key or key set.
+    """
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(logs.unhandled)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     end_telemetry = install(config.telemetry)
-    servicer = CallServicer(config.server)
-    server = Server(config.server, servicer)
+    access = AccessTelemetry()
+    security = Security(config, access)
+    if security.tls is not None:
+        access.watch_certificate(lambda tls=security.tls: tls.expires_in_s)  # type: ignore[misc]
+    servicer = CallServicer(config.server, security.tenant_of_stream)
+    server = Server(config.server, servicer, security)
     engine = EngineClient(config.engine, config.watchdog, _Follower(server, servicer))
     others = {name: EngineClient(other, config.watchdog) for name, other in config.fallback.items()}
     await server.start()
@@ -81,7 +91,9 @@ async def _open_for_business(
     pin_prompts(engine, chat, config.prompt, ready.max_context_tokens)
     telemetry = Telemetry(ready.model, config.telemetry)
     engines.watch(telemetry, {**others, ready.model: engine})
-    servicer.admission = Admission(config.admission, lambda: engine.beat, ready.page_tokens, telemetry)
+    servicer.admission = Admission(
+        config.admission, lambda: engine.beat, ready.page_tokens, telemetry, tenants=config.tenant
+    )
     store = _store(config, server, servicer, telemetry)
     await store.start()
     servicer.services = CallServices(
@@ -96,6 +108,7 @@ async def _open_for_business(
         max_context_tokens=ready.max_context_tokens,
         residents={resident.name: resident for resident in residents},
         resume=config.resume,
+        tenants=config.tenant,
     )
     await server.set_serving(True)
     log.info("serving", extra={"host": config.server.host, "port": server.port, "model": ready.model})
@@ -148,10 +161,10 @@ def main() -> int:
     except ConfigError as error:
         print(f"configuration: {error}", file=sys.stderr)
         return 2
-    logs.configure(config.log.level, config.log.format)
+    logs.configure(config.log.level, config.log.format, content=config.telemetry.content)
     try:
         asyncio.run(run(config))
-    except (OSError, EngineError, EngineStartError) as error:
+    except (OSError, EngineError, EngineStartError, SecurityError) as error:
         log.error("could not start", extra={"cause": str(error)})
         return 1
     return 0

@@ -9,16 +9,21 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from engine import records
 from service.config import AdmissionConfig
 from service.problems import Problem, Reason
+from service.rate import TokenBucket
+from service.security.settings import TenantConfig
 from service.telemetry import Telemetry
 
 SOONEST_S, LATEST_S = 0.5, 30.0
 """Bounds of the advice when to ask again: what is known of the past says little about less, and about more."""
+
+REMEMBERED = 1024
+"""Tenants whose opens are counted, from which on those that have opened nothing lately are forgotten."""
 
 
 class Departures:
@@ -92,7 +97,7 @@ class Admission:
     """The calls of one process on one model.
 
     beat: what the engine has said last of itself; None: nothing yet, and only calls are counted. page_tokens: size of
-    a page. clock: monotonic seconds, the engine's own.
+    a page. clock: monotonic seconds, the engine's own. tenants: limits of single ones, in place of the configuration's.
     """
 
     def __init__(
@@ -102,8 +107,11 @@ class Admission:
         page_tokens: int,
         telemetry: Telemetry,
         clock: Callable[[], float] = time.monotonic,
+        tenants: Mapping[str, TenantConfig] | None = None,
     ) -> None:
         self._config = config
+        self._limits = dict(tenants or {})
+        self._paces: dict[str, TokenBucket] = {}
         self._beat = beat
         self._page_tokens = page_tokens
         self._telemetry = telemetry
@@ -124,8 +132,23 @@ class Admission:
     def seats(self) -> int:
         return sum(len(tenant.seats) for tenant in self._tenants.values())
 
+    def ask(self, tenant: str) -> None:
+        """A new call is wanted. Raises Problem where the tenant asks too often; whoever comes back does not ask."""
+        own = self._limits.get(tenant)
+        limit = (own and own.max_opens_per_minute) or self._config.max_opens_per_minute_per_tenant
+        if limit is None:
+            return
+        now = self._clock()
+        if len(self._paces) >= REMEMBERED:
+            self._paces = {name: pace for name, pace in self._paces.items() if not pace.full(now)}
+        pace = self._paces.setdefault(tenant, TokenBucket(limit / 60.0, limit))
+        if wait := pace.take(now):
+            self._telemetry.refused(Reason.TENANT_TOO_MANY_OPENS.value)
+            message = f"the tenant opens more than {limit} calls a minute"
+            raise Problem(Reason.TENANT_TOO_MANY_OPENS, message, retry_after_s=max(wait, SOONEST_S))
+
     def take(self, tenant: str) -> Seat:
-        """A place for a new call. Raises Problem where there is none."""
+        """A place for a call. Raises Problem where there is none."""
         with self._told(tenant):
             self._require_short_queue()
             self._require_seat(tenant)
@@ -170,13 +193,19 @@ class Admission:
         config, used = self._config, self.seats
         tenant = self._tenants.get(name)
         own = 0 if tenant is None else len(tenant.seats)
-        limit = config.max_calls_per_tenant
+        limit = self._max_calls(name)
         if limit is not None and own >= limit:
-            raise self._refusal(Reason.TENANT_TOO_MANY_CALLS, f"{limit} calls of this tenant are open", tenant)
+            raise self._refusal(
+                Reason.TENANT_TOO_MANY_CALLS, f"{own} calls of this tenant are open, of at most {limit}", tenant
+            )
         budget = _Budget(config.max_calls, used, own, 1)
         if budget.exhausted:
             raise self._refusal(Reason.TOO_MANY_CALLS, f"{used} calls are open")
         self._require_share(budget, name, "calls")
+
+    def _max_calls(self, tenant: str) -> int | None:
+        own = self._limits.get(tenant)
+        return self._config.max_calls_per_tenant if own is None or own.max_calls is None else own.max_calls
 
     def _require_pages(self, seat: Seat, tokens: int) -> None:
         """Room for the call's context and what it will add, beside what the others were promised."""

@@ -210,12 +210,13 @@ class Call:
             raise Problem(Reason.SESSION_EXISTS, "a call of this name is open", field="open.session_id")
         self.admit(lambda: conversation.length)
         seed = secrets.randbits(62) if event.seed is None else event.seed
-        shadows = self._shadows(key.session, event, conversation, terms, seed)
+        shadows = self._shadows(key, event, conversation, terms, seed)
         # What it said stands in the history and before it, and is written down as that.
         opened = replace(event, session_id=key.session, seed=seed, system="", items=())
         parts = self._open(key, Opening(opened, services.model, time.time()), terms, conversation, shadows)
         parts.turns.start(seed)
-        log.info("call opened", extra={"session": self.session, "tokens": conversation.length})
+        whose = {"tenant": self.tenant} if self.tenant else {}
+        log.info("call opened", extra={"session": self.session, "tokens": conversation.length, **whose})
         self._emit(self._opened(parts))
         parts.reporter.announce()
         self._start_clock(parts, 0.0)
@@ -242,8 +243,8 @@ class Call:
         terms = Terms.of(event, services.config, conversation.vocab_size, services.max_context_tokens)
         terms.generation, terms.tools = status.generation, status.tools
         seed = event.seed or 0
-        shadows = self._shadows(event.session_id, event, conversation, terms, seed)
         key = CallKey(self.tenant, event.session_id)
+        shadows = self._shadows(key, event, conversation, terms, seed)
         parts = self._open(key, opening, terms, conversation, shadows, generation, last_seq, stored, state.client_seq)
         parts.history.restore(status.version, status.submissions)
         parts.turns.start(seed)
@@ -272,8 +273,8 @@ class Call:
     ) -> _Parts:
         """Put the parts of the call together, and let the store know of it."""
         services, self.key = self.services, key
-        recorder = services.telemetry.call(key.session, dict(self.metadata))
-        history = History(services, key.session, conversation, shadows, self.tenant)
+        recorder = services.telemetry.call(key.session, dict(self.metadata), self.tenant)
+        history = History(services, key.engine_name, conversation, shadows, self.tenant)
         emit, over, session = self._emit, self._turn_over, key.session
         reporter = Reporter(session, services.model, terms, history, recorder, emit, over)
         serving = services.engine_serving
@@ -305,7 +306,7 @@ class Call:
         self._clock = CallClock(limits, self.services.later, lambda: parts.reporter.busy, self._out_of_time, elapsed_s)
 
     def _shadows(
-        self, session: str, event: events.Open, conversation: Conversation, terms: Terms, seed: int
+        self, key: CallKey, event: events.Open, conversation: Conversation, terms: Terms, seed: int
     ) -> dict[str, Shadow]:
         """The call at each model of its chain. Raises Problem for one that is not served, or cannot hold the call."""
         shadows: dict[str, Shadow] = {}
@@ -319,7 +320,8 @@ class Call:
                 if resident is None:
                     raise Problem(Reason.UNKNOWN_MODEL, f"{link.model} is no fallback here", field=f"{path}.model")
                 content, generation = conversation.content, terms.generation
-                shadows[link.model] = Shadow(resident, session, seed, content, generation, f"{path}.model", self.tenant)
+                name, field = key.engine_name, f"{path}.model"
+                shadows[link.model] = Shadow(resident, name, seed, content, generation, field, self.tenant)
         except Problem:
             for shadow in shadows.values():
                 shadow.close()

@@ -15,6 +15,7 @@ from service.call_state import CallState
 from service.config import CallConfig, ResumeConfig
 from service.conversation import Conversation
 from service.mirror import Repeat
+from service.security.settings import TenantConfig
 from service.signing import Signing
 from service.store import CallKey, Store
 from service.telemetry import Telemetry
@@ -95,7 +96,7 @@ class Resident:
 class CallServices:
     """What all calls on one model share. model: the name that clients see. residents: the other models, by theirs.
 
-    live: the calls of this process, whether their clients are there or may come back.
+    live: the calls of this process, whether their clients are there or may come back. tenants: limits of single ones.
     """
 
     engine: EnginePort
@@ -110,7 +111,13 @@ class CallServices:
     later: Later = on_event_loop
     residents: Mapping[str, Resident] = field(default_factory=dict)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
+    tenants: Mapping[str, TenantConfig] = field(default_factory=dict)
     live: dict[CallKey, Call] = field(default_factory=dict)
+
+    def max_events_per_s(self, tenant: str) -> int:
+        """That a client of this tenant may send."""
+        own = self.tenants.get(tenant)
+        return self.config.max_events_per_s if own is None else own.max_events_per_s or self.config.max_events_per_s
 
     def engine_serving(self) -> bool:
         """Whether the calls' own model is there."""

@@ -16,12 +16,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from engine.config import EngineConfig, split_drafters
+from service.section import Section, separated
+from service.security.identity import TENANT_NAME
+from service.security.settings import AuthConfig, JwtConfig, TenantConfig, TlsConfig
 
 PREFIX = "FIRSTWORD_"
 FILE_VARIABLE = "FIRSTWORD_CONFIG"
+CLIENT_VARIABLES = frozenset({"FIRSTWORD_API_KEY", "FIRSTWORD_TOKEN"})
+"""Of ``firstword talk``, and none of the service's business."""
 DEFAULT_FILE = "firstword.toml"
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "models" / "receptionist"
 """The model that comes with the repository. Its EAGLE-3 head lies in the directory ``eagle3`` inside."""
@@ -29,12 +34,6 @@ EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "models" / "receptioni
 
 class ConfigError(Exception):
     """The configuration cannot be used. The message names each setting and what is wrong with it."""
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class ServerConfig(Section):
@@ -48,6 +47,9 @@ class ServerConfig(Section):
     on it go on. 0: never.
     hold_at_events: unsent server events from which on the call's replies are held until its client has caught up. A
     client that is further behind than max_queued_events, or takes nothing for unread_s, loses its call.
+    health_port: a second port, in plain text, that answers for health alone: for probes that know no TLS. None: there
+    is none; 0 lets the system choose. first_event_s: how long a stream may be open before it says what it wants.
+    reload_s: how often files of certificates, keys and key sets are looked at.
     """
 
     host: str = "127.0.0.1"
@@ -63,6 +65,9 @@ class ServerConfig(Section):
     hold_at_events: int = Field(default=64, ge=4)
     max_queued_events: int = Field(default=4096, ge=16)
     unread_s: float = Field(default=30.0, gt=0)
+    health_port: int | None = Field(default=None, ge=0, le=65535)
+    first_event_s: float = Field(default=30.0, gt=0)
+    reload_s: float = Field(default=10.0, gt=0)
 
     @model_validator(mode="after")
     def _held_before_lost(self) -> Self:
@@ -74,10 +79,15 @@ class ServerConfig(Section):
     def address(self) -> str:
         return f"{self.host}:{self.port}"
 
+    @property
+    def health_address(self) -> str:
+        return f"{self.host}:{self.health_port}"
+
 
 class AdmissionConfig(Section):
     """How many calls are taken. Whoever is above it is refused when the call opens; nobody loses a call by it.
 
+    max_opens_per_minute_per_tenant: new calls of one tenant, as many at once; None: no limit.
     fair_share_from: from this part of all calls, or pages, on a tenant is refused what is above its equal share.
     reserve_tokens: that a call will add to its context, for which pages are kept free. overcommit: pages that calls are
     promised, over those that there are. max_backlog_ms: of work that waits in the engine; None: no limit.
@@ -85,6 +95,7 @@ class AdmissionConfig(Section):
 
     max_calls: int = Field(default=256, ge=1)
     max_calls_per_tenant: int | None = Field(default=None, ge=1)
+    max_opens_per_minute_per_tenant: int | None = Field(default=None, ge=1)
     fair_share_from: float = Field(default=0.8, ge=0, le=1)
     reserve_tokens: int = Field(default=512, ge=0)
     overcommit: float = Field(default=1.0, gt=0)
@@ -155,7 +166,8 @@ class CallConfig(Section):
     replay_events: server events kept for a client that reconnects. nearly_full: share of the context from which a
     notice is sent once; context_full: what happens when the next turn does not fit. unstable_partial_ms: how long the
     end of a partial that may still be revised is not computed. max_held_tokens: of a reply made ahead of the final;
-    max_held_ms: how long it waits for that.
+    max_held_ms: how long it waits for that. max_events_per_s: of a client, twice as many at once; one that sends more
+    is read no faster.
     """
 
     max_reply_tokens: int = Field(default=256, ge=1)
@@ -172,6 +184,7 @@ class CallConfig(Section):
     unstable_partial_ms: int = Field(default=0, ge=0)
     max_held_tokens: int = Field(default=64, ge=1)
     max_held_ms: int = Field(default=3000, ge=1)
+    max_events_per_s: int = Field(default=200, ge=1)
 
     @model_validator(mode="after")
     def _default_within_limit(self) -> Self:
@@ -237,10 +250,8 @@ class TelemetryConfig(Section):
     @field_validator("traces", "metrics", mode="before")
     @classmethod
     def _separate(cls, value: object) -> object:
-        """Several are separated by commas, as in ``OTEL_METRICS_EXPORTER``; "none" is none."""
-        if not isinstance(value, str):
-            return value
-        return tuple(dict.fromkeys(name for part in value.split(",") if (name := part.strip()) not in ("", "none")))
+        """As ``OTEL_METRICS_EXPORTER`` is written."""
+        return separated(value)
 
 
 OTEL_VARIABLES: Mapping[str, str] = {
@@ -258,10 +269,15 @@ class ServiceConfig(Section):
     """Everything the service is started with.
 
     fallback: models that are resident beside the engine's, by the names that clients use in ``Open.fallbacks``. Each is
-    a directory or a table with the keys of ``[engine]``. prompt: what is computed before the first call comes.
+    a directory or a table with the keys of ``[engine]``. prompt: what is computed before the first call comes. tenant:
+    limits of single tenants, by their names.
     """
 
     server: ServerConfig = ServerConfig()
+    tls: TlsConfig = TlsConfig()
+    auth: AuthConfig = AuthConfig()
+    jwt: JwtConfig = JwtConfig()
+    tenant: dict[str, TenantConfig] = Field(default_factory=dict)
     admission: AdmissionConfig = AdmissionConfig()
     call: CallConfig = CallConfig()
     store: StoreConfig = StoreConfig()
@@ -278,6 +294,14 @@ class ServiceConfig(Section):
         if self.store.url and not self.resume.secrets:
             raise ValueError("resume.keys must be set where store.url is: all servers of one store sign with the same")
         return self
+
+    @field_validator("tenant", mode="after")
+    @classmethod
+    def _names_of_tenants(cls, tenants: dict[str, TenantConfig]) -> dict[str, TenantConfig]:
+        for name in tenants:
+            if TENANT_NAME.fullmatch(name) is None:
+                raise ValueError(f"{name!r} can be no tenant's name: 1 to 128 characters of ASCII without blanks")
+        return tenants
 
     @field_validator("engine", mode="before")
     @classmethod
@@ -369,7 +393,7 @@ def _read_file(environ: Mapping[str, str], file: Path | None) -> dict[str, Any]:
 def _overlay_environment(values: dict[str, Any], environ: Mapping[str, str]) -> None:
     """Put ``FIRSTWORD_A__B`` at ``values["a"]["b"]``. Values stay text; validation turns them into what they mean."""
     for name, value in sorted(environ.items()):
-        if not name.startswith(PREFIX) or name == FILE_VARIABLE:
+        if not name.startswith(PREFIX) or name == FILE_VARIABLE or name in CLIENT_VARIABLES:
             continue
         section, separator, key = name[len(PREFIX) :].lower().partition("__")
         if not separator or not key:

@@ -34,6 +34,7 @@ STATUS: dict[Reason, grpc.StatusCode] = {
     Reason.OUT_OF_PAGES: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.TOO_MANY_CALLS: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.TENANT_TOO_MANY_CALLS: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.TENANT_TOO_MANY_OPENS: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.TENANT_ABOVE_SHARE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.PAGES_COMMITTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.ENGINE_BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -47,6 +48,12 @@ STATUS: dict[Reason, grpc.StatusCode] = {
     Reason.WARM_ELSEWHERE: grpc.StatusCode.UNAVAILABLE,
     Reason.SUPERSEDED: grpc.StatusCode.UNAVAILABLE,
     Reason.MOVED: grpc.StatusCode.ABORTED,
+    Reason.NO_CREDENTIALS: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.INVALID_CREDENTIALS: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.CREDENTIALS_EXPIRED: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.NO_TENANT: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.OTHER_TENANT: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.AUTHENTICATION_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 

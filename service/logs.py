@@ -1,4 +1,8 @@
-"""Structured logs: one JSON object a line, on stderr. Conversation text never goes in; ids, counts and causes do."""
+"""Structured logs: one JSON object a line, on stderr. Conversation text never goes in; ids, counts and causes do.
+
+What an exception says may quote what was being worked on, so it is left out: its type and where it was raised say
+enough. Where ``telemetry.content`` lets spans hold what was said, logs hold it too.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,24 @@ import json
 import logging
 import sys
 import time
-from typing import Literal
+import traceback
+from typing import Any, Literal
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-class JsonFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """content: exceptions with what they say."""
+
+    def __init__(self, *, content: bool = False) -> None:
+        super().__init__()
+        self._content = content
+
+    def formatException(self, ei: Any) -> str:
+        return super().formatException(ei) if self._content else where_raised(ei[1])
+
+
+class JsonFormatter(_Formatter):
     """Every ``extra`` of a record becomes a key of the object."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -28,7 +44,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str, ensure_ascii=False)
 
 
-class TextFormatter(logging.Formatter):
+class TextFormatter(_Formatter):
     """The same for people: the extras behind the message."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -37,10 +53,27 @@ class TextFormatter(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def configure(level: str, form: Literal["json", "text"]) -> None:
-    """Send every log record of this process to stderr in the given form."""
+def where_raised(error: BaseException | None) -> str:
+    """The types of an exception and of its causes, each with where it was raised, and nothing that any of them says."""
+    parts: list[str] = []
+    known: set[int] = set()
+    while error is not None and id(error) not in known:
+        known.add(id(error))
+        parts.append("".join(traceback.format_tb(error.__traceback__)) + type(error).__qualname__)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\nwhich came of\n".join(parts)
+
+
+def configure(level: str, form: Literal["json", "text"], *, content: bool = False) -> None:
+    """Send every log record of this process to stderr in the given form. content: with what exceptions say."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter(content=content) if form == "json" else TextFormatter(content=content))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+
+
+def unhandled(loop: Any, context: dict[str, Any]) -> None:
+    """For ``loop.set_exception_handler``: asyncio's own prints tasks with their exceptions, and what those say."""
+    error = context.get("exception")
+    logging.getLogger("asyncio").error(context["message"], exc_info=error if error is not None else False)

@@ -33,6 +33,7 @@ class Reason(enum.Enum):
     OUT_OF_PAGES = "OUT_OF_PAGES"
     TOO_MANY_CALLS = "TOO_MANY_CALLS"
     TENANT_TOO_MANY_CALLS = "TENANT_TOO_MANY_CALLS"
+    TENANT_TOO_MANY_OPENS = "TENANT_TOO_MANY_OPENS"
     TENANT_ABOVE_SHARE = "TENANT_ABOVE_SHARE"
     PAGES_COMMITTED = "PAGES_COMMITTED"
     ENGINE_BUSY = "ENGINE_BUSY"
@@ -46,6 +47,12 @@ class Reason(enum.Enum):
     WARM_ELSEWHERE = "WARM_ELSEWHERE"
     SUPERSEDED = "SUPERSEDED"
     MOVED = "MOVED"
+    NO_CREDENTIALS = "NO_CREDENTIALS"
+    INVALID_CREDENTIALS = "INVALID_CREDENTIALS"
+    CREDENTIALS_EXPIRED = "CREDENTIALS_EXPIRED"
+    NO_TENANT = "NO_TENANT"
+    OTHER_TENANT = "OTHER_TENANT"
+    AUTHENTICATION_UNAVAILABLE = "AUTHENTICATION_UNAVAILABLE"
     INTERNAL = "INTERNAL"
 
 
@@ -66,7 +73,8 @@ class Problem(Exception):
     """Something that a client has to be told.
 
     field: path of the client event's field at fault. retry_after_s: when the same may be tried again; None: never
-    as it is. reached: the guardrail that refuses, and its value in force.
+    as it is. reached: the guardrail that refuses, and its value in force. cause: more, for the operator's log; never
+    sent.
     """
 
     reason: Reason
@@ -75,6 +83,7 @@ class Problem(Exception):
     retry_after_s: float | None = None
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     reached: tuple[Guardrail, int] | None = None
+    cause: str = ""
 
     def __str__(self) -> str:
         return f"{self.reason.value}: {self.message}"

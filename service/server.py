@@ -1,4 +1,4 @@
-"""The gRPC server: health per service, reflection, limits and an orderly end. Knows calls only as a set to drain."""
+"""The gRPC server: TLS, health, reflection, limits and an orderly end. Knows calls only as a set to drain."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from firstword.v1 import call_service_pb2, call_service_pb2_grpc
 from service.config import ServerConfig
+from service.security.security import Security
 from service.servicer import CallServicer
 
 log = logging.getLogger(__name__)
@@ -28,15 +29,22 @@ LIVENESS = "liveness"
 
 
 class Server:
-    """One listening socket with the call service on it, not serving until told so."""
+    """One listening socket with the call service on it, not serving until told so. security: None for plain text, and
+    everybody is let in.
 
-    def __init__(self, config: ServerConfig, servicer: CallServicer) -> None:
+    health_port: of the second one, which answers for health alone; 0 where there is none.
+    """
+
+    def __init__(self, config: ServerConfig, servicer: CallServicer, security: Security | None = None) -> None:
         self._config = config
         self._servicer = servicer
+        self._security = security
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=_options(config))
+        guard = None if security is None else security.guard
+        self._server = grpc.aio.server(interceptors=[guard] if guard else [], options=_options(config))
+        self._probed: grpc.aio.Server | None = None
         self._stopping = False
-        self.port = 0
+        self.port = self.health_port = 0
 
     async def start(self) -> int:
         """Listen; returns the port. Health says NOT_SERVING until ``set_serving``. Raises OSError for a taken port."""
@@ -47,12 +55,18 @@ class Server:
             reflection.enable_server_reflection(names, self._server)
         await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         await self.set_serving(False)
-        try:
-            self.port = self._server.add_insecure_port(self._config.address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {self._config.address}: {error}") from None
+        credentials = None if self._security is None else self._security.credentials
+        self.port = _bind(self._server, self._config.address, credentials)
+        if self._config.health_port is not None:
+            self._probed = grpc.aio.server(options=_options(self._config))
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probed)
+            self.health_port = _bind(self._probed, self._config.health_address, None)
+            await self._probed.start()
+        if self._security is not None:
+            self._security.start()
         await self._server.start()
-        log.info("listening", extra={"host": self._config.host, "port": self.port})
+        about = {"health_port": self.health_port} if self.health_port else {}
+        log.info("listening", extra={"host": self._config.host, "port": self.port, "tls": bool(credentials), **about})
         return self.port
 
     async def set_serving(self, serving: bool) -> None:
@@ -68,6 +82,20 @@ class Server:
         await self.set_serving(False)
         await self._servicer.drain(max(self._config.stop_grace_s - LEAVING_S, self._config.stop_grace_s / 2))
         await self._server.stop(CLOSING_S)
+        if self._probed is not None:  # whoever probes is answered to the end
+            await self._probed.stop(None)
+        if self._security is not None:
+            await self._security.stop()
+
+
+def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    """Listen at an address, over TLS where there are credentials; returns the port. Raises OSError for a taken one."""
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: {error}") from None
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:

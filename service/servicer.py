@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import call_service_pb2_grpc
@@ -20,7 +22,9 @@ from service.config import ServerConfig
 from service.errors import abort
 from service.outbox import Outbox
 from service.problems import Problem, Reason
+from service.rate import TokenBucket
 from service.resumption import resumed
+from service.security.identity import everybody
 from service.server_events import Draining, Envelope, Notice
 from service.store import StoreUnavailable
 
@@ -35,19 +39,21 @@ OneCall = Call
 """The servicer's own ``Call`` is the RPC."""
 
 
-def everybody(metadata: Mapping[str, str]) -> str:
-    """The tenant of a stream where nobody says who is who."""
-    return ""
+TRACE_CONTEXT = frozenset({"traceparent", "tracestate"})
+"""What a call is told of its stream's metadata: credentials are none of its business."""
+
+SEATS_WANTED = frozenset({Reason.TOO_MANY_CALLS, Reason.TENANT_TOO_MANY_CALLS, Reason.TENANT_ABOVE_SHARE})
+"""Why a call is refused that could be taken if another one ended."""
 
 
 class CallServicer(call_service_pb2_grpc.CallServiceServicer):
     """Every call of this process. ``services`` and ``admission`` are set once the model is there; until then calls are
     sent away.
 
-    tenant_of: whose a stream is, by its metadata.
+    tenant_of: whose the stream is that is being served (``Security.tenant_of_stream``).
     """
 
-    def __init__(self, config: ServerConfig, tenant_of: Callable[[Mapping[str, str]], str] = everybody) -> None:
+    def __init__(self, config: ServerConfig, tenant_of: Callable[[], str] = everybody) -> None:
         self.services: CallServices | None = None
         self.admission: Admission | None = None
         self._config = config
@@ -67,7 +73,8 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         self, request_iterator: AsyncIterator[call_pb.CallRequest], context: Context
     ) -> None:
         """One stream: a call from its open event on, or from where the client comes back to it."""
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        told = context.invocation_metadata() or ()
+        metadata = {key: value for key, value in told if key in TRACE_CONTEXT and isinstance(value, str)}
         call: OneCall | None = None
 
         def hold(slow: bool) -> None:
@@ -79,6 +86,10 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
             call = await self._begun(request_iterator, outbox, metadata)
         except Problem as refused:
             await abort(context, refused)
+            return
+        except Exception:  # gRPC would tell the client what it says
+            log.exception("a stream could not begin")
+            await abort(context, Problem(Reason.INTERNAL, "the service failed on this event"))
             return
         if call is not None:
             call.hold(outbox.slow)
@@ -92,11 +103,12 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         """The call that the stream's first request opens or resumes; None where there is no request. Raises Problem
         where it is not taken.
         """
-        tenant = self._tenant_of(metadata)
-        services = self._serving()
-        request = await anext(aiter(requests), None)
+        tenant = self._tenant_of()
+        self._serving()
+        request = await self._first(requests)
         if request is None:
             return None
+        services = self._serving()  # it may have begun to drain meanwhile
         event = wire.client_event(request)
 
         def make() -> OneCall:
@@ -105,9 +117,24 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
 
         if isinstance(event, Resume):
             return await resumed(services, event, tenant, outbox.put, outbox.end, make)
+        assert self.admission is not None
+        self.admission.ask(tenant)
         call = make()
         call.handle(request.client_seq, event)
         return call
+
+    async def _first(self, requests: AsyncIterator[call_pb.CallRequest]) -> call_pb.CallRequest | None:
+        """The first request; None where there is none. Raises Problem where it cannot be read, or does not come: a
+        stream that says nothing has no seat, and must not be held open for nothing.
+        """
+        limit = self._config.first_event_s
+        try:
+            async with asyncio.timeout(limit):
+                return await anext(aiter(requests), None)
+        except TimeoutError:
+            raise Problem(Reason.CALL_IDLE, f"no first event within {limit:g} s") from None
+        except DecodeError:
+            raise unreadable() from None
 
     async def _carry(
         self, call: OneCall, outbox: Outbox, requests: AsyncIterator[call_pb.CallRequest], context: Context
@@ -169,16 +196,25 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         return self.services
 
     def _seat(self, services: CallServices, tenant: str) -> Seat:
-        """A place for a call. Raises Problem where there is none: whoever is there goes before who may come back."""
+        """A place for a call. Raises Problem where there is none: whoever is there goes before who may come back, of
+        the same tenant first.
+        """
         assert self.admission is not None
         try:
             return self.admission.take(tenant)
-        except Problem:
-            left = next((call for call in services.live.values() if not call.attended), None)
-            if left is None:
+        except Problem as refused:
+            anybodys = refused.reason is Reason.TOO_MANY_CALLS
+            unattended = (call for call in services.live.values() if not call.attended)
+            left = [call for call in unattended if anybodys or call.tenant == tenant]
+            if not left or refused.reason not in SEATS_WANTED:
                 raise
-            left.disconnect()
+            min(left, key=lambda call: call.tenant != tenant).disconnect()
             return self.admission.take(tenant)
+
+
+def unreadable() -> Problem:
+    """A request is no message of the contract."""
+    return Problem(Reason.INVALID_FIELD, "the request is no firstword.v1.CallRequest")
 
 
 async def _write(context: Context, envelope: Envelope) -> None:
@@ -186,12 +222,24 @@ async def _write(context: Context, envelope: Envelope) -> None:
 
 
 async def _read(requests: AsyncIterator[call_pb.CallRequest], call: Call, outbox: Outbox) -> None:
-    """Hand every request to the call. A client that sends no more may still be waiting for a reply."""
+    """Hand every request to the call, no faster than its client may send them: what comes too fast waits in the
+    connection, whose window is soon full. A client that sends no more may still be waiting for a reply.
+    """
+    rate = call.services.max_events_per_s(call.tenant)
+    pace, slowed = TokenBucket(rate, 2 * rate), False
     try:
         async for request in requests:
+            while wait := pace.take(time.monotonic()):
+                if not slowed:
+                    slowed = True
+                    call.services.telemetry.slowed()
+                    log.warning("client sends too fast", extra={"session": call.session, "events_per_s": rate})
+                await asyncio.sleep(wait)
             call.handle(request.client_seq, wire.client_event(request))
     except asyncio.CancelledError:
         raise
+    except DecodeError:
+        call.abandon(unreadable())
     except Exception as error:
         log.warning("stream broke off", extra={"session": call.session, "cause": type(error).__name__})
         call.detach(outbox.end)

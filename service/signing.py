@@ -45,13 +45,16 @@ class Signing:
         return self._tokens.sign(json.dumps(told).encode())  # type: ignore[attr-defined, no-any-return]
 
     def call_of(self, token: bytes, tenant: str) -> CallKey:
-        """The call of a token. Raises Problem for one that is forged, expired, or another tenant's."""
+        """The call of a token. Raises Problem for one that is forged, expired, or another tenant's: whose it is, is
+        nobody else's business, so the first and the last are told alike.
+        """
+        not_yours = Problem(Reason.FORGED, "the resume token is not valid", field="open.resume.resume_token")
         try:
             told = json.loads(self._tokens.unsign(token))  # type: ignore[attr-defined]
         except BadSignature:
-            raise Problem(Reason.FORGED, "the resume token is none of ours", field="open.resume.resume_token") from None
+            raise not_yours from None
         if told["tenant"] != tenant:
-            raise Problem(Reason.FORGED, "the resume token is none of yours", field="open.resume.resume_token")
+            raise not_yours
         if told["until"] < time.time():
             message = "the resume token has expired"
             raise Problem(Reason.TOKEN_EXPIRED, message, field="open.resume.resume_token")

@@ -421,7 +421,8 @@ class Turns:
 
     def _engine_failed(self, record: records.Failed) -> None:
         """A command failed that belongs to no generation: the engine's log may not be the history any more."""
-        log.error("engine refused", extra={"session": self._session, "cause": record.reason, "detail": record.message})
+        # Its message is the client's: it may quote a schema.
+        log.error("engine refused", extra={"session": self._session, "cause": record.reason})
         self._on_lost(engine_problem(record.reason, record.message))
 
 

@@ -26,7 +26,12 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "redis": ("service/store/",),
-    "grpc": ("service/server.py", "service/servicer.py", "service/errors.py", "service/interceptors.py"),
+    "grpc": (
+        *("service/server.py", "service/servicer.py", "service/errors.py"),
+        *("service/security/guard.py", "service/security/security.py", "service/security/tls.py"),
+    ),
+    "jwt": ("service/security/",),
+    "cryptography": ("service/security/", "service/store/sealing.py"),
     TELEMETRY_SDK: ("service/telemetry.py", "service/telemetry/"),
 }
 """Packages that only the named files of service/ may import."""

@@ -15,6 +15,7 @@ from textual.timer import Timer
 from textual.widgets import Footer, Input, Static
 
 from firstword import Call, CallError, CallFailed, Client
+from firstword.access import PLAIN, Access
 from firstword.talk.exchange import Exchange, ToolUse
 from firstword.talk.front_desk import FrontDesk
 from firstword.talk.hearing import Hearing
@@ -235,14 +236,14 @@ def call_of(client: Client, script: Script, hearing: Hearing, *, temperature: fl
     )
 
 
-async def talk(address: str, script: Script, *, temperature: float, seed: int | None) -> None:
+async def talk(address: str, script: Script, access: Access = PLAIN, *, temperature: float, seed: int | None) -> None:
     """Hold a conversation with the server at ``address`` until the user leaves.
 
     Raises CallFailed when the call cannot be opened, or broke.
     """
     hearing = Hearing()
     async with (
-        Client(address, resume_timeout_s=RESUME_TIMEOUT_S) as client,
+        Client(address, tls=access.tls or False, token=access.token, resume_timeout_s=RESUME_TIMEOUT_S) as client,
         call_of(client, script, hearing, temperature=temperature, seed=seed) as call,
     ):
         await TalkApp(call, script, hearing=hearing).run_async()

@@ -12,6 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import Footer, Static
 
+from firstword.access import PLAIN, Access
 from firstword.top.figures import figures
 from firstword.top.scrape import ScrapeError, Snapshot, scrape
 from firstword.top.view import BAD, render
@@ -41,7 +42,9 @@ class Window:
 
 
 class TopApp(App[None], inherit_bindings=False):
-    """The figures of one instance. address: of its Prometheus endpoint. every_s: how often it is read."""
+    """The figures of one instance. address: of its Prometheus endpoint. every_s: how often it is read. access: where a
+    proxy before it asks for some.
+    """
 
     TITLE = "firstword top"
     ENABLE_COMMAND_PALETTE = False
@@ -56,9 +59,10 @@ class TopApp(App[None], inherit_bindings=False):
         Binding("ctrl+c", "quit", show=False, priority=True),
     ]
 
-    def __init__(self, address: str, every_s: float) -> None:
+    def __init__(self, address: str, every_s: float, access: Access = PLAIN) -> None:
         super().__init__()
         self._address = address
+        self._access = access
         self._every_s = every_s
         self._window = Window()
         self._total = False
@@ -76,7 +80,7 @@ class TopApp(App[None], inherit_bindings=False):
     async def read(self) -> None:
         """Read the endpoint and show what it says, or why it cannot be read."""
         try:
-            newest = await asyncio.to_thread(scrape, self._address)
+            newest = await asyncio.to_thread(scrape, self._address, self._access)
         except ScrapeError as error:
             self.shown = f"[{BAD}]{error}[/]"
         else:
@@ -90,11 +94,11 @@ class TopApp(App[None], inherit_bindings=False):
         await self.read()
 
 
-def top(address: str, every_s: float) -> None:
+def top(address: str, every_s: float, access: Access = PLAIN) -> None:
     """Show the figures until the user leaves."""
-    TopApp(address, every_s).run()
+    TopApp(address, every_s, access).run()
 
 
-def once(address: str) -> None:
+def once(address: str, access: Access = PLAIN) -> None:
     """Print the figures since the instance started. Raises ScrapeError."""
-    Console().print(render(figures(scrape(address)), f"{address}, since the instance started"))
+    Console().print(render(figures(scrape(address, access)), f"{address}, since the instance started"))

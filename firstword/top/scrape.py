@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from firstword.access import PLAIN, Access
+
 TIMEOUT_S = 5.0
 
 Labels = frozenset[tuple[str, str]]
@@ -60,11 +62,13 @@ def parse(text: str, at: float) -> Snapshot:
     )
 
 
-def scrape(address: str) -> Snapshot:
+def scrape(address: str, access: Access = PLAIN) -> Snapshot:
     """What the endpoint at ``HOST:PORT`` says now. Raises ScrapeError."""
-    url = f"http://{address}/metrics"
+    url = f"{'http' if access.tls is None else 'https'}://{address}/metrics"
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
+        request = urllib.request.Request(url, headers=access.headers)
+        context = None if access.tls is None else access.ssl_context
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=context) as response:
             return parse(response.read().decode(), time.monotonic())
     except (OSError, urllib.error.URLError, ValueError) as error:
         reason = getattr(error, "reason", error)

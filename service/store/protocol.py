@@ -18,6 +18,13 @@ class CallKey:
     tenant: str
     session: str
 
+    @property
+    def engine_name(self) -> str:
+        """Of its session in the engine, which knows no tenants: two of them may name calls alike. Neither name holds a
+        tab.
+        """
+        return f"{self.tenant}\t{self.session}" if self.tenant else self.session
+
 
 @dataclass(frozen=True)
 class Ownership:

@@ -37,6 +37,7 @@ class Telemetry:
         self._admitted = meter.create_counter(names.ADMITTED_CALLS, "{call}", "Calls that were taken")
         self._refused = meter.create_counter(names.REFUSED_CALLS, "{call}", "Calls that there was no room for")
         self._held = meter.create_counter(names.HELD_CALLS, "{hold}", "Times that replies waited for a client to read")
+        self._slowed = meter.create_counter(names.SLOWED_CALLS, "{call}", "Streams that sent more than they may")
         self._interruptions = meter.create_counter(names.INTERRUPTIONS, "{interruption}", "Turns that were spoken over")
         self._active = meter.create_up_down_counter(names.ACTIVE_CALLS, "{call}", "Calls whose stream is open")
         self._active.add(0)  # a service without calls says 0, or whoever scales by calls would take it for missing
@@ -70,10 +71,10 @@ class Telemetry:
         else:
             self._meter.create_observable_gauge(name, [observe], unit, description)
 
-    def call(self, session: str, metadata: Mapping[str, str]) -> CallRecorder:
-        """Begin the span of a call, under the trace that the stream's metadata names, if any."""
+    def call(self, session: str, metadata: Mapping[str, str], tenant: str = "") -> CallRecorder:
+        """Begin the span of a call, under the trace that the stream's metadata names, if any. tenant: "" for none."""
         self._active.add(1)
-        return CallRecorder(self, session, metadata)
+        return CallRecorder(self, session, metadata, tenant)
 
     def admitted(self) -> None:
         """A call was taken."""
@@ -82,6 +83,10 @@ class Telemetry:
     def held(self) -> None:
         """A call's replies wait for its client to read."""
         self._held.add(1, {names.REQUEST_MODEL: self.model})
+
+    def slowed(self) -> None:
+        """A client sends more events than it may, and is read no faster."""
+        self._slowed.add(1, {names.REQUEST_MODEL: self.model})
 
     def refused(self, reason: str) -> None:
         """There was no room for a call. reason: of ``service.problems``."""

@@ -34,7 +34,15 @@ CALLS = "firstword.calls"
 ADMITTED_CALLS = "firstword.calls.admitted"
 REFUSED_CALLS = "firstword.calls.refused"
 HELD_CALLS = "firstword.calls.held"
+SLOWED_CALLS = "firstword.calls.slowed"
 ACTIVE_CALLS = "firstword.calls.active"
+
+# Who is let in, and what they are let in by. Counters, but for the time that is left.
+ENTERED = "firstword.auth.entered"
+TURNED_AWAY = "firstword.auth.turned_away"
+RELOADS = "firstword.security.reloads"
+RELOAD_FAILURES = "firstword.security.reload_failures"
+CERTIFICATE_EXPIRES = "firstword.tls.certificate.expires_in"
 
 # Tokens: of prompts, by where they were found; of replies; what was computed ahead for nothing. Counters.
 PROMPT_TOKENS = "firstword.prompt.tokens"
@@ -86,6 +94,9 @@ POSITION = "firstword.draft.position"
 FOUND = "firstword.prompt.found"
 DURING = "firstword.interruption.during"
 OUTCOME = "firstword.tool.outcome"
+MEANS = "firstword.auth.means"
+RELOADED = "firstword.security.file"
+TENANT = "firstword.tenant"
 
 _TO_FIRST_S = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2)
 BUCKETS: Mapping[str, Sequence[float]] = {

@@ -42,9 +42,11 @@ class Part:
 
 
 class CallRecorder:
-    """The span of one call and the spans of its turns. metadata: of the stream; may name the trace it belongs to."""
+    """The span of one call and the spans of its turns. metadata: of the stream; may name the trace it belongs to.
+    tenant: whose call it is; "" for nobody's.
+    """
 
-    def __init__(self, telemetry: Telemetry, session: str, metadata: Mapping[str, str]) -> None:
+    def __init__(self, telemetry: Telemetry, session: str, metadata: Mapping[str, str], tenant: str = "") -> None:
         self._telemetry = telemetry
         self._session = session
         self._epoch_ns = time.time_ns() - time.monotonic_ns()
@@ -56,6 +58,8 @@ class CallRecorder:
             names.REQUEST_MODEL: telemetry.model,
             "gen_ai.conversation.id": session,
         }
+        if tenant:
+            attributes[names.TENANT] = tenant
         parent = _propagator.extract(metadata, otel_context.Context())
         self._span: Span = telemetry.tracer.start_span("call", parent, SpanKind.SERVER, attributes)
 

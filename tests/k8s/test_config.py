@@ -25,7 +25,11 @@ def test_the_service_reads_it(name: str, tmp_path: Path) -> None:
     rendered = manifests(values(name))
     config = loaded(toml(rendered), tmp_path)
     ports = {port["name"]: port["containerPort"] for port in container(rendered)["ports"]}
-    assert ports == {"grpc": config.server.port, "metrics": config.telemetry.prometheus_port}
+    assert ports == {
+        "grpc": config.server.port,
+        "health": config.server.health_port,
+        "metrics": config.telemetry.prometheus_port,
+    }
     assert "prometheus" in config.telemetry.metrics
     assert config.engine.device.startswith("cuda") == ("nvidia.com" in str(container(rendered)["resources"]))
 

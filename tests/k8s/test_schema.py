@@ -113,6 +113,15 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"config": {"telemetry": {"prometheus_host": "::1"}}},
         "config.telemetry.prometheus_host is ::1: Prometheus cannot reach it",
     ),
+    "TLS that no probe can ask": (
+        {"config": {"tls": {"certificate": "/tls.crt", "key": "/tls.key"}, "server": {"health_port": None}}},
+        "the kubelet's probes speak no TLS",
+    ),
+    "two uses of one port": ({"config": {"server": {"health_port": 50051}}}, "health has a port of its own"),
+    "keys from nowhere": (
+        {"config": {"auth": {"api_keys_file": "/etc/firstword/secrets/auth/keys.toml"}}},
+        "name a Secret in secretFiles.auth",
+    ),
     "a policy between pods and their weights": (
         values("keda", networkPolicy={"enabled": True}),
         "networkPolicy.egress is empty, so models.downloads could not reach the hub",

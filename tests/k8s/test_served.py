@@ -81,6 +81,7 @@ def environment(directory: Path, metrics_port: int) -> dict[str, str]:
         **given,
         "FIRSTWORD_CONFIG": str(file),
         "FIRSTWORD_SERVER__PORT": "0",
+        "FIRSTWORD_SERVER__HEALTH_PORT": "0",
         "FIRSTWORD_SERVER__STOP_GRACE_S": "60",  # the laptop's five seconds are few for a busy machine
         "FIRSTWORD_TELEMETRY__PROMETHEUS_PORT": str(metrics_port),
     }
@@ -90,8 +91,9 @@ async def test_a_pods_life(tmp_path: Path) -> None:
     metrics_port = free_port()
     process = ServiceProcess(environment(tmp_path, metrics_port))
     try:
-        port = int((await asyncio.to_thread(process.wait_for, "listening"))["port"])
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        listening = await asyncio.to_thread(process.wait_for, "listening")
+        port, health_port = int(listening["port"]), int(listening["health_port"])
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{health_port}") as channel:
             probes = Probes(channel)
             assert not await probes.passes("startup"), "weights are being loaded"
             assert await probes.passes("liveness")

@@ -8,32 +8,46 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from firstword import Client
 from service.admission import Admission
 from service.call_services import CallServices
-from service.config import AdmissionConfig, CallConfig, ResumeConfig, ServerConfig, ServiceConfig, StoreConfig
+from service.config import ResumeConfig, ServiceConfig, StoreConfig
 from service.conversation import Conversation
+from service.security.security import Security
 from service.server import Server
 from service.servicer import CallServicer
 from service.signing import Signing
 from service.store import MemoryStore, RedisStore, Store
 from service.store.opening import store_of
 from service.telemetry import Telemetry
+from service.telemetry.access import AccessTelemetry
 from tests.e2e.lines import Lines
 from tests.e2e.pods import SECRET
 from tests.service.calls import MODEL, LocalEngine, chat, target
 
 
 class LocalPod:
-    """One server behind lines of its own, whose address it keeps. store_url: empty for none."""
+    """One server behind lines of its own, whose address it keeps. store_url: empty for none. sections: of its
+    configuration.
+    """
 
     def __init__(
-        self, store_url: str = "", *, lease_s: float = 30.0, trust_after_s: float = 0.1, lines: Lines | None = None
+        self,
+        store_url: str = "",
+        *,
+        lease_s: float = 30.0,
+        trust_after_s: float = 0.1,
+        lines: Lines | None = None,
+        sections: Mapping[str, Any] | None = None,
     ) -> None:
+        own = dict(sections or {})
+        server = {"port": 0, "stop_grace_s": 60.0, **own.get("server", {})}
+        resume = {"keys": SECRET, **own.get("resume", {})}
+        self._config = ServiceConfig.model_validate({**own, "server": server, "resume": resume})
         self.lines = lines or Lines()
         self._store_config = (
             StoreConfig(url=store_url, timeout_s=5.0, lease_s=lease_s, trust_after_s=trust_after_s)
@@ -58,23 +72,26 @@ class LocalPod:
         if not self.lines.port:
             self._listening = await self.lines.listen()
         self.engine = LocalEngine()
-        config = ServerConfig(port=0, stop_grace_s=60.0)
-        self._servicer = servicer = CallServicer(config)
-        self.server = Server(config, servicer)
+        config = self._config
+        self.security = security = Security(config, AccessTelemetry())
+        self._servicer = servicer = CallServicer(config.server, security.tenant_of_stream)
+        self.server = Server(config.server, servicer, security)
         self.store = self._store(servicer)
         await self.store.start()
         telemetry = Telemetry(MODEL)
-        servicer.admission = Admission(AdmissionConfig(), lambda: None, 16, telemetry)
+        servicer.admission = Admission(config.admission, lambda: None, 16, telemetry, tenants=config.tenant)
         servicer.services = self.services = CallServices(
             engine=self.engine,
             new_conversation=lambda opening: Conversation.opened(chat(), opening),
             restored_conversation=lambda state: Conversation.restored(chat(), state),
             store=self.store,
-            signing=Signing((SECRET,), 3600.0),
+            signing=Signing(config.resume.secrets, config.resume.token_ttl_s),
             telemetry=telemetry,
-            config=CallConfig(),
+            config=config.call,
             model=MODEL,
             max_context_tokens=target().max_context_tokens,
+            resume=config.resume,
+            tenants=config.tenant,
         )
         await self.server.start()
         await self.server.set_serving(True)
@@ -88,6 +105,7 @@ class LocalPod:
         await self._stop_working()
         assert self.server is not None
         await self.server._server.stop(0)
+        await self.security.stop()
         for session in list(self.engine._sessions):
             self.engine.close(session)
         self.engine.run()

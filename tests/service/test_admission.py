@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import records
-from service.admission import LATEST_S, SOONEST_S, Admission, Seat
+from service.admission import LATEST_S, REMEMBERED, SOONEST_S, Admission, Seat
 from service.config import AdmissionConfig
 from service.problems import Problem, Reason
 from service.telemetry import Telemetry
@@ -106,6 +106,36 @@ def test_whoever_asks_gets_a_fair_share_also_of_a_machine_that_one_tenant_has_fi
     counts = Counter(seat.tenant for seat in open_calls)
     assert min(counts[name] for name in names) >= most // tenants - 1
     assert len(open_calls) >= most - tenants  # and little is left unused
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 40)), max_size=80), st.integers(1, 6))
+def test_opens_of_a_tenant_are_counted_apart_and_over_time(asks: list[tuple[str, int]], limit: int) -> None:
+    """Never more than the limit, and one for each of its minutes' parts that has passed, since any moment."""
+    house = House(max_opens_per_minute_per_tenant=limit)
+    taken: dict[str, list[float]] = {"a": [], "b": []}
+    for name, seconds in asks:
+        house.now += seconds
+        try:
+            house.admission.ask(name)
+            taken[name].append(house.now)
+        except Problem as refused:
+            assert refused.reason is Reason.TENANT_TOO_MANY_OPENS
+            assert refused.retry_after_s is not None and SOONEST_S <= refused.retry_after_s <= 60 / limit + 1e-6
+            house.now += refused.retry_after_s + 1e-6
+            house.admission.ask(name)  # as it was told
+            taken[name].append(house.now)
+    for times in taken.values():
+        for first, since in enumerate(times):
+            for count, until in enumerate(times[first:], 1):
+                assert count <= limit + (until - since) * limit / 60 + 1e-3
+
+
+def test_tenants_that_have_opened_nothing_lately_are_forgotten() -> None:
+    house = House(max_opens_per_minute_per_tenant=1)
+    for number in range(5000):
+        house.now += 1.0
+        house.admission.ask(f"t{number}")
+    assert len(house.admission._paces) <= REMEMBERED
 
 
 def test_a_lone_tenant_has_the_whole_machine() -> None:

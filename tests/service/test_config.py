@@ -55,6 +55,19 @@ def test_what_is_wrong_is_refused_by_name(environ: dict[str, str], named: str) -
         load_config(environ)
 
 
+def test_what_is_for_the_client_is_none_of_its_business() -> None:
+    assert load_config({"FIRSTWORD_API_KEY": "a", "FIRSTWORD_TOKEN": "b"}) == load_config({})
+
+
+def test_tenants_have_limits_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "firstword.toml").write_text("[tenant.acme]\nmax_calls = 3\n[tenant.'https://b']\nmax_calls = 1\n")
+    config = load_config({})
+    assert {name: limits.max_calls for name, limits in config.tenant.items()} == {"acme": 3, "https://b": 1}
+    (tmp_path / "firstword.toml").write_text("[tenant.'other one']\nmax_calls = 1\n")
+    with pytest.raises(ConfigError, match="other one"):
+        load_config({})
+
+
 def test_an_unknown_key_of_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "firstword.toml").write_text("[server]\nprot = 1\n")
     with pytest.raises(ConfigError, match=r"server\.prot.*unknown key"):

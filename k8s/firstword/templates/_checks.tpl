@@ -12,6 +12,21 @@
 {{- if regexMatch $loopback $server.host -}}
 {{- fail (printf "config.server.host is %s: neither clients nor probes can reach it in a pod" $server.host) -}}
 {{- end -}}
+{{- if and (include "firstword.hasTls" .) (not (include "firstword.healthPort" .)) -}}
+{{- fail "config.tls is set and config.server.health_port is not: the kubelet's probes speak no TLS" -}}
+{{- end -}}
+{{- if eq (include "firstword.healthPort" .) (include "firstword.port" .) -}}
+{{- fail "config.server.health_port is config.server.port: health has a port of its own, or none" -}}
+{{- end -}}
+{{- $tls := default dict $config.tls -}}
+{{- $auth := default dict $config.auth -}}
+{{- $jwt := default dict $config.jwt -}}
+{{- range $key, $path := dict "tls.certificate" $tls.certificate "tls.key" $tls.key "tls.client_ca" $tls.client_ca "auth.api_keys_file" $auth.api_keys_file "jwt.jwks_file" $jwt.jwks_file -}}
+{{- $secret := regexFind "^/etc/firstword/secrets/[^/]+" (default "" $path) | trimPrefix "/etc/firstword/secrets/" -}}
+{{- if and $secret (not (hasKey $.Values.secretFiles $secret)) -}}
+{{- fail (printf "config.%s is %s and nothing is mounted there: name a Secret in secretFiles.%s" $key $path $secret) -}}
+{{- end -}}
+{{- end -}}
 {{- if and $metrics (regexMatch $loopback $config.telemetry.prometheus_host) -}}
 {{- fail (printf "config.telemetry.prometheus_host is %s: Prometheus cannot reach it in a pod" $config.telemetry.prometheus_host) -}}
 {{- end -}}

@@ -83,6 +83,36 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- (include "firstword.config" . | fromJson).server.port | int -}}
 {{- end -}}
 
+{{/* The port that answers for health alone, in plain text; empty where there is none. */}}
+{{- define "firstword.healthPort" -}}
+{{- with (include "firstword.config" . | fromJson).server.health_port }}{{ int . }}{{ end -}}
+{{- end -}}
+
+{{/* The port that probes ask. */}}
+{{- define "firstword.probePort" -}}
+{{- default (include "firstword.port" .) (include "firstword.healthPort" .) -}}
+{{- end -}}
+
+{{/* Not empty where the service's port speaks TLS. */}}
+{{- define "firstword.hasTls" -}}
+{{- with (include "firstword.config" . | fromJson).tls }}{{ if .certificate }}yes{{ end }}{{ end -}}
+{{- end -}}
+
+{{/* The port that `helm test` asks through the Services: who has no certificate asks for health alone. */}}
+{{- define "firstword.testPort" -}}
+{{- if include "firstword.hasTls" . }}{{ include "firstword.probePort" . }}{{ else }}{{ include "firstword.port" . }}{{ end -}}
+{{- end -}}
+
+{{/* The Services' ports for calls, and for health where that is another matter. */}}
+{{- define "firstword.servicePorts" -}}
+{{- if include "firstword.hasTls" . -}}
+- {name: grpc, port: {{ include "firstword.port" . }}, targetPort: grpc, protocol: TCP}
+- {name: health, port: {{ include "firstword.healthPort" . }}, targetPort: health, protocol: TCP, appProtocol: kubernetes.io/h2c}
+{{- else -}}
+- {name: grpc, port: {{ include "firstword.port" . }}, targetPort: grpc, protocol: TCP, appProtocol: kubernetes.io/h2c}
+{{- end -}}
+{{- end -}}
+
 {{/* The port of Prometheus' metrics; empty where another exporter, or none, is configured. */}}
 {{- define "firstword.metricsPort" -}}
 {{- with (include "firstword.config" . | fromJson).telemetry -}}
