@@ -106,6 +106,11 @@ class Call:
         return None if self._parts is None else self._parts.turns
 
     @property
+    def opened_at(self) -> float:
+        """Seconds since 1970, wherever it was opened; 0 before it is open."""
+        return 0.0 if self._parts is None else self._parts.opening.opened_at
+
+    @property
     def generation(self) -> int:
         """Of the lease; 0 before it is open."""
         return 0 if self._parts is None else self._parts.outbound.generation
@@ -291,6 +296,7 @@ class Call:
             journal,
             book,
             self.send,
+            opened_at=opening.opened_at,
             generation=generation,
             base=last_seq,
             client_seq=client_seq,
@@ -345,15 +351,15 @@ class Call:
             limits=parts.terms.limits,
             item_ids=[item.id for item in history.items],
             history_version=history.version,
-            token=self._token(),
+            token=self._token(opening.opened_at),
             resumed=resumed,
             unfinished=_unfinished(parts.turns.reply, missed) if resumed else None,
         )
 
-    def _token(self) -> ResumeToken:
+    def _token(self, opened_at: float) -> ResumeToken:
         signing = self.services.signing
         self._renew_at = time.monotonic() + signing.token_ttl_s / 2
-        return ResumeToken(signing.token(self.key), signing.token_ttl_s)
+        return ResumeToken(signing.token(self.key, opened_at), signing.token_ttl_s)
 
     # How it goes on
 
@@ -363,7 +369,7 @@ class Call:
         except Problem as problem:
             self._refuse(parts, problem, event, client_seq)
         if not self.ended and time.monotonic() > self._renew_at:
-            self._emit(self._token())
+            self._emit(self._token(parts.opening.opened_at))
 
     def _dispatch(self, parts: _Parts, event: events.ClientEvent) -> None:
         turns, questions = parts.turns, parts.questions

@@ -22,7 +22,8 @@ VERSION = 1
 class Record:
     """generation: of the lease that it was written under; base: the last event of the generations before that counts.
 
-    prev: ``seq`` of the record before; 0 where this one is the whole call.
+    prev: ``seq`` of the record before; 0 where this one is the whole call. opened_at: of the call, whose name another
+    one may have had; 0 where a server wrote it that did not say so.
     """
 
     tenant: str
@@ -32,6 +33,7 @@ class Record:
     seq: int
     prev: int
     deltas: tuple[Delta, ...]
+    opened_at: float = 0.0
     v: int = VERSION
 
 
@@ -54,11 +56,21 @@ def read(signing: Signing, record: bytes) -> Record:
 
 
 def of_call(records: Iterable[Record], key: CallKey) -> list[Record]:
-    """Raises Problem for a record of another call."""
+    """Raises Problem for a record of a call of another name."""
     found = list(records)
     if any((record.tenant, record.call) != (key.tenant, key.session) for record in found):
         raise Problem(Reason.FORGED, "a record is of another call", field="open.resume.records")
     return found
+
+
+def opened_then(records: Iterable[Record], opened_at: float) -> list[Record]:
+    """Those that are not of an earlier or a later call of the same name."""
+    return [record for record in records if may_be_one(record.opened_at, opened_at)]
+
+
+def may_be_one(opened_at: float, other: float) -> bool:
+    """Whether two calls of one name are one, by when they were opened; 0 where that is not known."""
+    return opened_at == other or not opened_at or not other
 
 
 def merged(records: Iterable[Record]) -> dict[int, Record]:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import call_service_pb2_grpc
@@ -94,7 +95,10 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         """
         tenant = self._tenant_of(metadata)
         services = self._serving()
-        request = await anext(aiter(requests), None)
+        try:
+            request = await anext(aiter(requests), None)
+        except DecodeError:
+            raise unreadable() from None
         if request is None:
             return None
         event = wire.client_event(request)
@@ -181,6 +185,11 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
             return self.admission.take(tenant)
 
 
+def unreadable() -> Problem:
+    """A request is no message of the contract."""
+    return Problem(Reason.INVALID_FIELD, "the request is no firstword.v1.CallRequest")
+
+
 async def _write(context: Context, envelope: Envelope) -> None:
     await context.write(wire.response(envelope))
 
@@ -192,6 +201,8 @@ async def _read(requests: AsyncIterator[call_pb.CallRequest], call: Call, outbox
             call.handle(request.client_seq, wire.client_event(request))
     except asyncio.CancelledError:
         raise
+    except DecodeError:
+        call.abandon(unreadable())
     except Exception as error:
         log.warning("stream broke off", extra={"session": call.session, "cause": type(error).__name__})
         call.detach(outbox.end)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from firstword import Client
 from service.admission import Admission
 from service.call_services import CallServices
-from service.config import AdmissionConfig, CallConfig, ResumeConfig, ServerConfig, ServiceConfig, StoreConfig
+from service.config import ResumeConfig, ServerConfig, ServiceConfig, StoreConfig
 from service.conversation import Conversation
 from service.server import Server
 from service.servicer import CallServicer
@@ -27,14 +27,27 @@ from tests.e2e.lines import Lines
 from tests.e2e.pods import SECRET
 from tests.service.calls import MODEL, LocalEngine, chat, target
 
+CONFIG = ServiceConfig(server=ServerConfig(port=0, stop_grace_s=60.0))
+
 
 class LocalPod:
-    """One server behind lines of its own, whose address it keeps. store_url: empty for none."""
+    """One server behind lines of its own, whose address it keeps. store_url: empty for none. new_engine: makes what it
+    serves; config: of the socket, calls and admission.
+    """
 
     def __init__(
-        self, store_url: str = "", *, lease_s: float = 30.0, trust_after_s: float = 0.1, lines: Lines | None = None
+        self,
+        store_url: str = "",
+        *,
+        lease_s: float = 30.0,
+        trust_after_s: float = 0.1,
+        lines: Lines | None = None,
+        new_engine: Callable[[], LocalEngine] = LocalEngine,
+        config: ServiceConfig = CONFIG,
     ) -> None:
         self.lines = lines or Lines()
+        self._new_engine = new_engine
+        self._config = config
         self._store_config = (
             StoreConfig(url=store_url, timeout_s=5.0, lease_s=lease_s, trust_after_s=trust_after_s)
             if store_url
@@ -57,14 +70,14 @@ class LocalPod:
     async def start(self) -> None:
         if not self.lines.port:
             self._listening = await self.lines.listen()
-        self.engine = LocalEngine()
-        config = ServerConfig(port=0, stop_grace_s=60.0)
-        self._servicer = servicer = CallServicer(config)
-        self.server = Server(config, servicer)
+        self.engine = self._new_engine()
+        config = self._config
+        self._servicer = servicer = CallServicer(config.server)
+        self.server = Server(config.server, servicer)
         self.store = self._store(servicer)
         await self.store.start()
         telemetry = Telemetry(MODEL)
-        servicer.admission = Admission(AdmissionConfig(), lambda: None, 16, telemetry)
+        servicer.admission = Admission(config.admission, lambda: None, 16, telemetry)
         servicer.services = self.services = CallServices(
             engine=self.engine,
             new_conversation=lambda opening: Conversation.opened(chat(), opening),
@@ -72,9 +85,10 @@ class LocalPod:
             store=self.store,
             signing=Signing((SECRET,), 3600.0),
             telemetry=telemetry,
-            config=CallConfig(),
+            config=config.call,
             model=MODEL,
-            max_context_tokens=target().max_context_tokens,
+            max_context_tokens=config.engine.max_context_tokens or target().max_context_tokens,
+            resume=config.resume,
         )
         await self.server.start()
         await self.server.set_serving(True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -23,7 +24,7 @@ from service.client_events import (
     Update,
 )
 from service.items import ToolDefinition
-from service.options import GenerationPatch
+from service.options import Fallback, GenerationPatch, TurnOptions
 from tests.e2e.server import example_calls
 from tests.service.calls import LINES, SYSTEM, TOOLS, CallUnderTest
 
@@ -205,3 +206,33 @@ def test_a_call_goes_on_again_and_again() -> None:
         script.go_on_elsewhere()
     assert script.outcome() == wanted
     assert script.received[-1].generation > 10
+
+
+def phrase_said() -> Script:
+    """A script at a turn that a phrase has answered, for there was no engine."""
+    late = TurnOptions(first_token_deadline_ms=100)
+    script = Script(Final(1, LINES[0], late))
+    script.begin(replace(OPEN, fallbacks=(Fallback(phrase="One moment, please."),)))
+    assert script.call is not None
+    script.call.engine.serving = False
+    return script
+
+
+def test_a_phrase_that_was_said_is_the_whole_answer_elsewhere_too() -> None:
+    """From its text on nothing is generated behind it; before, the model may still answer."""
+    whole = phrase_said()
+    whole.run()
+    text = next(made.seq for made in whole.received if isinstance(made.event, server.TextDelta))
+    taken = next(made.seq for made in whole.received if isinstance(made.event, server.FallbackTaken))
+    assert taken < text < whole.received[-1].seq
+    for seq in range(taken, whole.received[-1].seq + 1):
+        script = phrase_said()
+        assert script.run(seq)
+        script.go_on_elsewhere()
+        script.run()
+        if seq >= text:
+            assert script.outcome() == whole.outcome()
+        else:
+            (end,) = (made.event for made in script.received if isinstance(made.event, server.TurnEnded))
+            assert end.source is server.AnswerSource.MODEL and script.outcome()[0] == ("turn 1", end.text)
+        CallUnderTest.end_all()
