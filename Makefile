@@ -56,6 +56,12 @@ test-equality: $(READY) ## The whole equality suite: with transformers, and with
 soak: $(READY) ## Hold calls while servers, the store and lines die: nothing lost, nothing said twice (SOAK="--kills 30 ...")
 	$(PY) -m tests.soak $(SOAK)
 
+rolling: $(READY) ## This tree's service takes another revision's place, and back, while calls go on (BASE=REVISION)
+	$(PY) -m tests.rolling $(if $(BASE),--base $(BASE)) $(ROLLING)
+
+fuzz: $(READY) ## Random clients against real servers: 100,000 scripts, kept and gone on with (FUZZ="--jobs 2 --seeds 0:2000")
+	$(PY) -m tests.fuzz $(FUZZ)
+
 model: $(READY) ## Make the embedded model and its drafters from nothing (two hours on two cores, resumable)
 	$(PY) -m training.make_model
 
