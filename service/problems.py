@@ -61,9 +61,14 @@ class Guardrail(enum.Enum):
     INPUT_SIZE = "max_input_code_points"
 
 
+MAX_MESSAGE = 256
+"""Code points of a message."""
+
+
 @dataclass(eq=False)
 class Problem(Exception):
-    """Something that a client has to be told.
+    """Something that a client has to be told. A longer message is cut: it may name what the client called something,
+    and a status that does not fit into a header list is no status.
 
     field: path of the client event's field at fault. retry_after_s: when the same may be tried again; None: never
     as it is. reached: the guardrail that refuses, and its value in force.
@@ -75,6 +80,10 @@ class Problem(Exception):
     retry_after_s: float | None = None
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     reached: tuple[Guardrail, int] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.message) > MAX_MESSAGE:
+            self.message = self.message[: MAX_MESSAGE - 1] + "…"
 
     def __str__(self) -> str:
         return f"{self.reason.value}: {self.message}"

@@ -54,6 +54,14 @@ async def test_bytes_that_are_no_message(pod: LocalPod, before: tuple[bytes, ...
     await until(lambda: not pod.sessions)
 
 
+@pytest.mark.parametrize("name", ["[" * 3000, "👋🏽" * 2000])
+async def test_a_status_that_names_what_the_client_said_fits_into_a_header(pod: LocalPod, name: str) -> None:
+    request = call_pb.CallRequest(open=client_pb.Open(model=name))
+    failed = await played(pod, request.SerializeToString())
+    assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, Reason.UNKNOWN_MODEL.value)
+    assert failed.message == name[:255] + "…" and failed.field == "open.model"
+
+
 async def test_a_token_is_not_good_for_a_later_call_of_the_same_name(pod: LocalPod) -> None:
     """The call is over, and another one has its name: whoever held the first is told nothing of the second."""
     close = call_pb.CallRequest(close=client_pb.Close()).SerializeToString()
