@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import TypeAdapter, ValidationError
 
+from engine.errors import InvalidSampling
 from service.call_state import CallState, Delta
 from service.problems import Problem, Reason, invalid
 from service.signing import Signing
@@ -52,7 +53,7 @@ def read(signing: Signing, record: bytes) -> Record:
     """Raises Problem for one that was changed, or that this version cannot read."""
     try:
         found = _ADAPTER.validate_json(signing.payload(record))
-    except ValidationError:
+    except (ValidationError, InvalidSampling):  # an earlier version may have allowed more
         raise invalid("open.resume.records", "a record is of a form that this version does not know") from None
     if found.v != VERSION:
         raise invalid("open.resume.records", f"a record is of version {found.v}; known here is {VERSION}")

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from service import call_records, server_events
 from service.call_records import merged, of_call, opened_then, read, replayed
+from service.call_state import Status
 from service.problems import Problem, Reason
 from service.signing import Signing
 from service.store import CallKey
@@ -32,6 +34,13 @@ FREE = {"parameters", "taken", "metadata"}
 def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(request.param.read_text())
     return found
+
+
+COLDER = {
+    **json.loads(TypeAdapter(Status).dump_json(test_call_records.STATUS)),
+    "generation": {"sampling": {"temperature": 4e-320}},
+}
+"""Sampling as a version might have allowed it."""
 
 
 def signing(golden: dict[str, Any]) -> Signing:
@@ -99,6 +108,7 @@ def test_fields_of_later_are_passed_over(golden: dict[str, Any]) -> None:
     ("change", "message"),
     [
         ({"v": 2}, "a record is of version 2; known here is 1"),
+        ({"deltas": [{"client_seq": 1, "status": COLDER}]}, "of a form that this version does not know"),
         (
             {"deltas": [{"client_seq": 1, "replies": [{"phase": "humming"}]}]},
             "of a form that this version does not know",
