@@ -277,7 +277,8 @@ class Call:
     ) -> _Parts:
         """Put the parts of the call together, and let the store know of it."""
         services, self.key = self.services, key
-        recorder = services.telemetry.call(key.session, dict(self.metadata))
+        recorder = services.telemetry.call(key.session, dict(self.metadata), opening.traceparent)
+        opening = replace(opening, traceparent=recorder.traceparent)
         history = History(services, key.session, conversation, shadows, self.tenant)
         emit, over, session = self._emit, self._turn_over, key.session
         reporter = Reporter(session, services.model, terms, history, recorder, emit, over)

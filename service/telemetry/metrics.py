@@ -70,10 +70,12 @@ class Telemetry:
         else:
             self._meter.create_observable_gauge(name, [observe], unit, description)
 
-    def call(self, session: str, metadata: Mapping[str, str]) -> CallRecorder:
-        """Begin the span of a call, under the trace that the stream's metadata names, if any."""
+    def call(self, session: str, metadata: Mapping[str, str], earlier: str = "") -> CallRecorder:
+        """Begin the span of a call, under the trace that the stream's metadata names, if any. earlier: trace context of
+        its span at the server that it was taken over from.
+        """
         self._active.add(1)
-        return CallRecorder(self, session, metadata)
+        return CallRecorder(self, session, metadata, earlier)
 
     def admitted(self) -> None:
         """A call was taken."""

@@ -86,6 +86,7 @@ POSITION = "firstword.draft.position"
 FOUND = "firstword.prompt.found"
 DURING = "firstword.interruption.during"
 OUTCOME = "firstword.tool.outcome"
+LINK = "firstword.link"
 
 _TO_FIRST_S = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2)
 BUCKETS: Mapping[str, Sequence[float]] = {

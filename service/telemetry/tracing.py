@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -42,9 +42,11 @@ class Part:
 
 
 class CallRecorder:
-    """The span of one call and the spans of its turns. metadata: of the stream; may name the trace it belongs to."""
+    """The span of one call and the spans of its turns. metadata: of the stream; may name the trace it belongs to.
+    earlier: W3C trace context of its span at the server that it was taken over from; empty where it was not.
+    """
 
-    def __init__(self, telemetry: Telemetry, session: str, metadata: Mapping[str, str]) -> None:
+    def __init__(self, telemetry: Telemetry, session: str, metadata: Mapping[str, str], earlier: str = "") -> None:
         self._telemetry = telemetry
         self._session = session
         self._epoch_ns = time.time_ns() - time.monotonic_ns()
@@ -57,7 +59,15 @@ class CallRecorder:
             "gen_ai.conversation.id": session,
         }
         parent = _propagator.extract(metadata, otel_context.Context())
-        self._span: Span = telemetry.tracer.start_span("call", parent, SpanKind.SERVER, attributes)
+        links = [Link(there, {names.LINK: "taken over"})] if (there := _named(earlier)).is_valid else []
+        self._span: Span = telemetry.tracer.start_span("call", parent, SpanKind.SERVER, attributes, links)
+
+    @property
+    def traceparent(self) -> str:
+        """W3C trace context of the call's span, for whoever takes it over; empty where nothing is traced."""
+        carrier: dict[str, str] = {}
+        _propagator.inject(carrier, trace.set_span_in_context(self._span, otel_context.Context()))
+        return carrier.get("traceparent", "")
 
     def begun(self) -> None:
         """A turn has begun."""
@@ -176,6 +186,12 @@ class CallRecorder:
 
     def _ns(self, monotonic: float) -> int:
         return int(monotonic * 1e9) + self._epoch_ns
+
+
+def _named(traceparent: str) -> SpanContext:
+    """The span that a W3C trace context names; an invalid one for nothing, and for what is none."""
+    found = _propagator.extract({"traceparent": traceparent}, otel_context.Context())
+    return trace.get_current_span(found).get_span_context()
 
 
 def parts(turn: TurnRecord, *, content: bool = False) -> Iterator[Part]:
