@@ -270,6 +270,10 @@ def _steps(generations: list[TurnStats]) -> Attributes:
         "firstword.draft.accepted_at": add_up([stats.accepted_at for stats in generations]),
         "firstword.draft.seconds": sum(stats.draft_seconds for stats in generations),
         "firstword.forward.seconds": sum(stats.forward_seconds for stats in generations),
+        "firstword.clauses": sum(stats.clauses for stats in generations),
+        "firstword.clauses.late": sum(stats.clauses_late for stats in generations),
+        "firstword.underruns": sum(stats.underruns for stats in generations),
+        "firstword.underrun.seconds": sum(stats.underrun_seconds for stats in generations),
     }
 
 
