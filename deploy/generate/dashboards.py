@@ -217,6 +217,12 @@ def _turns() -> Sequence[Panel]:
             },
         ),
         lines(
+            "Seconds of silence a minute",
+            "Between clauses, over all calls, by the rate at which words are spoken.",
+            "s",
+            {"{{firstword_mode}}": f"60 * {_by(names.UNDERRUN_TIME, names.MODE)}"},
+        ),
+        lines(
             "Deadlines missed",
             "Of the turns that had one for their first token.",
             "percentunit",

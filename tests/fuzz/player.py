@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,13 +23,27 @@ from tests.fuzz.heard import Heard
 from tests.fuzz.script import Resume, Script, Send, Wait
 
 METHOD = "/firstword.v1.CallService/Call"
-WATCHDOG_S = 60.0
-"""Within which whatever must be answered is; a busy machine has time enough."""
+WATCHDOG_S, WORKED_S, MOST_S = 60.0, 20.0, 240.0
+"""What must be answered and is not after so long hangs, if the process has worked so long meanwhile, or after the last
+in any case: a machine with too much to do hangs nothing.
+"""
 _COMMITS = ("final", "respond", "say")
 
 
 class Hang(Exception):
     """Something that must come did not."""
+
+
+class _Watchdog:
+    """Looks from now on."""
+
+    def __init__(self) -> None:
+        self._wall, self._worked = time.monotonic(), time.process_time()
+
+    @property
+    def barks(self) -> bool:
+        wall, worked = time.monotonic() - self._wall, time.process_time() - self._worked
+        return wall > MOST_S or (wall > WATCHDOG_S and worked > WORKED_S)
 
 
 class _Stream:
@@ -64,10 +79,11 @@ class _Stream:
 
     async def ended(self) -> None:
         """Raises Hang where it does not end."""
-        done, _ = await asyncio.wait({self.reading}, timeout=WATCHDOG_S)
-        if not done:
-            self.cancel()
-            raise Hang("the stream does not end")
+        watchdog = _Watchdog()
+        while not (await asyncio.wait({self.reading}, timeout=5.0))[0]:
+            if watchdog.barks:
+                self.cancel()
+                raise Hang("the stream does not end")
 
     async def _read(self) -> None:
         try:
@@ -210,8 +226,10 @@ class Player:
         options = options_pb.TurnOptions(sampling=options_pb.Sampling(max_output_tokens=3), tool_choice=none)
         final = client_pb.Final(turn_id=turn_id, text="Hello?", options=options)
         await stream.send(call_pb.CallRequest(final=final).SerializeToString())
-        if not await self._until(lambda: turn_id in self._heard.answered, stream, WATCHDOG_S):
-            raise Hang(f"turn {turn_id} is not answered")
+        watchdog = _Watchdog()
+        while not await self._until(lambda: turn_id in self._heard.answered, stream, 5.0):
+            if watchdog.barks:
+                raise Hang(f"turn {turn_id} is not answered")
 
     async def _until(self, condition: Callable[[], bool], stream: _Stream, seconds: float) -> bool:
         """Whether it comes to that before the stream is over, which is as good, or the time is."""
