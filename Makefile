@@ -56,6 +56,12 @@ test-equality: $(READY) ## The whole equality suite: with transformers, and with
 soak: $(READY) ## Hold calls while servers, the store and lines die: nothing lost, nothing said twice (SOAK="--kills 30 ...")
 	$(PY) -m tests.soak $(SOAK)
 
+rolling: $(READY) ## This tree's service takes another revision's place, and back, while calls go on (BASE=REVISION)
+	$(PY) -m tests.rolling $(if $(BASE),--base $(BASE)) $(ROLLING)
+
+fuzz: $(READY) ## Random clients against real servers: 100,000 scripts, kept and gone on with (FUZZ="--jobs 2 --seeds 0:2000")
+	$(PY) -m tests.fuzz $(FUZZ)
+
 model: $(READY) ## Make the embedded model and its drafters from nothing (two hours on two cores, resumable)
 	$(PY) -m training.make_model
 
@@ -118,10 +124,15 @@ proto: $(READY) ## Generate the stubs in firstword/v1 from proto/
 chart: $(READY) ## Make the Helm chart's schema and golden manifests anew; the diff says what a change does
 	$(PY) -m scripts.gen_chart
 
-# buf comes with npm and is left out where there is none. The breaking check compares with the last commit.
+proto-release: $(READY) ## Hold later changes of the contract to what it is now
+	$(PY) scripts/gen_proto.py --release
+
+# buf comes with npm and is left out where there is none. The breaking check compares with the contract that was released
+# last (the tests do so too, without buf), and not with a commit: CI has but one.
+RELEASED := tests/proto/released.binpb
 BUF := npx --yes @bufbuild/buf@1.75.0
 proto-check: $(READY)
 	$(PY) scripts/gen_proto.py --check
 	@if command -v npx >/dev/null; then $(BUF) lint && $(BUF) format --diff --exit-code && \
-	  if git cat-file -e HEAD:proto 2>/dev/null; then $(BUF) breaking --against '.git#ref=HEAD'; fi; \
+	  $(BUF) breaking --against $(RELEASED); \
 	else echo 'no npm: buf not run'; fi

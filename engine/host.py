@@ -40,6 +40,8 @@ class _Reply:
     """Of its drafting that were told."""
     held_at: float | None = None
     """Since when it stands still for its reader's sake; None: it does not."""
+    stood_still: bool = False
+    """Whether it did since its last clause, which then says nothing of those that it was made beside."""
 
     def news_of_drafting(self) -> tuple[str, str] | None:
         """How it is drafted, and why, where that was not told yet."""
@@ -54,6 +56,7 @@ class _Reply:
         if self.held_at is not None:
             self.turn.stats.held_seconds += time.monotonic() - self.held_at
             self.turn.hold = self.held_at = None
+            self.stood_still = True
 
 
 @dataclass
@@ -351,7 +354,10 @@ class EngineHost:
         read = reply.reader.take(final=step.finish is not None, cut=cut)
         reply.clauses += len(read.clause_ends)
         if read.clause_ends:
-            self.scheduler.spoke(step.session, reply.turn.num_tokens)
+            clause = self.scheduler.spoke(step.session, reply.turn.num_tokens)
+            if reply.turn.hold is None and not reply.stood_still:
+                reply.turn.stats.heard(clause)
+            reply.stood_still = False
         return records.Progress(
             session=step.session,
             turn=reply.number,

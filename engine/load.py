@@ -186,7 +186,7 @@ def scheduler_for(config: EngineConfig) -> Scheduler:
             raise ModelError(f"speaking_rate is {config.speaking_rate}; more than 0 tokens a second were expected")
         return DeadlineScheduler(config.prefill_chunk_tokens, config.speaking_rate)
     if config.scheduling == "fcfs":
-        return ArrivalScheduler(config.prefill_chunk_tokens)
+        return ArrivalScheduler(config.prefill_chunk_tokens, config.speaking_rate)
     raise ModelError(f"scheduling {config.scheduling!r} is neither 'deadline' nor 'fcfs'")
 
 

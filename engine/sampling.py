@@ -16,12 +16,17 @@ from torch import Tensor
 from engine.errors import InvalidSampling
 from engine.tree import DraftTree
 
+COLDEST = 1e-6
+"""The lowest temperature that is not greedy: logits over less leave float32, and among infinities no grammar is heard.
+"""
+SMALLEST_PENALTY = 0.01
+
 
 @dataclass(frozen=True)
 class Sampling:
     """Sampling parameters of one turn. The defaults are greedy decoding without filters.
 
-    temperature: 0 is greedy. top_k: 0 is off. top_p, min_p: probabilities; 1 and 0 are off.
+    temperature: 0 is greedy, else from ``COLDEST``. top_k: 0 is off. top_p, min_p: probabilities; 1 and 0 are off.
     repetition_penalty: over the whole context, as in CTRL (Keskar et al. 2019); 1 is off.
     seed: of this turn's noise; None lets the session derive one from the reply's position.
     """
@@ -35,15 +40,20 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = (
-            ("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "between 0 and 100"),
+            (
+                "temperature",
+                self.temperature,
+                self.temperature == 0.0 or COLDEST <= self.temperature <= 100.0,
+                f"0, or between {COLDEST} and 100",
+            ),
             ("top_k", self.top_k, self.top_k >= 0, "0 or more"),
             ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
             ("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "between 0 and 1"),
             (
                 "repetition_penalty",
                 self.repetition_penalty,
-                0.0 < self.repetition_penalty <= 100.0,
-                "above 0 and at most 100",
+                SMALLEST_PENALTY <= self.repetition_penalty <= 100.0,
+                f"between {SMALLEST_PENALTY} and 100",
             ),
         )
         for name, value, in_range, wanted in checks:
@@ -191,7 +201,7 @@ def _filtered_argmax(scaled: Tensor, noise: Tensor, sampling: Sampling) -> Tenso
     while True:
         winner = probabilities.gather(-1, chosen[:, None])
         above = (probabilities * (probabilities > winner)).sum(-1)
-        outside = above >= sampling.top_p
+        outside = (above > 0.0) & (above >= sampling.top_p)  # the likeliest is inside, however small the nucleus
         if not bool(outside.any()):
             return chosen
         struck = outside[:, None] & (probabilities <= winner)

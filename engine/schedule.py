@@ -21,6 +21,7 @@ from typing import Protocol
 
 from engine.engine import Engine, Work
 from engine.pace import Pace
+from engine.playback import Clause, PlaybackClock
 from engine.session import Session
 
 CLAUSE_S = 0.1
@@ -63,8 +64,8 @@ class Scheduler(Protocol):
         """
         ...
 
-    def spoke(self, session: str, tokens: int) -> None:
-        """A clause of the reply has ended, and it has so many tokens by now."""
+    def spoke(self, session: str, tokens: int) -> Clause:
+        """A clause of the reply has ended, and it has so many tokens by now; how it came."""
         ...
 
     def forget(self, session: str) -> None: ...
@@ -90,22 +91,26 @@ class _Order:
     """What is known of a session's latest reply, or of what is heard. Times are monotonic seconds; 0 for what has not
     come.
 
-    since: when it was asked, released or heard, or last served. spoken_until: when all that was said will have been
-    spoken. spoken_tokens: up to the last clause that ended.
+    since: when it was asked, released or heard, or last served. playback: of the reply; None where none was asked.
+    first_due: when its first clause was due, as the first plan had it.
     """
 
     deadline: float = 0.0
     aside: bool = False
-    rate: float = 0.0
     asked: float = 0.0
     since: float = 0.0
-    spoken_until: float = 0.0
-    spoken_tokens: int = 0
+    playback: PlaybackClock | None = None
+    first_due: float = 0.0
 
     @property
     def speaks(self) -> bool:
         """Whether a clause of the reply was said."""
-        return self.spoken_until > 0.0
+        return self.playback is not None and self.playback.speaks
+
+    @property
+    def spoken_until(self) -> float:
+        """When all that was said will have been spoken."""
+        return 0.0 if self.playback is None else self.playback.spoken_until
 
 
 class DeadlineScheduler:
@@ -124,15 +129,14 @@ class DeadlineScheduler:
     def expect(self, session: str, deadline: float, *, aside: bool = False, rate: float = 0.0) -> None:
         now, usual = time.monotonic(), self._speaking_rate
         rate = min(max(rate, usual * _SLOWEST), usual * _FASTEST) if rate > 0.0 else usual
-        self._orders[session] = _Order(deadline, aside, rate, now, now)
+        self._orders[session] = _Order(deadline, aside, now, now, PlaybackClock(rate))
 
-    def spoke(self, session: str, tokens: int) -> None:
-        order = self._orders.get(session)
-        if order is not None and order.rate:
-            # Where the words ran out the caller hears the rest later, and is owed nothing for the silence.
-            start = max(order.spoken_until, time.monotonic())
-            order.spoken_until = start + max(0, tokens - order.spoken_tokens) / order.rate
-            order.spoken_tokens = tokens
+    def spoke(self, session: str, tokens: int) -> Clause:
+        order, now = self._orders.get(session), time.monotonic()
+        if order is None or order.playback is None:
+            return Clause()
+        due = order.spoken_until - LEAD_S if order.speaks else order.first_due
+        return Clause(0.0 < due < now, order.playback.spoke(tokens, now))
 
     def forget(self, session: str) -> None:
         self._orders.pop(session, None)
@@ -249,7 +253,9 @@ class DeadlineScheduler:
             return order.spoken_until - LEAD_S
         # What is long cannot be there at once: a short one that is asked meanwhile need not wait for it.
         due = order.asked + CLAUSE_S + pace.prefill(max(0, session.num_pending - 1), self.chunk_tokens)
-        return min(due, order.deadline) if order.deadline else due
+        due = min(due, order.deadline) if order.deadline else due
+        order.first_due = order.first_due or due  # what is left of it shrinks with what is read
+        return due
 
     def _waits(self, session: Session) -> bool:
         """Whether a caller waits for the reply's first clause."""
@@ -273,9 +279,11 @@ class ArrivalScheduler:
     here to be compared with.
     """
 
-    def __init__(self, chunk_tokens: int) -> None:
+    def __init__(self, chunk_tokens: int, speaking_rate: float = 3.5) -> None:
         self.chunk_tokens = chunk_tokens
+        self._speaking_rate = speaking_rate
         self._came: dict[str, float] = {}
+        self._playback: dict[str, PlaybackClock] = {}
 
     def heard(self, session: Session) -> None:
         if session.num_pending <= 1 or session.name not in self._came:
@@ -283,12 +291,15 @@ class ArrivalScheduler:
 
     def expect(self, session: str, deadline: float, *, aside: bool = False, rate: float = 0.0) -> None:
         self._came[session] = time.monotonic()
+        self._playback[session] = PlaybackClock(rate or self._speaking_rate)
 
-    def spoke(self, session: str, tokens: int) -> None:
-        pass
+    def spoke(self, session: str, tokens: int) -> Clause:
+        playback = self._playback.get(session)
+        return Clause() if playback is None else Clause(silence_s=playback.spoke(tokens, time.monotonic()))
 
     def forget(self, session: str) -> None:
         self._came.pop(session, None)
+        self._playback.pop(session, None)
 
     def expected(self, engine: Engine, session: Session) -> float:
         mine = self._since(session)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.cache import KVCache
 from engine.interfaces import Draft, Grammar, TextWatcher
+from engine.playback import Clause
 from engine.policy import Choice
 from engine.sampling import Sampler, Sampling, derive_seed
 
@@ -78,6 +79,16 @@ class TurnStats:
     """Tokens that were computed of hypotheses, and of none that held."""
     held_seconds: float = 0.0
     """Time that it stood still after its first token because whoever reads it did not keep up."""
+    clauses: int = 0
+    """That have ended while somebody listened, those that came at once as one; ``clauses_late``: behind the moment at
+    which the scheduler had them due.
+    """
+    clauses_late: int = 0
+    underruns: int = 0
+    """Clauses before which, by the rate at which words are spoken, the caller had heard all there was, and then
+    silence: ``underrun_seconds``.
+    """
+    underrun_seconds: float = 0.0
 
     @property
     def mode(self) -> str:
@@ -106,6 +117,13 @@ class TurnStats:
         self.ended = time.monotonic()
         if self.steps and not self.phases:
             self.phases.append(Phase("plain", "too short to draft", self.steps))
+
+    def heard(self, clause: Clause) -> None:
+        """Account for a clause that somebody listens to."""
+        self.clauses += 1
+        self.clauses_late += clause.late
+        self.underruns += clause.silence_s > 0.0
+        self.underrun_seconds += clause.silence_s
 
     def count(self, tree_depth: int, drafted: Sequence[str], accepted: Sequence[str]) -> None:
         """Account for what one step drafted. drafted: who has guessed each node; accepted: those that were kept."""

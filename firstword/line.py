@@ -90,7 +90,7 @@ class Line:
         if self._status is not None:
             return
         self.send_no_more()  # nobody takes it: whoever still waits for requests need not
-        code, message, trailers = (_at_once(about()) for about in (rpc.code, rpc.details, rpc.trailing_metadata))
+        code, message, trailers = (at_once(about()) for about in (rpc.code, rpc.details, rpc.trailing_metadata))
         ok = code is grpc.StatusCode.OK
         self._status = closed() if ok else CallFailed.of(code, message or "", trailers or ())
 
@@ -103,7 +103,7 @@ def closed() -> CallFailed:
     return CallFailed(grpc.StatusCode.OK, CLOSED, "the call was closed")
 
 
-def _at_once(waiting: Coroutine[Any, Any, Any]) -> Any:
+def at_once(waiting: Coroutine[Any, Any, Any]) -> Any:
     """The result of a coroutine that has nothing to wait for."""
     try:
         waiting.send(None)

@@ -2,9 +2,10 @@
 
     python scripts/gen_proto.py            write the stubs
     python scripts/gen_proto.py --check    exit with 1, and name each file, when a stub is stale, missing or left over
+    python scripts/gen_proto.py --release  hold later changes to what the contract is now (tests/proto/released.binpb)
 
-Owns every ``*_pb2*`` file there and nothing else. Needs grpcio-tools and mypy-protobuf beside the interpreter that
-runs it; their pinned versions are part of what the stubs are.
+Owns that file, every ``*_pb2*`` file there and nothing else. Needs grpcio-tools and mypy-protobuf beside the
+interpreter that runs it; their pinned versions are part of what the stubs are.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path("firstword/v1")
 SERVICE_FILE = PACKAGE / "call_service.proto"
 STUBS = "*_pb2*.py*"
+RELEASED = Path("tests/proto/released.binpb")
+"""The descriptors of what clients have been built with."""
 
 
 class GenerationError(Exception):
@@ -36,6 +39,12 @@ def generate(proto: Path, output: Path) -> None:
     run_protoc([*paths, f"--python_out={output}", *_mypy("mypy", "quiet", output), *messages])
     # Only the file with the service: the others would give modules that hold nothing.
     run_protoc([*paths, f"--grpc_python_out={output}", *_mypy("mypy_grpc", "quiet", output), str(SERVICE_FILE)])
+
+
+def release(proto: Path, output: Path) -> None:
+    """Write the descriptors of the contract. Raises GenerationError."""
+    files = sorted(str(path.relative_to(proto)) for path in (proto / PACKAGE).glob("*.proto"))
+    run_protoc([f"--proto_path={proto}", f"--descriptor_set_out={output}", *files])
 
 
 def run_protoc(arguments: list[str]) -> None:
@@ -78,9 +87,13 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns its exit status."""
     parser = argparse.ArgumentParser(description="Make the gRPC stubs in firstword/v1/ from proto/.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail when the stubs are stale")
+    parser.add_argument("--release", action="store_true", help="write no stubs, but the descriptors of the contract")
     parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: the one of this script)")
     options = parser.parse_args(arguments)
     try:
+        if options.release:
+            release(options.root / "proto", options.root / RELEASED)
+            return 0
         if not options.check:
             write_stubs(options.root / "proto", options.root)
             return 0

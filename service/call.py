@@ -106,6 +106,11 @@ class Call:
         return None if self._parts is None else self._parts.turns
 
     @property
+    def opened_at(self) -> float:
+        """Seconds since 1970, wherever it was opened; 0 before it is open."""
+        return 0.0 if self._parts is None else self._parts.opening.opened_at
+
+    @property
     def generation(self) -> int:
         """Of the lease; 0 before it is open."""
         return 0 if self._parts is None else self._parts.outbound.generation
@@ -273,7 +278,8 @@ class Call:
     ) -> _Parts:
         """Put the parts of the call together, and let the store know of it."""
         services, self.key = self.services, key
-        recorder = services.telemetry.call(key.session, dict(self.metadata), self.tenant)
+        recorder = services.telemetry.call(key.session, dict(self.metadata), self.tenant, opening.traceparent)
+        opening = replace(opening, traceparent=recorder.traceparent)
         history = History(services, key.engine_name, conversation, shadows, self.tenant)
         emit, over, session = self._emit, self._turn_over, key.session
         reporter = Reporter(session, services.model, terms, history, recorder, emit, over)
@@ -292,6 +298,7 @@ class Call:
             journal,
             book,
             self.send,
+            opened_at=opening.opened_at,
             generation=generation,
             base=last_seq,
             client_seq=client_seq,
@@ -347,15 +354,15 @@ class Call:
             limits=parts.terms.limits,
             item_ids=[item.id for item in history.items],
             history_version=history.version,
-            token=self._token(),
+            token=self._token(opening.opened_at),
             resumed=resumed,
             unfinished=_unfinished(parts.turns.reply, missed) if resumed else None,
         )
 
-    def _token(self) -> ResumeToken:
+    def _token(self, opened_at: float) -> ResumeToken:
         signing = self.services.signing
         self._renew_at = time.monotonic() + signing.token_ttl_s / 2
-        return ResumeToken(signing.token(self.key), signing.token_ttl_s)
+        return ResumeToken(signing.token(self.key, opened_at), signing.token_ttl_s)
 
     # How it goes on
 
@@ -365,7 +372,7 @@ class Call:
         except Problem as problem:
             self._refuse(parts, problem, event, client_seq)
         if not self.ended and time.monotonic() > self._renew_at:
-            self._emit(self._token())
+            self._emit(self._token(parts.opening.opened_at))
 
     def _dispatch(self, parts: _Parts, event: events.ClientEvent) -> None:
         turns, questions = parts.turns, parts.questions

@@ -91,11 +91,14 @@ class Status:
 
 @dataclass(frozen=True)
 class Opening:
-    """event: with its seed and its name, but for what was said in it. opened_at: seconds since 1970."""
+    """event: with its seed and its name, but for what was said in it. opened_at: seconds since 1970. traceparent: of
+    the call's span at the server that wrote this; empty where it had none.
+    """
 
     event: Open
     model: str
     opened_at: float
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,19 @@ from service.terms import Terms
 
 
 class Editing:
-    """Of one call. emit: sends what has changed."""
+    """Of one call. emit: sends what has changed. refuse: told what an update that was taken has failed of after all."""
 
-    def __init__(self, terms: Terms, history: History, emit: Callable[[HistoryChanged], object]) -> None:
+    def __init__(
+        self,
+        terms: Terms,
+        history: History,
+        emit: Callable[[HistoryChanged], object],
+        refuse: Callable[[Problem], object],
+    ) -> None:
         self._terms = terms
         self._history = history
         self._emit = emit
+        self._refuse = refuse
         self._waiting: list[tuple[Update, Instructions, Terms]] = []
 
     @property
@@ -45,9 +52,17 @@ class Editing:
         self._waiting.append((event, instructions, self.terms.updated(event.generation, event.tools)))
 
     def apply(self) -> Iterator[Callable[[int], int]]:
-        """No turn is in progress: put what waits into force. Gives, for each, where an end of an item is since."""
+        """No turn is in progress: put what waits into force. Gives, for each, where an end of an item is since. The
+        turn that it has waited for may have left no room, and what was refused is nothing for the next to build on.
+        """
         while self._waiting:
-            _, instructions, terms = self._waiting.pop(0)
+            event, _, _ = self._waiting.pop(0)
+            try:
+                instructions = self._history.instructions(event.system, event.tools, None)
+                terms = self._terms.updated(event.generation, event.tools)
+            except Problem as problem:
+                self._refuse(problem)
+                continue
             self._terms.become(terms)
             kept, moved = self._history.instruct(instructions)
             yield moved

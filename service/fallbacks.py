@@ -142,10 +142,12 @@ class Fallbacks:
             self._next += 1
             if self._can_answer(link) and (link.phrase or self._history.follow(link.model)):
                 self._call_off()
+                if link.phrase:  # told before it is said: who goes on from here elsewhere has heard nothing of it
+                    self._reporter.fallback_taken(reply, index, "")
                 self._history.withdraw(reply)
                 reply.record.begin_again(link.model)
                 if link.phrase:
-                    self._say(reply, index, link.phrase)
+                    self._say(reply, link.phrase)
                 else:
                     self._ask(reply, index, link)
                 return True
@@ -159,11 +161,10 @@ class Fallbacks:
         if self._allowed_s:
             self._wait(self._allowed_s, self._link_due)
 
-    def _say(self, reply: Reply, index: int, phrase: str) -> None:
+    def _say(self, reply: Reply, phrase: str) -> None:
         segment = self._history.put_said(phrase, "")
         reply.answerer, reply.source = None, AnswerSource.FALLBACK_PHRASE
         reply.segments.append(segment)
-        self._reporter.fallback_taken(reply, index, "")
         self._reporter.said(reply, segment)
         self._history.flush()
         self._end(reply, None)

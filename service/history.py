@@ -67,9 +67,9 @@ class History:
 
     def open(self, seed: int, generation: Generation, on_failed: Callable[[records.Failed], None]) -> None:
         """Open the call's session in the engine. generation: of a reply that asks for nothing of its own. on_failed:
-        told of commands that belong to no reply.
+        told of commands that belong to no reply. As with ``flush``, what is longer than the context is not told.
         """
-        _, tokens = self._conversation.take_change()
+        _, tokens = self._conversation.take_change(limit=self._services.max_context_tokens)
         constraint = self._conversation.constraint(generation, goes_on=False)
         preamble = records.Preamble(self._tenant, self._conversation.preamble)
         self._services.engine.open(self._session, tokens, seed, on_failed, constraint, preamble)

@@ -63,6 +63,7 @@ class _Unsent:
 
 class Outbound:
     """Of one call. generation: of the lease; base: the last event of the generations before it. log: takes the records.
+    opened_at: as in ``Record``.
 
     send: takes each event; nobody's while no client is there. client_seq: the highest client event received.
     """
@@ -75,6 +76,7 @@ class Outbound:
         log: CallLog,
         send: Send,
         *,
+        opened_at: float,
         generation: int,
         base: int,
         client_seq: int,
@@ -84,6 +86,7 @@ class Outbound:
         self.seq = base
         self.client_seq = client_seq
         self._key = key
+        self._opened_at = opened_at
         self._signing = signing
         self._journal = journal
         self._log = log
@@ -185,4 +188,5 @@ class Outbound:
 
     def _record(self, seq: int, prev: int, deltas: tuple[Delta, ...]) -> bytes:
         tenant, call = self._key.tenant, self._key.session
-        return written(self._signing, Record(tenant, call, self.generation, self._base, seq, prev, deltas))
+        record = Record(tenant, call, self.generation, self._base, seq, prev, deltas, self._opened_at)
+        return written(self._signing, record)

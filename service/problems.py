@@ -68,9 +68,14 @@ class Guardrail(enum.Enum):
     INPUT_SIZE = "max_input_code_points"
 
 
+MAX_MESSAGE = 256
+"""Code points of a message."""
+
+
 @dataclass(eq=False)
 class Problem(Exception):
-    """Something that a client has to be told.
+    """Something that a client has to be told. A longer message is cut: it may name what the client called something,
+    and a status that does not fit into a header list is no status.
 
     field: path of the client event's field at fault. retry_after_s: when the same may be tried again; None: never
     as it is. reached: the guardrail that refuses, and its value in force. cause: more, for the operator's log; never
@@ -84,6 +89,10 @@ class Problem(Exception):
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     reached: tuple[Guardrail, int] | None = None
     cause: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.message) > MAX_MESSAGE:
+            self.message = self.message[: MAX_MESSAGE - 1] + "…"
 
     def __str__(self) -> str:
         return f"{self.reason.value}: {self.message}"

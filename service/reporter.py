@@ -190,6 +190,10 @@ class Reporter:
         reply.record.error = problem.reason.value
         self._emit(Failure(problem, reply.turn_id))
 
+    def update_refused(self, problem: Problem) -> None:
+        """An update that was taken cannot come into force."""
+        self._emit(Failure(problem))
+
     def history_changed(self, change: HistoryChanged) -> None:
         """Something other than a turn has changed the history."""
         self._emit(change)

@@ -20,6 +20,8 @@ from service.store import CallKey, Elsewhere, StoreUnavailable, Superseded, Take
 
 log = logging.getLogger(__name__)
 
+TOKEN = "open.resume.resume_token"
+
 RETRY_S = 0.5
 """When a client that could not be helped may ask again."""
 
@@ -31,13 +33,16 @@ async def resumed(
     here already. Raises Problem where it cannot be gone on with.
     """
     key = services.signing.call_of(event.token, tenant)
+    opened_at = services.signing.opened_at(event.token)
     handed = call_records.of_call((call_records.read(services.signing, record) for record in event.records), key)
     here = services.live.get(key)
+    if here is not None and not call_records.may_be_one(here.opened_at, opened_at):
+        raise Problem(Reason.UNKNOWN_CALL, "the call is over: another one has its name", field=TOKEN)
     if here is not None and here.attach(send, end, event):
         return here
     taken, asked = await _taken(services, key, event, here_already=here is not None)
-    records = [*handed, *_readable(services, taken)]
-    found = call_records.replayed(call_records.merged(call_records.of_call(records, key)), event.last_seq)
+    records = call_records.of_call([*handed, *_readable(services, taken)], key)
+    found = call_records.replayed(call_records.merged(call_records.opened_then(records, opened_at)), event.last_seq)
     if found is None and not asked:
         raise Problem(Reason.STORE_UNAVAILABLE, "the store does not answer", retry_after_s=RETRY_S)
     if found is None:
@@ -62,7 +67,7 @@ async def _taken(services: CallServices, key: CallKey, event: Resume, *, here_al
         log.warning("resuming without the store", extra={"session": key.session})
         return Taken(generation, {}), False
     if found is None:
-        raise Problem(Reason.UNKNOWN_CALL, "the call is over", field="open.resume.resume_token")
+        raise Problem(Reason.UNKNOWN_CALL, "the call is over", field=TOKEN)
     if isinstance(found, Superseded):  # by a later try of the same client, which may not wait for this one any more
         newer = {"generation": str(found.generation)}
         raise Problem(Reason.SUPERSEDED, "a newer resume has the call", retry_after_s=0.0, metadata=newer)

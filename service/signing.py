@@ -39,9 +39,14 @@ class Signing:
         except BadSignature:
             raise Problem(Reason.FORGED, "a record was changed", field="open.resume.records") from None
 
-    def token(self, key: CallKey) -> bytes:
-        """What a client needs to go on with a call, until ``token_ttl_s`` from now."""
-        told = {"tenant": key.tenant, "call": key.session, "until": time.time() + self.token_ttl_s}
+    def token(self, key: CallKey, opened_at: float) -> bytes:
+        """What a client needs to go on with the call that was opened then, until ``token_ttl_s`` from now."""
+        told = {
+            "tenant": key.tenant,
+            "call": key.session,
+            "until": time.time() + self.token_ttl_s,
+            "opened_at": opened_at,
+        }
         return self._tokens.sign(json.dumps(told).encode())  # type: ignore[attr-defined, no-any-return]
 
     def call_of(self, token: bytes, tenant: str) -> CallKey:
@@ -59,6 +64,12 @@ class Signing:
             message = "the resume token has expired"
             raise Problem(Reason.TOKEN_EXPIRED, message, field="open.resume.resume_token")
         return CallKey(told["tenant"], told["call"])
+
+    def opened_at(self, token: bytes) -> float:
+        """When the call of a token that ``call_of`` has read was opened: names come back, and calls do not. 0: a server
+        that did not say so has made it.
+        """
+        return float(json.loads(self._tokens.unsign(token)).get("opened_at", 0.0))  # type: ignore[attr-defined]
 
     def _signer(self, purpose: str) -> Signer:
         # Keys of their own for each purpose, made once: itsdangerous would make them again with each signature.

@@ -73,7 +73,9 @@ class Speaking:
     def restore(self, reply: Reply) -> None:
         """Go on with a reply that was written down."""
         self._reply = reply
-        if reply.phase is Phase.GENERATING:
+        if reply.phase is Phase.GENERATING and reply.source is AnswerSource.FALLBACK_PHRASE:
+            self.end(reply)  # the phrase is all of it
+        elif reply.phase is Phase.GENERATING:
             try:
                 self._history.go_on(reply, self._sink(reply))
             except Problem as unanswered:

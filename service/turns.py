@@ -63,7 +63,7 @@ class Turns:
         self._listening = Listening(terms, history, reporter, later, self._may_listen, self._may_answer_ahead)
         self._reply: Reply | None = None
         self._taken: dict[int, str] = {}
-        self._editing = Editing(terms, history, reporter.history_changed)
+        self._editing = Editing(terms, history, reporter.history_changed, reporter.update_refused)
         self._speaking = Speaking(
             session, terms, history, reporter, later, fallbacks, serving, self._over, self._settle, on_lost
         )

@@ -207,6 +207,22 @@ def _turns() -> Sequence[Panel]:
             {f"p{q}": _quantile(q, names.TIME_PER_OUTPUT_TOKEN) for q in (50, 95, 99)},
         ),
         lines(
+            "Words that ran out",
+            "Of the clauses, those before which the caller heard silence, by the rate at which words are spoken; and "
+            "those that came behind the moment at which the scheduler had them due.",
+            "percentunit",
+            {
+                "silence before": f"sum ({_count(names.UNDERRUNS)}) / sum ({_count(names.CLAUSES)})",
+                "behind schedule": f"sum ({_count(names.CLAUSES_LATE)}) / sum ({_count(names.CLAUSES)})",
+            },
+        ),
+        lines(
+            "Seconds of silence a minute",
+            "Between clauses, over all calls, by the rate at which words are spoken.",
+            "s",
+            {"{{firstword_mode}}": f"60 * {_by(names.UNDERRUN_TIME, names.MODE)}"},
+        ),
+        lines(
             "Deadlines missed",
             "Of the turns that had one for their first token.",
             "percentunit",

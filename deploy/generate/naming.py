@@ -21,8 +21,8 @@ def histogram(metric: str) -> str:
 
 
 def counter(metric: str) -> str:
-    """A counter's name."""
-    return f"{label(metric)}_total"
+    """A counter's name; one of times counts seconds."""
+    return f"{label(metric)}{'_seconds' if metric.endswith('_time') else ''}_total"
 
 
 def matchers(where: Mapping[str, str]) -> str:

@@ -50,7 +50,8 @@ class Engine:
 
 @dataclass(frozen=True)
 class Figures:
-    """modes: first-token latency and tokens per forward, by drafting mode. positions: accepted of what reached each."""
+    """late_clauses: behind the scheduler's deadline; underruns: before which the caller heard silence; of all clauses.
+    modes: first-token latency and tokens per forward, by drafting mode. positions: accepted of what reached each."""
 
     calls: int
     turns_open: int
@@ -60,6 +61,8 @@ class Figures:
     refused: Mapping[str, int]
     ahead: Share
     interruptions: int
+    late_clauses: Share
+    underruns: Share
     latencies: Mapping[str, Latency]
     modes: Mapping[str, tuple[Latency, float | None]]
     drafters: Mapping[str, Share]
@@ -77,7 +80,7 @@ def figures(snapshot: Snapshot) -> Figures:
     accepted = _by(snapshot, "firstword_draft_accepted_total", "firstword_drafter")
     steps, tokens = "firstword_turn_tokens_per_step_count", "firstword_turn_tokens_per_step_sum"
     modes = _by(snapshot, steps, "firstword_mode")
-    first = LATENCIES["first token"]
+    first, clauses = LATENCIES["first token"], _sum(snapshot, "firstword_turn_clauses_total")
     return Figures(
         calls=int(_sum(snapshot, "firstword_calls_active")),
         turns_open=int(_sum(snapshot, "firstword_turns_open")),
@@ -87,6 +90,8 @@ def figures(snapshot: Snapshot) -> Figures:
         refused=_whole(_by(snapshot, "firstword_calls_refused_total", "error_type")),
         ahead=Share(turns.get("true", 0.0), whole),
         interruptions=int(_sum(snapshot, "firstword_interruptions_total")),
+        late_clauses=Share(_sum(snapshot, "firstword_turn_clauses_late_total"), clauses),
+        underruns=Share(_sum(snapshot, "firstword_turn_underruns_total"), clauses),
         latencies={name: latency(snapshot, metric) for name, metric in LATENCIES.items()},
         modes={
             mode: (latency(snapshot, first, mode), _sum(snapshot, tokens, firstword_mode=mode) / count)

@@ -32,6 +32,7 @@ def _now(figures: Figures) -> RenderableType:
     lines = [
         _pairs({"calls": figures.calls, "turns now": figures.turns_open, "turns": figures.turns} | dict(figures.ends)),
         _pairs({"answered ahead": figures.ahead, "spoken over": figures.interruptions}),
+        _pairs({"clauses behind silence": figures.underruns, "behind schedule": figures.late_clauses}),
     ]
     for what, counts in (("failed", figures.errors), ("refused", figures.refused)):
         if counts:

@@ -585,7 +585,9 @@ Global___Items: _TypeAlias = Items  # noqa: Y015
 
 @_typing.final
 class Update(_message.Message):
-    """Changes the call from the next turn on. Answered by `history_changed`; the history is rebuilt in the background."""
+    """Changes the call from the next turn on. Answered by `history_changed`; the history is rebuilt in the background. Where
+    the turn in progress has left no room for it, it is refused when that is over, by an error that answers no event.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

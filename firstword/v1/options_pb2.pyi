@@ -94,7 +94,7 @@ class Sampling(_message.Message):
     STOP_STRINGS_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """0: greedy. From 0 to 100."""
+    """0: greedy. Otherwise from 0.000001 to 100."""
     top_k: _builtins.int
     """Keep this many of the likeliest tokens. 0: off."""
     top_p: _builtins.float
@@ -102,9 +102,7 @@ class Sampling(_message.Message):
     min_p: _builtins.float
     """Keep tokens that are at least this share as likely as the likeliest one. From 0 to 1; 0: off."""
     repetition_penalty: _builtins.float
-    """Divides (or, below 0, multiplies) the logits of tokens that the context holds already. Above 0, at most 100;
-    1: off.
-    """
+    """Divides (or, below 0, multiplies) the logits of tokens that the context holds already. From 0.01 to 100; 1: off."""
     seed: _builtins.int
     """Seed of the reply's noise; the same ids and seed give the same reply. Absent: derived from the call's seed and
     from where the reply begins in the token log. Refused in `Open` and `Update`, where `Open.seed` is meant.

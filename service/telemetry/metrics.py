@@ -71,10 +71,12 @@ class Telemetry:
         else:
             self._meter.create_observable_gauge(name, [observe], unit, description)
 
-    def call(self, session: str, metadata: Mapping[str, str], tenant: str = "") -> CallRecorder:
-        """Begin the span of a call, under the trace that the stream's metadata names, if any. tenant: "" for none."""
+    def call(self, session: str, metadata: Mapping[str, str], tenant: str = "", earlier: str = "") -> CallRecorder:
+        """Begin the span of a call, under the trace that the stream's metadata names, if any. tenant: "" for none.
+        earlier: trace context of its span at the server that it was taken over from.
+        """
         self._active.add(1)
-        return CallRecorder(self, session, metadata, tenant)
+        return CallRecorder(self, session, metadata, tenant, earlier)
 
     def admitted(self) -> None:
         """A call was taken."""
@@ -131,6 +133,12 @@ class _TurnInstruments:
         self._turns = counter(names.TURNS, "{turn}", "Turns, by how they ended")
         self._deadlines = counter(names.DEADLINES, "{turn}", "Turns with a deadline for their first token")
         self._missed = counter(names.DEADLINES_MISSED, "{turn}", "Turns whose first token came late, or never")
+        self._clauses = counter(names.CLAUSES, "{clause}", "Clauses that callers were given")
+        self._late = counter(
+            names.CLAUSES_LATE, "{clause}", "Clauses that came behind the scheduler's deadline for them"
+        )
+        self._underruns = counter(names.UNDERRUNS, "{underrun}", "Silences between clauses, by the speaking rate")
+        self._silence = counter(names.UNDERRUN_TIME, "s", "How long those silences were")
         self._tool_calls = counter(names.TOOL_CALLS, "{call}", "Tool calls, by what came of them")
 
     def count(self, turn: TurnRecord, labels: Labels, context: Context) -> None:
@@ -148,12 +156,20 @@ class _TurnInstruments:
                 self._queue.record(stats.started - stats.submitted, labels, context)
                 if stats.first_token:
                     self._prefill.record(stats.first_token - stats.started, labels, context)
+        self._count_clauses(turn, {**labels, names.MODE: turn.mode})
         if turn.interrupted:
             self._interruption.record(max(0.0, turn.ended - turn.interrupted), labels, context)
         for tool in turn.tools:
             self._tool_calls.add(1, {**labels, names.OUTCOME: tool.outcome})
             if tool.answered:
                 self._tool_wait.record(tool.answered - tool.asked, labels, context)
+
+    def _count_clauses(self, turn: TurnRecord, labels: Labels) -> None:
+        """Whether the words ran out while they were spoken."""
+        self._clauses.add(sum(stats.clauses for stats in turn.stats), labels)
+        self._late.add(sum(stats.clauses_late for stats in turn.stats), labels)
+        self._underruns.add(sum(stats.underruns for stats in turn.stats), labels)
+        self._silence.add(sum(stats.underrun_seconds for stats in turn.stats), labels)
 
     def _count_first(self, turn: TurnRecord, labels: Labels, context: Context) -> None:
         """The first token, the first clause, and the pace of what follows."""

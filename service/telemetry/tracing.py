@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -43,10 +43,13 @@ class Part:
 
 class CallRecorder:
     """The span of one call and the spans of its turns. metadata: of the stream; may name the trace it belongs to.
-    tenant: whose call it is; "" for nobody's.
+    tenant: whose call it is; "" for nobody's. earlier: W3C trace context of its span at the server that it was taken
+    over from; empty where it was not.
     """
 
-    def __init__(self, telemetry: Telemetry, session: str, metadata: Mapping[str, str], tenant: str = "") -> None:
+    def __init__(
+        self, telemetry: Telemetry, session: str, metadata: Mapping[str, str], tenant: str = "", earlier: str = ""
+    ) -> None:
         self._telemetry = telemetry
         self._session = session
         self._epoch_ns = time.time_ns() - time.monotonic_ns()
@@ -61,7 +64,15 @@ class CallRecorder:
         if tenant:
             attributes[names.TENANT] = tenant
         parent = _propagator.extract(metadata, otel_context.Context())
-        self._span: Span = telemetry.tracer.start_span("call", parent, SpanKind.SERVER, attributes)
+        links = [Link(there, {names.LINK: "taken over"})] if (there := _named(earlier)).is_valid else []
+        self._span: Span = telemetry.tracer.start_span("call", parent, SpanKind.SERVER, attributes, links)
+
+    @property
+    def traceparent(self) -> str:
+        """W3C trace context of the call's span, for whoever takes it over; empty where nothing is traced."""
+        carrier: dict[str, str] = {}
+        _propagator.inject(carrier, trace.set_span_in_context(self._span, otel_context.Context()))
+        return carrier.get("traceparent", "")
 
     def begun(self) -> None:
         """A turn has begun."""
@@ -182,6 +193,12 @@ class CallRecorder:
         return int(monotonic * 1e9) + self._epoch_ns
 
 
+def _named(traceparent: str) -> SpanContext:
+    """The span that a W3C trace context names; an invalid one for nothing, and for what is none."""
+    found = _propagator.extract({"traceparent": traceparent}, otel_context.Context())
+    return trace.get_current_span(found).get_span_context()
+
+
 def parts(turn: TurnRecord, *, content: bool = False) -> Iterator[Part]:
     """The children of a turn's span, in the order in which they begin within each kind. content: with what was said."""
     if turn.listened.since:
@@ -258,6 +275,10 @@ def _steps(generations: list[TurnStats]) -> Attributes:
         "firstword.draft.accepted_at": add_up([stats.accepted_at for stats in generations]),
         "firstword.draft.seconds": sum(stats.draft_seconds for stats in generations),
         "firstword.forward.seconds": sum(stats.forward_seconds for stats in generations),
+        "firstword.clauses": sum(stats.clauses for stats in generations),
+        "firstword.clauses.late": sum(stats.clauses_late for stats in generations),
+        "firstword.underruns": sum(stats.underruns for stats in generations),
+        "firstword.underrun.seconds": sum(stats.underrun_seconds for stats in generations),
     }
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import client_events_pb2 as client_pb
 from service import client_events as events
-from service.problems import Problem, invalid, unimplemented
+from service.problems import Problem, Reason, invalid, unimplemented
 from service.wire.fields import at_least_one, given, present
 from service.wire.opening import items, opening, resume, update
 from service.wire.options import generation, text_schema, turn_options
+
+log = logging.getLogger(__name__)
 
 
 def client_event(request: call_pb.CallRequest) -> events.ClientEvent:
@@ -21,9 +24,12 @@ def client_event(request: call_pb.CallRequest) -> events.ClientEvent:
     message = getattr(request, name)
     try:
         return _client_event(name, request)
-    except Problem as problem:
-        request_id = getattr(message, "request_id", 0)
-        return events.Malformed(problem, getattr(message, "turn_id", 0), request_id)
+    except Problem as caught:
+        problem = caught
+    except Exception:  # ours to find out; the event has changed nothing, and the call goes on
+        log.exception("client event cannot be read", extra={"event": name})
+        problem = Problem(Reason.INTERNAL, "the service failed on this event")
+    return events.Malformed(problem, getattr(message, "turn_id", 0), getattr(message, "request_id", 0))
 
 
 def _client_event(name: str, request: call_pb.CallRequest) -> events.ClientEvent:

@@ -17,6 +17,8 @@ from service.wire.fields import at_least_one, given, json_object, json_schema, p
 from service.wire.options import generation, text_schema, tool_choice
 
 MAX_NAME_BYTES = 128
+MAX_NUMBER = 2**53 - 1
+"""Of an event or a generation: a store that counts in doubles still tells it from the next one."""
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ROLES: Mapping[int, Role] = {
@@ -79,6 +81,9 @@ def resume(message: client_pb.Open) -> Resume:
         raise invalid(f"open.{others[0]}", "the call is as it was opened")
     if not wanted.resume_token:
         raise invalid("open.resume.resume_token", "must be set")
+    for name in ("last_seq", "last_generation"):
+        if getattr(wanted, name) > MAX_NUMBER:
+            raise invalid(f"open.resume.{name}", "is above any that there can be")
     records = tuple(wanted.records)
     return Resume(wanted.resume_token, wanted.last_seq, wanted.last_generation, records, wanted.take_over)
 

@@ -6,19 +6,20 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from firstword import Client
-from tests.e2e.server import ServiceProcess
+from tests.e2e.server import ROOT, ServiceProcess
 from tests.service.store.valkey import free_port
 
 SECRET = "what all servers of the tests sign with"
 
 
 class Pod:
-    """One server. ``process`` is its newest process."""
+    """One server. ``process`` is its newest process. root: of the tree whose service it is."""
 
-    def __init__(self, settings: Mapping[str, str] | None = None, advertise: str = "") -> None:
+    def __init__(self, settings: Mapping[str, str] | None = None, advertise: str = "", root: Path = ROOT) -> None:
         self.port = free_port()
         self._settings = {
             "FIRSTWORD_SERVER__PORT": str(self.port),
@@ -26,7 +27,7 @@ class Pod:
             "FIRSTWORD_RESUME__KEYS": SECRET,
             **(settings or {}),
         }
-        self.process = self._started()
+        self.process = ServiceProcess(self._settings, root)
 
     @property
     def address(self) -> str:
@@ -50,8 +51,8 @@ class Pod:
         """Ask it to leave in order, and do not wait."""
         self.process.process.send_signal(signal.SIGTERM)
 
-    def start_again(self) -> None:
-        self.process = self._started()
+    def start_again(self, root: Path = ROOT) -> None:
+        self.process = ServiceProcess(self._settings, root)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Its log entries of that name."""
@@ -61,9 +62,6 @@ class Pod:
         if self.process.process.poll() is None:
             self.thaw()
             self.process.stop()
-
-    def _started(self) -> ServiceProcess:
-        return ServiceProcess(self._settings)
 
 
 @contextmanager

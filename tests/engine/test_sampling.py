@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from engine.errors import InvalidSampling
-from engine.sampling import Sampler, Sampling, derive_seed, gumbel_noise
+from engine.sampling import COLDEST, SMALLEST_PENALTY, Sampler, Sampling, derive_seed, gumbel_noise
 from engine.tree import DraftTree
 
 VOCAB = 97
@@ -125,15 +126,33 @@ def test_derived_seeds_differ_by_call_position_and_request() -> None:
     ("field", "value"),
     [
         ("temperature", -0.1),
+        ("temperature", 4e-320),
         ("temperature", math.nan),
         ("top_k", -1),
         ("top_p", 0.0),
         ("top_p", 1.5),
         ("min_p", -0.1),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 5e-324),
         ("repetition_penalty", math.inf),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(InvalidSampling, match=field):
         Sampling(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_at_the_ends_of_the_ranges_only_what_is_allowed_is_chosen(dtype: torch.dtype) -> None:
+    """Nothing of it leaves the numbers that there are: what is chosen of infinities no grammar has allowed."""
+    logits = torch.randn(64, 300, generator=torch.Generator().manual_seed(1)).mul(60).to(dtype)
+    allowed, seen = torch.rand(64, 300, generator=torch.Generator().manual_seed(2)) < 0.1, torch.arange(300) % 2 == 0
+    sampler = Sampler(300, torch.device("cpu"))
+    noise = sampler.noise(7, 0, 1)
+    for temperature, penalty in itertools.product((COLDEST, 100.0), (SMALLEST_PENALTY, 100.0)):
+        for rest in ({}, {"top_p": 5e-324}, {"min_p": 5e-324}, {"top_k": 3, "top_p": 0.5, "min_p": 1.0}):
+            sampling = Sampling(temperature=temperature, repetition_penalty=penalty, **rest)
+            for row in range(64):
+                one, may = logits[row : row + 1], allowed[row : row + 1]
+                (chosen,) = sampler.choose(one, sampling, noise=noise, seen=seen, allowed=may).tolist()
+                assert may[0, chosen]

@@ -10,6 +10,7 @@ from engine import schedule
 from engine.engine import Engine
 from engine.models.decoder import Decoder
 from engine.pace import Pace, StepCosts
+from engine.playback import Clause
 from engine.policy import FixedPolicy
 from engine.proposers.none import NoProposer
 from engine.sampling import Sampling
@@ -175,6 +176,38 @@ def test_a_reply_whose_words_ran_out_is_not_owed_the_silence(engine: Engine, clo
     line.scheduler.spoke("stalled", 21)  # four seconds more
     line.asked("asks", 1)
     assert line.planned() == ["asks"]
+
+
+@pytest.mark.parametrize("served", ["deadline", "fcfs"])
+def test_a_clause_is_late_or_comes_behind_a_silence(engine: Engine, clock: Clock, served: str) -> None:
+    """Seven tokens are two seconds of speech, and half a second is to be left when the next clause comes."""
+    line = calls(engine, CHEAP_NODES)
+    deadlines = served == "deadline"
+    if not deadlines:
+        line.scheduler = ArrivalScheduler(64, speaking_rate=3.5)
+    line.asked("call")
+    assert line.planned() == ["call"]
+    for seconds, tokens, late, silence in (
+        (0.05, 7, False, 0.0),  # until 2.05
+        (1.0, 14, False, 0.0),  # until 4.05
+        (2.8, 21, True, 0.0),  # 0.2 s before its end, until 6.05
+        (3.2, 28, True, 1.0),  # at 7.05, until 9.05
+        (2.05, 35, True, 0.0),  # nobody notices so little
+    ):
+        clock.now += seconds
+        clause = line.scheduler.spoke("call", tokens)
+        assert clause.silence_s == pytest.approx(silence) and clause.late == (late and deadlines)
+    assert line.scheduler.spoke("nobody", 3) == Clause()
+
+
+def test_a_first_clause_is_late_behind_what_its_prompt_takes(engine: Engine, clock: Clock) -> None:
+    for seconds, late in ((0.05, False), (0.5, True)):
+        line = calls(engine, CHEAP_NODES)
+        session = line.asked("call")
+        line.planned()
+        clock.now += seconds
+        assert line.scheduler.spoke("call", 7) == Clause(late, 0.0)
+        engine.close(session)
 
 
 def test_many_who_wait_are_expected_to_share_their_steps(engine: Engine, clock: Clock) -> None:

@@ -56,11 +56,17 @@ def target() -> Decoder:
 
 
 class LocalEngine:
-    """An ``EnginePort`` on a real engine that works only while it is told to, and can be made to die."""
+    """An ``EnginePort`` on a real engine that works only while it is told to, and can be made to die.
 
-    def __init__(self, model: Decoder | None = None, chunk_tokens: int = 256) -> None:
-        self._target = model or target()
+    new_host: makes an engine; by default a plain one on ``model``, or on the embedded one.
+    """
+
+    def __init__(
+        self, model: Decoder | None = None, chunk_tokens: int = 256, new_host: Callable[[], EngineHost] | None = None
+    ) -> None:
+        self._target = model
         self._chunk_tokens = chunk_tokens
+        self._new_host = new_host or self._plain_host
         self._sessions: dict[str, SessionMirror] = {}
         self._commands: deque[records.Command] = deque()
         self._host = self._new_host()
@@ -161,8 +167,8 @@ class LocalEngine:
     def pages_in_use(self) -> int:
         return self.beat.pages_in_use
 
-    def _new_host(self) -> EngineHost:
-        engine = Engine(self._target, NoProposer(), FixedPolicy(1))
+    def _plain_host(self) -> EngineHost:
+        engine = Engine(self._target or target(), NoProposer(), FixedPolicy(1))
         return EngineHost(engine, DeadlineScheduler(self._chunk_tokens), self._new_reader, grammars())
 
     def _new_reader(self, command: records.Submit) -> ReplyReader:

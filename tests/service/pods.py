@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -32,7 +32,7 @@ from tests.service.calls import MODEL, LocalEngine, chat, target
 
 class LocalPod:
     """One server behind lines of its own, whose address it keeps. store_url: empty for none. sections: of its
-    configuration.
+    configuration, or config: all of it. new_engine: makes what it serves.
     """
 
     def __init__(
@@ -43,12 +43,15 @@ class LocalPod:
         trust_after_s: float = 0.1,
         lines: Lines | None = None,
         sections: Mapping[str, Any] | None = None,
+        config: ServiceConfig | None = None,
+        new_engine: Callable[[], LocalEngine] = LocalEngine,
     ) -> None:
         own = dict(sections or {})
         server = {"port": 0, "stop_grace_s": 60.0, **own.get("server", {})}
         resume = {"keys": SECRET, **own.get("resume", {})}
-        self._config = ServiceConfig.model_validate({**own, "server": server, "resume": resume})
+        self._config = config or ServiceConfig.model_validate({**own, "server": server, "resume": resume})
         self.lines = lines or Lines()
+        self._new_engine = new_engine
         self._store_config = (
             StoreConfig(url=store_url, timeout_s=5.0, lease_s=lease_s, trust_after_s=trust_after_s)
             if store_url
@@ -71,7 +74,7 @@ class LocalPod:
     async def start(self) -> None:
         if not self.lines.port:
             self._listening = await self.lines.listen()
-        self.engine = LocalEngine()
+        self.engine = self._new_engine()
         config = self._config
         self.security = security = Security(config, AccessTelemetry())
         self._servicer = servicer = CallServicer(config.server, security.tenant_of_stream)
@@ -89,7 +92,7 @@ class LocalPod:
             telemetry=telemetry,
             config=config.call,
             model=MODEL,
-            max_context_tokens=target().max_context_tokens,
+            max_context_tokens=config.engine.max_context_tokens or target().max_context_tokens,
             resume=config.resume,
             tenants=config.tenant,
         )

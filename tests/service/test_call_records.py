@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.call_records import Record, merged, of_call, read, replayed, written
+from service.call_records import Record, merged, of_call, opened_then, read, replayed, written
 from service.call_state import CallState, Delta, Growth, LogChange, Opening, ReplyState, SegmentState, Status, Written
 from service.client_events import Generate, Open, Update, WordTiming
 from service.conversation import Span
@@ -141,17 +141,27 @@ def test_keys_rotate() -> None:
 
 def test_a_token_is_of_one_call_of_one_tenant_for_a_time() -> None:
     key = CallKey("t", "call-1")
-    token = SIGNING.token(key)
+    token = SIGNING.token(key, 7.0)
     assert SIGNING.call_of(token, "t") == key
     for refused, reason in (
         (lambda: SIGNING.call_of(token, "u"), Reason.FORGED),
         (lambda: SIGNING.call_of(token[:-2] + b"xx", "t"), Reason.FORGED),
         (lambda: SIGNING.call_of(SIGNING.record(b"{}"), "t"), Reason.FORGED),
-        (lambda: SIGNING.call_of(Signing(SIGNING.keys, -1.0).token(key), "t"), Reason.TOKEN_EXPIRED),
+        (lambda: SIGNING.call_of(Signing(SIGNING.keys, -1.0).token(key, 7.0), "t"), Reason.TOKEN_EXPIRED),
     ):
         with pytest.raises(Problem) as problem:
             refused()
         assert problem.value.reason is reason
+
+
+def test_a_name_that_comes_back_is_another_call() -> None:
+    key = CallKey("t", "call-1")
+    first, second = (dataclasses.replace(record(1, 0, WHOLE), opened_at=at) for at in (7.0, 8.0))
+    assert SIGNING.opened_at(SIGNING.token(key, 7.0)) == 7.0
+    assert opened_then([first, second], 7.0) == [first]
+    unsaid = record(1, 0, WHOLE)  # by a server that did not say when
+    assert opened_then([unsaid, second], 7.0) == [unsaid]
+    assert opened_then([first, second], 0.0) == [first, second]
 
 
 # How records add up

@@ -320,3 +320,30 @@ def test_items_that_cannot_be_leave_the_history_as_it_was():
     call.send(client.Final(3, LINES[0], TURN))
     call.run()
     agrees(call)
+
+
+def test_an_update_that_has_no_room_any_more_is_refused_when_its_turn_has_come() -> None:
+    """It fitted when it was sent; the reply that it waited for has taken the room. The next one is not built on it."""
+    call = spoken(0)
+    call.send(client.Final(1, LINES[0], TURN))
+    limit, conversation = call.call.services.max_context_tokens, call.conversation
+
+    def fits(words: int) -> bool:
+        head = conversation.instructions(SYSTEM + " well" * words, None).head.ids
+        more = len(head) - conversation.spans[0].end
+        return conversation.length + more + len(conversation.prompt) < limit
+
+    most = next(words for words in range(limit, 0, -1) if fits(words))
+    call.send(client.Update(system=SYSTEM + " well" * most))
+    assert not call.of(server.Failure) and not changes(call)
+    call.send(client.Update(generation=GenerationPatch(temperature=0.5)))
+    call.run()
+    (failure,) = call.of(server.Failure)
+    assert failure.problem.reason is Reason.CONTEXT_FULL and failure.problem.field == "update.system_prompt"
+    assert failure.turn_id is None and failure.client_seq is None
+    assert [change.cause for change in changes(call)] == [HistoryCause.UPDATE]
+    assert call.conversation.instructions_now.system == SYSTEM
+    call.send(client.Final(2, "Thank you.", TURN))
+    call.run()
+    assert call.of(server.TurnEnded)[-1].turn_id == 2 and not call.ended_with
+    agrees(call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -22,10 +23,12 @@ from service.client_events import (
     ToolResult,
     Update,
 )
+from service.conversation import Conversation
 from service.items import ToolDefinition
-from service.options import GenerationPatch
+from service.options import Fallback, GenerationPatch, TurnOptions
+from service.problems import Reason
 from tests.e2e.server import example_calls
-from tests.service.calls import LINES, SYSTEM, TOOLS, CallUnderTest
+from tests.service.calls import LINES, SYSTEM, TOOLS, CallUnderTest, chat, target
 
 SHORT = GenerationPatch(temperature=0.7, max_tokens=14)
 OPEN = Open(system=SYSTEM, tools=TOOLS, seed=7, generation=SHORT)
@@ -205,3 +208,58 @@ def test_a_call_goes_on_again_and_again() -> None:
         script.go_on_elsewhere()
     assert script.outcome() == wanted
     assert script.received[-1].generation > 10
+
+
+def phrase_said() -> Script:
+    """A script at a turn that a phrase has answered, for there was no engine."""
+    late = TurnOptions(first_token_deadline_ms=100)
+    script = Script(Final(1, LINES[0], late))
+    script.begin(replace(OPEN, fallbacks=(Fallback(phrase="One moment, please."),)))
+    assert script.call is not None
+    script.call.engine.serving = False
+    return script
+
+
+def test_a_phrase_that_was_said_is_the_whole_answer_elsewhere_too() -> None:
+    """From its text on nothing is generated behind it; before, the model may still answer."""
+    whole = phrase_said()
+    whole.run()
+    text = next(made.seq for made in whole.received if isinstance(made.event, server.TextDelta))
+    taken = next(made.seq for made in whole.received if isinstance(made.event, server.FallbackTaken))
+    assert taken < text < whole.received[-1].seq
+    for seq in range(taken, whole.received[-1].seq + 1):
+        script = phrase_said()
+        assert script.run(seq)
+        script.go_on_elsewhere()
+        script.run()
+        if seq >= text:
+            assert script.outcome() == whole.outcome()
+        else:
+            (end,) = (made.event for made in script.received if isinstance(made.event, server.TurnEnded))
+            assert end.source is server.AnswerSource.MODEL and script.outcome()[0] == ("turn 1", end.text)
+        CallUnderTest.end_all()
+
+
+def test_a_call_whose_context_is_full_goes_on_elsewhere() -> None:
+    """The end of its last message has no room in the engine's log any more."""
+    most = target().max_context_tokens
+    script = Script(Final(1, LINES[0], TurnOptions(generation=GenerationPatch(max_tokens=200, temperature=1.5))))
+    short = Conversation.opened(chat(), Open(system="well"))
+    room = most - 4 - short.length - len(short.user_tokens(LINES[0])) - len(short.prompt)
+    script.begin(Open(system="well" + " well" * (room // len(chat().codec.encode(" well"))), seed=7))
+    script.run()
+    assert isinstance(script.received[-1].event, server.TurnEnded)
+    assert script.received[-1].event.reason is server.TurnEnd.CONTEXT_FULL
+    assert script.call is not None and script.call.conversation is not None
+    assert script.call.conversation.length > most
+    script.go_on_elsewhere()
+    script.run()
+    assert not script.call.ended_with
+    script._send(Final(2, "And?"))
+    script.run()
+    last = script.received[-1].event
+    assert isinstance(last, server.Failure) and last.problem.reason is Reason.CONTEXT_FULL
+    script._send(Update(system="Be short."))
+    script._send(Final(3, "And?"))
+    script.run()
+    assert isinstance(script.received[-1].event, server.TurnEnded) and script.received[-1].event.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import logging
 import threading
@@ -18,6 +20,7 @@ from firstword.v1 import options_pb2 as options_pb
 from service import client_events as client
 from service import server_events as server
 from service.admission import Admission
+from service.call_records import merged, read, replayed
 from service.config import AdmissionConfig
 from service.items import MessageItem, ToolDefinition
 from service.options import GenerationPatch, TurnOptions
@@ -142,6 +145,51 @@ def test_a_turn_with_a_tool_call_has_the_parts_of_both_its_generations(recorded:
     # What was told while it waited did not change with the turn's going on.
     assert len(waiting.account.stats) == 1
     assert waiting.account.tool_wait_s == 0 < end.account.tool_wait_s
+
+
+def taken_over(call: CallUnderTest) -> CallUnderTest:
+    """The call at another server, from what its client has."""
+    envelopes = call.envelopes
+    records = [read(call.call.services.signing, envelope.record) for envelope in envelopes if envelope.record]
+    found = replayed(merged(records), envelopes[-1].seq)
+    assert found is not None
+    elsewhere = CallUnderTest.unopened()
+    elsewhere.call.restore(found[0], envelopes[-1].generation + 1, envelopes[-1].seq, 0)
+    return elsewhere
+
+
+def test_a_call_that_was_taken_over_links_the_span_that_it_had_before(recorded: Recorded) -> None:
+    """Each time that it is."""
+    first = CallUnderTest(client.Open("calling", system=SYSTEM))
+    second = taken_over(first)
+    second.send(client.Say(1, "One moment, please."))
+    third = taken_over(second)
+    third.send(client.Final(2, LINES[0]))
+    third.run()
+    for call in (first, second, third):
+        call.send(client.CloseCall())
+    spans = recorded.named("call")
+    assert [len(span.links) for span in spans] == [0, 1, 1]
+    for earlier, later in itertools.pairwise(spans):
+        (link,) = later.links
+        assert earlier.context is not None and link.context is not None
+        assert (link.context.trace_id, link.context.span_id) == (earlier.context.trace_id, earlier.context.span_id)
+        assert link.context.is_remote and link.attributes == {"firstword.link": "taken over"}
+    assert len({span.context.trace_id for span in spans if span.context}) == 3
+    (turn,) = (turn for turn in recorded.named(TURN) if attributes(turn)["firstword.turn.id"] == 2)
+    assert turn.parent is not None and spans[2].context and turn.parent.span_id == spans[2].context.span_id
+
+
+@pytest.mark.parametrize("told", ["", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "nonsense"])
+def test_a_call_that_nobody_has_traced_links_nothing(recorded: Recorded, told: str) -> None:
+    call = CallUnderTest(client.Open("calling", system=SYSTEM))
+    found = replayed(merged([read(call.call.services.signing, call.envelopes[0].record)]), 1)
+    assert found is not None and found[0].opening.traceparent
+    found[0].opening = dataclasses.replace(found[0].opening, traceparent=told)
+    elsewhere = CallUnderTest.unopened()
+    elsewhere.call.restore(found[0], 2, 1, 0)
+    elsewhere.send(client.CloseCall())
+    assert [span.links for span in recorded.named("call")] == [()]
 
 
 def test_a_traceparent_in_the_turns_event_makes_it_a_child_of_that_and_links_the_call(recorded: Recorded) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
-from engine import records
+from engine import records, schedule
 from engine.session import TurnStats
 from service import client_events as client
 from service import server_events as server
@@ -241,3 +242,52 @@ def test_what_was_said_is_in_spans_only_where_that_is_wanted(recorded: Recorded,
 
 def test_a_turn_that_nothing_came_of_has_no_parts() -> None:
     assert not list(parts(TurnRecord(1, 10.0, ended=11.0)))
+
+
+def test_clauses_and_the_silences_before_them_are_counted(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was said is spoken in a few seconds; nothing comes for half a minute, and then the rest."""
+    passed = [0.0]
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + passed[0]))
+    call = CallUnderTest(client.Open("calling", system=SYSTEM))
+    call.send(client.Final(1, LINES[0]))
+    while not any(delta.clause_ends for delta in call.of(server.TextDelta)):
+        assert call.engine.step()
+    passed[0] = 30.0
+    call.run()
+    told = sum(bool(delta.clause_ends) for delta in call.of(server.TextDelta))
+    call.send(client.Final(2, LINES[1]))
+    call.run()
+    (first, second) = (end.account.stats[0] for end in call.of(server.TurnEnded))
+    assert first.clauses == told > 1 and first.underruns == 1 and 20.0 < first.underrun_seconds < 30.0
+    assert second.underruns == 0 < second.clauses
+    metrics = {
+        name: sum(point.value for point in points)
+        for name, points in recorded.metrics().items()
+        if "clauses" in name or "underrun" in name
+    }
+    assert metrics == {
+        "firstword.turn.clauses": first.clauses + second.clauses,
+        "firstword.turn.clauses_late": first.clauses_late + second.clauses_late,
+        "firstword.turn.underruns": 1,
+        "firstword.turn.underrun_time": first.underrun_seconds,
+    }
+    spans = [attributes(span) for span in recorded.named(TURN)]
+    assert [span["firstword.underruns"] for span in spans] == [1, 0]
+
+
+def test_a_reply_that_waited_for_its_reader_has_not_run_out_of_words(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = [0.0]
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + passed[0]))
+    call = CallUnderTest(client.Open("calling", system=SYSTEM))
+    call.send(client.Final(1, LINES[0]))
+    while not any(delta.clause_ends for delta in call.of(server.TextDelta)):
+        assert call.engine.step()
+    call.call.hold(True)
+    call.run()
+    passed[0] = 30.0
+    call.call.hold(False)
+    call.run()
+    (end,) = call.of(server.TurnEnded)
+    assert end.account.stats[0].clauses > 0 and end.account.stats[0].underruns == 0

@@ -279,6 +279,8 @@ TOOL_OUTPUT = conversation_pb.ToolOutput(call_id="c")
     ("sent", "field"),
     [
         (opening(resume={"last_seq": 1}), "open.resume.resume_token"),
+        (opening(resume={"resume_token": b"t", "last_seq": 2**53}), "open.resume.last_seq"),
+        (opening(resume={"resume_token": b"t", "last_generation": 2**64 - 1}), "open.resume.last_generation"),
         ({}, "event"),
         ({"partial": client_pb.Partial()}, "partial.turn_id"),
         ({"partial": client_pb.Partial(turn_id=1, text="日", stable_code_points=2)}, "partial.stable_code_points"),
