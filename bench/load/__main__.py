@@ -58,7 +58,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--name", default="load", help="of the page in bench/results")
     parser.add_argument("--step-up", type=int, metavar="N")
     parser.add_argument("--long-prompt", type=int, metavar="N")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.first < 1 or min(given.calls or [1]) < 1:
+        parser.error("--first and --calls are of at least one caller")
+    return given
 
 
 def main() -> None:

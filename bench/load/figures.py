@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.load.accounts import Run, TurnFigures
+from bench.load.contenders import CONTENDERS
 
 SLOWER = 3.0
 """SLO: the first clause's p95 over the median of a call alone."""
@@ -129,7 +130,7 @@ class Sweep:
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = runs
         self.arrivals = any(run.rate is not None for run in runs)
-        self.contenders = list(dict.fromkeys(run.contender for run in runs))
+        self.contenders = sorted({run.contender for run in runs}, key=_place)
         grouped: dict[str, dict[float, list[Run]]] = {name: {} for name in self.contenders}
         for run in runs:
             grouped[run.contender].setdefault(load_of(run), []).append(run)
@@ -152,6 +153,12 @@ class Sweep:
 
     def knee(self, contender: str) -> float | None:
         return knee(self.loads(contender), self.solo_ms)
+
+
+def _place(contender: str) -> tuple[int, str]:
+    """In a table: as contenders are listed, whichever order they ran in."""
+    listed = list(CONTENDERS)
+    return listed.index(contender) if contender in listed else len(listed), contender
 
 
 def load_of(run: Run) -> float:

@@ -61,7 +61,7 @@ def write(name: str, runs: Sequence[Run], note: str, *, before: Sequence[str] = 
 def sweeps_of(runs: Sequence[Run]) -> dict[str, Sweep]:
     """By title: of each driver the calls by number, and those that arrive. What has only calls alone is none."""
     found = {}
-    for driver in dict.fromkeys(run.driver for run in runs):
+    for driver in WAYS_IN:
         of = [run for run in runs if run.driver == driver]
         alone = [run for run in of if run.calls == 0]
         for text, those in (

@@ -35,7 +35,8 @@ def alone(runs: Sequence[Run]) -> str:
     """Ours beside plain decoding with one call at a time, round by round. Rounds that only one made are left out."""
     rows: list[list[object]] = []
     sooner, more = [], []
-    for driver, number in dict.fromkeys((run.driver, run.repeat) for run in runs):
+    places = {(run.driver, run.repeat) for run in runs}
+    for driver, number in sorted(places, key=lambda place: (list(page.WAYS_IN).index(place[0]), place[1])):
         of = {run.contender: run for run in runs if (run.driver, run.repeat) == (driver, number)}
         if len(of) < 2:
             continue

@@ -96,6 +96,7 @@ def test_a_plan_finds_the_best_tree_the_knees_and_what_arrivals_do(a_plan, tmp_p
     assert {point.driver for point in arrived} == {"grpc"} and {point.contender for point in arrived} == set(
         whole.contenders
     )
+    assert runs.contenders == ["ours", "plain", TREES[8], "FCFS plain"]  # as they are listed, not as they ran
     text = (tmp_path / "results" / "load.md").read_text()
     for title in ("best fixed tree", "One call at a time", "Records to an engine", "gRPC\n", "that arrive at random"):
         assert f"{title}" in text
