@@ -91,10 +91,10 @@ bench-drafters: $(READY) ## Every way of drafting, side by side: acceptance, cos
 bench-turns: $(READY) ## Recorded calls over gRPC: first token and clause, by what was told ahead of the final (40 minutes)
 	$(PY) -m bench.turns
 
-bench-load: $(READY) ## Many callers at once: first clause and underruns against calls, contenders interleaved (30 minutes)
-	$(PY) -m bench.load
+bench-load: $(READY) ## Many callers at once: what each contender carries, in parts (2 hours 30 at most; LOAD="--part alone")
+	$(PY) -m bench.load $(LOAD)
 
-bench-batching: $(READY) ## Replies that share steps: tokens a second by way of drafting and load (20 minutes)
+bench-batching: $(READY) ## Replies that share steps: tokens a second by way of drafting and load (50 minutes)
 	$(PY) -m bench.batching
 
 bench-hibernation: $(READY) ## First tokens of calls that were quiet beyond the page pool; memory over 5,000 calls (30 minutes)

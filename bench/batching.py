@@ -37,20 +37,22 @@ from engine.session import Turn
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-OURS, PLAIN = "ours", "plain"
+OURS, PLAIN, SELF, EAGLE = "ours", "plain", "self-speculation", "EAGLE-3"
+FRUGAL_MODE = "suffix"
+"""What a step is counted as that drafts by self-speculation."""
 WAYS: Mapping[str, Mapping[str, str | int]] = {
     OURS: {},
     PLAIN: {"draft_mode": "plain", "drafter": "none"},
-    "self-speculation": {"drafter": "suffix"},
-    "EAGLE-3, 4 nodes": {"drafter": "eagle3:{model}/eagle3", "draft_nodes": 4},
-    "EAGLE-3, 8 nodes": {"drafter": "eagle3:{model}/eagle3", "draft_nodes": 8},
-    "EAGLE-3, 24 nodes": {"drafter": "eagle3:{model}/eagle3", "draft_nodes": 24},
+    SELF: {"drafter": "suffix"},
+    f"{EAGLE}, 4 nodes": {"drafter": "eagle3:{model}/eagle3", "draft_nodes": 4},
+    f"{EAGLE}, 8 nodes": {"drafter": "eagle3:{model}/eagle3", "draft_nodes": 8},
+    f"{EAGLE}, 24 nodes": {"drafter": "eagle3:{model}/eagle3", "draft_nodes": 24},
 }
 """Keys of ``[engine]`` as they differ from the defaults. The fixed trees are what an engine drafts that chooses its
 drafter at its start."""
 MAX_TOKENS = 64
-READ_AHEAD = 8
-"""Replies whose prompts are read before the clock runs, beside those that begin with it."""
+SPARE_CONTEXTS = 8
+"""That the page pool has room for beside those of the replies at a time: costs are measured on scratch sessions."""
 
 
 @dataclass
@@ -97,7 +99,7 @@ class Replies:
 def contenders(model: Path, names: Sequence[str], calls: int) -> list[Contender]:
     """calls: most replies at a time."""
     base = {"model": str(model), "drafter": f"suffix+eagle3:{model}/eagle3", "threads": 1}
-    pool = (calls + READ_AHEAD) * 2048
+    pool = (calls + SPARE_CONTEXTS) * 2048
     target = load_target_for(EngineConfig(model=str(model), threads=1, pool_tokens=pool))
     made = []
     costs: dict[str, StepCosts] = {}
@@ -181,21 +183,49 @@ def speed(found: Sequence[Found], contender: str, calls: int) -> float:
     return statistics.median(f.tokens_per_second for f in found if (f.contender, f.calls) == (contender, calls))
 
 
-def ratios(found: Sequence[Found], contender: str, calls: int) -> tuple[float, float, float]:
-    """To plain decoding in the same round: median, smallest, largest."""
+def ratios(found: Sequence[Found], contender: str, calls: int, base: str = PLAIN) -> tuple[float, float, float]:
+    """To plain decoding, or another base, in the same round: median, smallest, largest."""
     own = [f.tokens_per_second for f in found if (f.contender, f.calls) == (contender, calls)]
-    plain = [f.tokens_per_second for f in found if (f.contender, f.calls) == (PLAIN, calls)]
-    each = [a / b for a, b in zip(own, plain, strict=True)]
+    others = [f.tokens_per_second for f in found if (f.contender, f.calls) == (base, calls)]
+    each = [a / b for a, b in zip(own, others, strict=True)]
     return statistics.median(each), min(each), max(each)
 
 
-def shares(found: Sequence[Found], calls: int) -> str:
-    """Of our steps, how many drafted with what."""
+def our_modes(found: Sequence[Found], calls: int) -> Counter[str]:
+    """Our steps, by what they drafted with."""
     total: Counter[str] = Counter()
     for one in found:
         if (one.contender, one.calls) == (OURS, calls):
             total.update(one.modes)
+    return total
+
+
+def shares(found: Sequence[Found], calls: int) -> str:
+    """Of our steps, how many drafted with what."""
+    total = our_modes(found, calls)
     return ", ".join(f"{mode} {count / total.total():.0%}" for mode, count in total.most_common())
+
+
+def band(found: Sequence[Found], names: Sequence[str], loads: Sequence[int]) -> str:
+    """At which loads self-speculation is ahead of all others, and at which of them the policy chooses it, in words."""
+    others = [PLAIN, *(name for name in names if name.startswith(EAGLE))]
+    if len(others) < 2 or not {OURS, SELF} <= set(names):
+        return ""
+    beaten = {calls: [ratios(found, SELF, calls, base) for base in others] for calls in loads}
+    ahead = [calls for calls in loads if all(median > 1.0 for median, _, _ in beaten[calls])]
+    always = [calls for calls in loads if all(smallest > 1.0 for _, smallest, _ in beaten[calls])]
+    modes = {calls: our_modes(found, calls) for calls in loads}
+    chosen = [calls for calls in loads if modes[calls] and modes[calls].most_common(1)[0][0] == FRUGAL_MODE]
+    both = [calls for calls in ahead if calls in chosen]
+    return (
+        f"Self-speculation is ahead of plain decoding and of every fixed EAGLE-3 tree, by the median over rounds: "
+        f"{_at(ahead)}; in every round: {_at(always)}. Most of our steps draft with it: {_at(chosen)}. "
+        f"**Ahead and chosen: {_at(both)}.**"
+    )
+
+
+def _at(loads: Sequence[int]) -> str:
+    return f"at {', '.join(str(calls) for calls in loads)} at a time" if loads else "nowhere"
 
 
 def rows(found: Sequence[Found], names: Sequence[str], loads: Sequence[int]) -> list[list[object]]:
@@ -234,7 +264,7 @@ def main() -> None:
     parser.add_argument("--texts", nargs="+", choices=[HELD_OUT, OTHER], default=[HELD_OUT, OTHER])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="NAME", help="plain is one")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each run")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--temperature", type=float, default=0.7)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -250,7 +280,8 @@ def main() -> None:
         different, compared = differing(made)
         notes.append(f"{text}: {different} of {compared} replies that several made differ")
         header = ["replies at a time", "plain tok/s", *(f"{n}, x" for n in names if n != PLAIN), "ours drafts with"]
-        bodies.append(f"## {text}\n\n" + harness.table(header, rows(results[text], names, given.calls)))
+        table = harness.table(header, rows(results[text], names, given.calls))
+        bodies += [f"## {text}", table, *filter(None, [band(results[text], names, given.calls)])]
     draw(results, names, given.calls, harness.RESULTS / "batching.svg")
     about = (
         f"Temperature {given.temperature:g}; {given.rounds} rounds of {given.seconds:g} s for each; ratios to plain "

@@ -29,7 +29,7 @@ from engine.parallel import Shard, device_of
 from engine.policy import DraftPolicy, FixedPolicy
 from engine.prefixes import Prefixes
 from engine.proposers.setup import Setup
-from engine.proposers.table import cheaper_ways, load_drafters
+from engine.proposers.table import PROPOSERS, cheaper_ways, load_drafters, parse
 from engine.ranks.launch import Ranks
 from engine.ranks.lead import LeadingMover, LeadingTarget
 from engine.ranks.orders import Prepare
@@ -116,7 +116,10 @@ def reader_of(codec: Codec, command: records.Submit) -> ReplyReader:
 
 
 def load_proposer(config: EngineConfig, target: Decoder) -> Proposer:
-    """The configured drafter, several of them merged, or the one that drafts nothing. Raises ModelError."""
+    """What the configured mode needs of the configured drafter: several merged, one, or the one that drafts nothing.
+
+    Raises ModelError.
+    """
     if config.draft_shape not in ("tree", "chain"):
         raise ModelError(f"draft_shape {config.draft_shape!r} is neither 'tree' nor 'chain'")
     setup = Setup(
@@ -128,7 +131,21 @@ def load_proposer(config: EngineConfig, target: Decoder) -> Proposer:
         taps=config.draft_layer_ids,
         chain=config.draft_shape == "chain",
     )
-    return load_drafters(config.drafter or "none", setup)
+    return load_drafters(needed_drafter(config), setup)
+
+
+def needed_drafter(config: EngineConfig) -> str:
+    """Of the configured drafter, what the mode ever asks: one that only observes costs memory and every step's time.
+
+    Names that are not known, of drafters or modes, are left for whoever refuses them. Raises ModelError for drafters.
+    """
+    named = parse(config.drafter or "none")
+    frugal = [(name, path) for name, path in named if PROPOSERS[name].frugal]
+    if config.draft_mode == "plain":
+        named = parse("none")
+    elif frugal and config.draft_mode == "+".join(name for name, _ in frugal):
+        named = frugal
+    return "+".join(f"{name}:{path}" if path else name for name, path in named)
 
 
 def measured_engine(target: Target, proposer: Proposer, config: EngineConfig) -> Engine:

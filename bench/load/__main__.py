@@ -1,12 +1,13 @@
 """Many callers at once: what each contender carries.
 
-    python -m bench.load [--calls N ...] [--contenders NAME ...] [--drivers records grpc] [--resume]
+    python -m bench.load [--part NAME ...] [--resume]           the whole comparison, or parts of it: bench/load/plan.py
+    python -m bench.load --calls N ... [--contenders NAME ...]  given numbers of calls
+    python -m bench.load --rate R ...                           calls that arrive at random, so many a minute
     python -m bench.load --step-up N      from one call to N and back: modes over time, texts as alone
     python -m bench.load --long-prompt N  what a prompt of 1,500 tokens does to N callers
 
-``--rate`` lets calls arrive at random instead of holding their number. Give each sweep a ``--runs`` directory of its
-own and a ``--name`` for its page; ``--resume`` takes the runs that are there. On a grown model (``python -m
-bench.grow``): ``--model build/grown --dtype bfloat16``.
+Give each sweep a ``--runs`` directory of its own and a ``--name`` for its page; ``--resume`` goes on with the runs that
+are there. On a grown model (``python -m bench.grow``): ``--model build/grown --dtype bfloat16``.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from typing import TypeVar
 
 import torch
 
-from bench.load import local, long_prompt, page, step_up
+from bench.load import local, long_prompt, page, plan_page, step_up
 from bench.load.caller import Manner
 from bench.load.contenders import CONTENDERS
 from bench.load.local import LocalDriver
+from bench.load.plan import PARTS, Plan, in_order
 from bench.load.playback import RATE
 from bench.load.population import Population, mean_call_s
-from bench.load.sweep import DRIVERS, Load, Setting, points, sweep
+from bench.load.search import FINE
+from bench.load.sweep import DRIVERS, KeptError, Load, Setting, points, sweep
 from evals.calls import FILE, Kind, RecordedCall, read
 
 T = TypeVar("T")
@@ -36,13 +39,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=Path("models/receptionist"))
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--callers", type=Path, default=FILE, help="recorded calls")
-    parser.add_argument("--calls", type=int, nargs="*", default=[1, 8, 16, 32, 48, 64], help="callers at a time")
-    parser.add_argument("--rate", type=float, nargs="*", help="calls a minute that arrive, instead of --calls")
-    parser.add_argument("--contenders", nargs="*", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
-    parser.add_argument("--drivers", nargs="*", choices=DRIVERS, default=["records"], help="records, grpc or both")
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="of the whole comparison")
+    parser.add_argument("--first", type=int, default=FINE.first, help="calls that the search for each knee begins with")
+    parser.add_argument("--drivers", nargs="+", choices=DRIVERS, default=list(DRIVERS), help="records, grpc or both")
+    parser.add_argument("--calls", type=int, nargs="+", help="callers at a time, instead of the whole comparison")
+    parser.add_argument("--rate", type=float, nargs="+", help="calls a minute that arrive, instead of it")
+    parser.add_argument(
+        "--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME", help="of given loads"
+    )
     parser.add_argument("--seconds", type=float, default=40.0, help="that are measured of each run")
     parser.add_argument("--warm-up", type=float, default=10.0, help="seconds before them")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=1, help="of given loads")
     parser.add_argument("--speaking-rate", type=float, default=RATE, help="tokens spoken in a second")
     parser.add_argument("--no-eager", action="store_true", help="callers' backends pass on no eager ends of turns")
     parser.add_argument("--seed", type=int, default=0)
@@ -51,7 +58,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--name", default="load", help="of the page in bench/results")
     parser.add_argument("--step-up", type=int, metavar="N")
     parser.add_argument("--long-prompt", type=int, metavar="N")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.first < 1 or min(given.calls or [1]) < 1:
+        parser.error("--first and --calls are of at least one caller")
+    return given
 
 
 def main() -> None:
@@ -65,8 +75,10 @@ def main() -> None:
         run_step_up(given, setting, calls)
     elif given.long_prompt:
         run_long_prompt(given, setting, calls)
-    else:
+    elif given.calls or given.rate:
         run_sweep(given, setting, calls)
+    else:
+        run_plan(given, setting, calls)
 
 
 def note(setting: Setting) -> str:
@@ -78,6 +90,16 @@ def note(setting: Setting) -> str:
         "due. First clause: of the turns that do not begin with a tool call. Turns still unanswered at the end count "
         "with the time that they had waited."
     )
+
+
+def run_plan(given: argparse.Namespace, setting: Setting, calls: list[RecordedCall]) -> None:
+    """The page is written after each part."""
+    plan, parts = Plan(given.drivers, setting, calls, given.runs, given.resume, given.first), in_order(given.part)
+    print(plan.describe(parts), flush=True)
+    for part in parts:
+        print(f"--- {part}", flush=True)
+        plan.carry_out(part)
+        plan_page.write(given.name, plan, note(setting), show=part == parts[-1])
 
 
 def run_sweep(given: argparse.Namespace, setting: Setting, calls: list[RecordedCall]) -> None:
@@ -115,16 +137,19 @@ def run_step_up(given: argparse.Namespace, setting: Setting, calls: list[Recorde
 def run_long_prompt(given: argparse.Namespace, setting: Setting, calls: list[RecordedCall]) -> None:
     """``--seconds`` with long prompts and as many without, for each contender."""
     number, slices = given.long_prompt, max(1, round(setting.seconds / long_prompt.SLICE_S))
-    prompt = long_prompt.long_prompt(calls, setting.model)
+    text = long_prompt.LongText(calls, setting.model)
 
     def work(driver: LocalDriver) -> Awaitable[long_prompt.LongPrompt]:
         population = Population(driver, calls, setting.manner, setting.seed)
-        return long_prompt.measure(driver, population, number, setting.warm_up_s, slices, prompt)
+        return long_prompt.measure(driver, population, number, setting.warm_up_s, slices, text)
 
     found = each(given, setting, work)
-    text = f"{number} callers; {slices} slices of {long_prompt.SLICE_S:g} s with long prompts and as many without."
-    long_prompt.write(f"{given.name}_long_prompt", found, f"{text} {note(setting)}")
+    about = f"{number} callers; {slices} slices of {long_prompt.SLICE_S:g} s with long prompts and as many without."
+    long_prompt.write(f"{given.name}_long_prompt", found, f"{about} {note(setting)}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeptError as error:
+        raise SystemExit(str(error)) from None

@@ -8,16 +8,21 @@ from pathlib import Path
 Settings = Mapping[str, str | int]
 """Keys of ``[engine]``, as docs/configuration.md has them. ``{model}`` stands for the model's directory."""
 
+OURS, PLAIN, FCFS_PLAIN = "ours", "plain", "FCFS plain"
+TREES = {nodes: f"FCFS EAGLE-3, {nodes} nodes" for nodes in (4, 8, 24)}
+"""What always drafts a tree of one size, by its size."""
 CONTENDERS: Mapping[str, Settings] = {
-    "ours": {},
-    "plain": {"draft_mode": "plain"},
-    "self-speculation": {"draft_mode": "suffix"},
-    "FCFS EAGLE-3, 8 nodes": {"scheduling": "fcfs", "drafter": "eagle3:{model}/eagle3", "draft_nodes": 8},
-    "FCFS EAGLE-3, 24 nodes": {"scheduling": "fcfs", "drafter": "eagle3:{model}/eagle3", "draft_nodes": 24},
-    "FCFS plain": {"scheduling": "fcfs", "draft_mode": "plain"},
+    OURS: {},
+    PLAIN: {"drafter": "none", "draft_mode": "plain"},
+    "self-speculation": {"drafter": "suffix", "draft_mode": "suffix"},
+    **{
+        name: {"scheduling": "fcfs", "drafter": "eagle3:{model}/eagle3", "draft_nodes": nodes}
+        for nodes, name in TREES.items()
+    },
+    FCFS_PLAIN: {"scheduling": "fcfs", "drafter": "none", "draft_mode": "plain"},
 }
 """``ours`` is the service as it is: deadlines, and drafting by the load. FCFS: first come, first served. All of them
-serve their calls in shared steps.
+serve their calls in shared steps; none has a drafter loaded that it does not ask.
 """
 
 

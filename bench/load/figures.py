@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.load.accounts import Run, TurnFigures
+from bench.load.contenders import CONTENDERS
 
 SLOWER = 3.0
 """SLO: the first clause's p95 over the median of a call alone."""
@@ -110,14 +111,62 @@ def meets(found: Figures, solo_ms: float) -> bool:
     return not late and found.first_clause.p95 <= SLOWER * solo_ms and found.underrun_share < UNDERRUN_SHARE
 
 
-def knee(loads: Mapping[int, Figures], solo_ms: float) -> int | None:
-    """The most calls up to which every load that was tried is within the SLO; None where not even the fewest are."""
+def knee(loads: Mapping[float, Figures], solo_ms: float) -> float | None:
+    """The largest load up to which all that were tried are within the SLO; None where not even the smallest is."""
     found = None
     for calls in sorted(loads):
         if not meets(loads[calls], solo_ms):
             break
         found = calls
     return found
+
+
+class Sweep:
+    """The runs of one driver, of calls by number or of calls that arrive, beside those of calls alone.
+
+    by: contender, then load, as ``load_of`` has it. arrivals: whether loads are calls a minute.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = runs
+        self.arrivals = any(run.rate is not None for run in runs)
+        self.contenders = sorted({run.contender for run in runs}, key=_place)
+        grouped: dict[str, dict[float, list[Run]]] = {name: {} for name in self.contenders}
+        for run in runs:
+            grouped[run.contender].setdefault(load_of(run), []).append(run)
+        self.by: dict[str, dict[float, Figures]] = {
+            name: {load: figures(of) for load, of in sorted(loads.items())} for name, loads in grouped.items()
+        }
+
+    @property
+    def solo_ms(self) -> float:
+        """The bar for all: the smallest of the contenders' medians alone."""
+        medians = [loads[0].first_clause.p50 for loads in self.by.values() if 0 in loads]
+        return min(medians, default=float("nan"))
+
+    def of(self, contender: str, load: float) -> list[Run]:
+        return [run for run in self.runs if run.contender == contender and load_of(run) == load]
+
+    def loads(self, contender: str) -> Mapping[float, Figures]:
+        """All but alone."""
+        return {load: found for load, found in self.by.get(contender, {}).items() if load}
+
+    def knee(self, contender: str) -> float | None:
+        return knee(self.loads(contender), self.solo_ms)
+
+
+def _place(contender: str) -> tuple[int, str]:
+    """In a table: as contenders are listed, whichever order they ran in."""
+    listed = list(CONTENDERS)
+    return listed.index(contender) if contender in listed else len(listed), contender
+
+
+def load_of(run: Run) -> float:
+    """Calls at a time, 0 for calls alone; of calls that arrive, how many a minute."""
+    if run.calls is not None:
+        return run.calls
+    assert run.rate is not None
+    return round(60 * run.rate, 2)
 
 
 def differing(runs: Sequence[Run], base: Sequence[Run]) -> tuple[int, int]:

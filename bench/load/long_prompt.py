@@ -73,11 +73,12 @@ class Prompts:
     times: list[tuple[float, float]] = field(default_factory=list)
     sessions: set[str] = field(default_factory=set)
 
-    async def arrive(self, driver: LocalDriver, script: Script, until: float) -> None:
+    async def arrive(self, driver: LocalDriver, text: LongText, until: float) -> None:
         """One after the other. One that is not let in was no load."""
         while (asked := time.perf_counter()) < until:
             with contextlib.suppress(Refused):
-                async with driver.line(dataclasses.replace(script, seed=SEED + len(self.times))) as line:
+                script = text.script(len(self.times))
+                async with driver.line(script) as line:
                     self.sessions.add(line.call.opened.session_id)
                     first = await (await line.final(script.turns[0].text)).get()
                     if isinstance(first, Over) and first.error:
@@ -91,7 +92,7 @@ class Prompts:
 
 
 async def measure(
-    driver: LocalDriver, population: Population, number: int, warm_up_s: float, slices: int, prompt: Script
+    driver: LocalDriver, population: Population, number: int, warm_up_s: float, slices: int, text: LongText
 ) -> LongPrompt:
     """``number`` callers in real time, in so many slices of time with long prompts and as many without, shuffled."""
     driver.engine.steps = log = StepLog()
@@ -102,7 +103,7 @@ async def measure(
         start = time_slices.began + SLICE_S * at
         await until_moment(start)
         if with_prompts:
-            await prompts.arrive(driver, prompt, start + SLICE_S)
+            await prompts.arrive(driver, text, start + SLICE_S)
     await until_moment(time_slices.ended)
     await population.hang_up()
     driver.engine.steps = None
@@ -137,19 +138,29 @@ def _account(population: Population, number: int, log: StepLog, slices: Slices, 
     )
 
 
-def long_prompt(calls: list[RecordedCall], model: Path) -> Script:
-    """A call whose system prompt and first turn have together PROMPT_TOKENS, of other businesses' prompts."""
-    tokenizer = harness.load_tokenizer(model)
-    ids: list[int] = []
-    for call in calls:
-        ids += tokenizer.encode(call.system + "\n", add_special_tokens=False)
-        if len(ids) >= PROMPT_TOKENS:
-            break
-    text = "Hello, are you open on Saturday?"
-    asked = len(tokenizer.encode(text, add_special_tokens=False))
-    system = tokenizer.decode(ids[: PROMPT_TOKENS - asked])
-    turn = SpokenTurn((Heard(0, Kind.FINAL, text),))
-    return Script(RecordedCall("long", system, [], (), (turn,)), SEED)
+class LongText:
+    """Calls whose system prompt and first turn have together PROMPT_TOKENS, of other businesses' prompts."""
+
+    ASKED = "Hello, are you open on Saturday?"
+
+    def __init__(self, calls: list[RecordedCall], model: Path) -> None:
+        self._tokenizer = harness.load_tokenizer(model)
+        self._ids: list[int] = []
+        for call in calls:
+            self._ids += self._encode(call.system + "\n")
+            if len(self._ids) >= PROMPT_TOKENS:
+                break
+
+    def script(self, number: int) -> Script:
+        """No two numbers' prompts begin alike: what one call has computed would be the next one's for nothing."""
+        first = self._encode(f"{number} is the number of this branch.\n")
+        rest = PROMPT_TOKENS - len(first) - len(self._encode(self.ASKED))
+        system = self._tokenizer.decode([*first, *self._ids[:rest]])
+        turn = SpokenTurn((Heard(0, Kind.FINAL, self.ASKED),))
+        return Script(RecordedCall("long", system, [], (), (turn,)), SEED + number)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 
 def write(name: str, found: dict[str, LongPrompt], note: str) -> None:

@@ -1,4 +1,4 @@
-"""The table and the picture of a sweep."""
+"""The tables and the picture of sweeps."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import matplotlib
 
 from bench import harness
 from bench.load.accounts import Run
-from bench.load.figures import SLOWER, UNDERRUN_SHARE, Figures, Percentiles, differing, faster, figures, knee, meets
+from bench.load.contenders import PLAIN, TREES
+from bench.load.figures import SLOWER, UNDERRUN_SHARE, Figures, Percentiles, Sweep, differing, faster, meets
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-SHARES = {"records": "records to an engine process", "grpc": "gRPC"}
+WAYS_IN = {"records": "Records to an engine process", "grpc": "gRPC"}
 LOADED = [
-    "contender",
-    "calls",
     "in progress",
     "turns",
     "unanswered",
@@ -39,59 +38,40 @@ LOADED = [
 ]
 
 
-class Sweep:
-    """The runs of one driver. by: contender, then load; 0 for calls alone."""
-
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = runs
-        self.contenders = list(dict.fromkeys(run.contender for run in runs))
-        grouped: dict[str, dict[int, list[Run]]] = {name: {} for name in self.contenders}
-        for run in runs:
-            grouped[run.contender].setdefault(_load(run), []).append(run)
-        self.by: dict[str, dict[int, Figures]] = {
-            name: {load: figures(of) for load, of in sorted(loads.items())} for name, loads in grouped.items()
-        }
-
-    @property
-    def solo_ms(self) -> float:
-        """The bar for all: the smallest of the contenders' medians alone."""
-        medians = [loads[0].first_clause.p50 for loads in self.by.values() if 0 in loads]
-        return min(medians, default=float("nan"))
-
-    def of(self, contender: str, load: int) -> list[Run]:
-        return [run for run in self.runs if run.contender == contender and _load(run) == load]
-
-    def loads(self, contender: str) -> Mapping[int, Figures]:
-        return {load: found for load, found in self.by[contender].items() if load}
-
-    def knee(self, contender: str) -> int | None:
-        return knee(self.loads(contender), self.solo_ms)
-
-
-def _load(run: Run) -> int:
-    """Calls at a time; of arrivals at random, as many as there were on average."""
-    return run.calls if run.calls is not None else max(1, round(run.mean_calls))
-
-
-def write(name: str, runs: Sequence[Run], note: str, *, show: bool) -> None:
-    """``bench/results/NAME.md``, its picture and its figures. note: what was measured, in a sentence or two. show:
-    print it too.
+def write(name: str, runs: Sequence[Run], note: str, *, before: Sequence[str] = (), show: bool) -> None:
+    """``bench/results/NAME.md``, its picture and its figures. note: what was measured, in a sentence or two. before:
+    what stands between it and the sweeps. show: print it too.
     """
-    drivers = list(dict.fromkeys(run.driver for run in runs))
-    sweeps = {driver: Sweep([run for run in runs if run.driver == driver]) for driver in drivers}
+    sweeps = sweeps_of(runs)
     harness.RESULTS.mkdir(exist_ok=True)
-    plot(sweeps, harness.RESULTS / f"{name}.svg")
-    parts = [note, f"![]({name}.svg)"]
-    for driver, sweep in sweeps.items():
-        parts += [f"## {SHARES[driver]}", knees(sweep), table(sweep), *compared(sweep)]
+    parts = [note, *before]
+    if sweeps:
+        plot(sweeps, harness.RESULTS / f"{name}.svg")
+        parts.append(f"![]({name}.svg)")
+    for title, sweep in sweeps.items():
+        parts += [f"## {title}", knees(sweep), table(sweep), *compared(sweep)]
     found = {
-        driver: {
-            contender: {load: vars_of(one) for load, one in loads.items()} for contender, loads in sweep.by.items()
-        }
-        for driver, sweep in sweeps.items()
+        title: {contender: {load: vars_of(one) for load, one in loads.items()} for contender, loads in sweep.by.items()}
+        for title, sweep in sweeps.items()
     }
     data = {"machines": sorted({run.machine for run in runs}), "figures": found}
     harness.save(name, "Many callers at once", "\n\n".join(parts), data, show=show)
+
+
+def sweeps_of(runs: Sequence[Run]) -> dict[str, Sweep]:
+    """By title: of each driver the calls by number, and those that arrive. What has only calls alone is none."""
+    found = {}
+    for driver in WAYS_IN:
+        of = [run for run in runs if run.driver == driver]
+        alone = [run for run in of if run.calls == 0]
+        for text, those in (
+            ("", [run for run in of if run.calls]),
+            (", calls that arrive at random", [run for run in of if run.rate is not None]),
+        ):
+            if those:
+                names = {run.contender for run in those}
+                found[WAYS_IN[driver] + text] = Sweep([*(run for run in alone if run.contender in names), *those])
+    return found
 
 
 def vars_of(found: Figures) -> dict[str, object]:
@@ -100,8 +80,9 @@ def vars_of(found: Figures) -> dict[str, object]:
 
 
 def knees(sweep: Sweep) -> str:
-    """What each contender carries, and whether all say the same."""
+    """What each contender carries, against the fixed tree that carries most, and whether all say the same."""
     base = [run for run in sweep.runs if run.contender == sweep.contenders[0]]
+    of_trees = [carried for name in TREES.values() if (carried := sweep.knee(name))]
     rows = []
     for name in sweep.contenders:
         alone, carried = sweep.by[name].get(0), sweep.knee(name)
@@ -110,11 +91,14 @@ def knees(sweep: Sweep) -> str:
             [
                 name,
                 "-" if alone is None else f"{alone.first_clause.p50:.0f}",
-                "none" if carried is None else carried,
+                "none" if carried is None else f"{carried:g}",
+                f"{carried / max(of_trees):.2f}" if carried and of_trees else "-",
                 f"{differ} of {compared}",
             ]
         )
-    header = ["contender", "first clause alone, p50 ms", "most calls in SLO", f"other text than {sweep.contenders[0]}"]
+    most = "most calls a minute in SLO" if sweep.arrivals else "most calls in SLO"
+    header = ["contender", "first clause alone, p50 ms", most, "x the best FCFS EAGLE-3"]
+    header.append(f"other text than {sweep.contenders[0]}")
     slowest = SLOWER * sweep.solo_ms
     limit = (
         f"SLO: first clause p95 at most {slowest:.0f} ms, {SLOWER:g} times the smallest median alone; underruns below "
@@ -128,10 +112,7 @@ def table(sweep: Sweep) -> str:
     for name in sweep.contenders:
         for load, found in sweep.by[name].items():
             rows.append(row(name, load, found, sweep.solo_ms))
-    return harness.table(LOADED, rows)
-
-
-PLAIN = "plain"
+    return harness.table(["contender", "calls a minute" if sweep.arrivals else "calls", *LOADED], rows)
 
 
 def compared(sweep: Sweep) -> list[str]:
@@ -144,19 +125,19 @@ def compared(sweep: Sweep) -> list[str]:
             ratios = faster(sweep.of(name, load), sweep.of(PLAIN, load))
             if ratios:
                 rows.append(
-                    [name, load or "alone", len(ratios), "{:.2f} [{:.2f}, {:.2f}]".format(*harness.interval(ratios))]
+                    [name, _named(load), len(ratios), "{:.2f} [{:.2f}, {:.2f}]".format(*harness.interval(ratios))]
                 )
     header = ["contender", "calls", "turns", f"first clause, times as soon as {PLAIN}"]
     text = "Turns that were answered at their final, by both, paired; medians with 95 % intervals."
     return [f"{text}\n\n{harness.table(header, rows)}"]
 
 
-def row(name: str, load: int, found: Figures, solo_ms: float) -> list[object]:
+def row(name: str, load: float, found: Figures, solo_ms: float) -> list[object]:
     modes = ", ".join(f"{mode} {share:.0%}" for mode, share in found.modes.items())
     spoken: list[object] = [found.underruns, f"{found.underrun_share:.2%}"]
     return [
         name,
-        load or "alone",
+        _named(load),
         f"{found.mean_calls:.1f}",
         found.turns,
         found.unanswered,
@@ -176,6 +157,10 @@ def row(name: str, load: int, found: Figures, solo_ms: float) -> list[object]:
     ]
 
 
+def _named(load: float) -> str:
+    return f"{load:g}" if load else "alone"
+
+
 def _all(of: Percentiles) -> str:
     return f"{of.p50:.0f}, {of.p95:.0f}, {of.p99:.0f}" if of.count else "-"
 
@@ -187,13 +172,13 @@ def _two(of: Percentiles) -> str:
 def plot(sweeps: Mapping[str, Sweep], path: Path) -> None:
     """First clause and underruns against calls, with each contender's knee."""
     figure, axes = pyplot.subplots(2, len(sweeps), figsize=(6.5 * len(sweeps), 8), squeeze=False, sharex="col")
-    for column, (driver, sweep) in enumerate(sweeps.items()):
+    for column, (title, sweep) in enumerate(sweeps.items()):
         above, below = axes[0][column], axes[1][column]
         for name in sweep.contenders:
             _plot_contender(above, below, sweep, name)
         above.axhline(SLOWER * sweep.solo_ms, color="grey", linestyle=":", label="SLO")
         below.axhline(UNDERRUN_SHARE, color="grey", linestyle=":")
-        above.set(title=f"Over {SHARES[driver]}", ylabel="first clause p95, ms", yscale="log")
+        above.set(title=title, ylabel="first clause p95, ms", yscale="log")
         below.set(xlabel="calls in progress", ylabel="underruns, share of speech")
         below.set_yscale("symlog", linthresh=1e-4)
         above.legend()
@@ -204,10 +189,11 @@ def plot(sweeps: Mapping[str, Sweep], path: Path) -> None:
 
 def _plot_contender(above: Axes, below: Axes, sweep: Sweep, name: str) -> None:
     loads, carried = sweep.loads(name), sweep.knee(name)
+    calls = {load: found.mean_calls if sweep.arrivals else load for load, found in loads.items()}
     clause = [found.first_clause.p95 for found in loads.values()]
     silent = [found.underrun_share for found in loads.values()]
-    (line,) = above.plot(list(loads), clause, marker="o", markersize=3, label=name)
-    below.plot(list(loads), silent, marker="o", markersize=3, color=line.get_color())
+    (line,) = above.plot(list(calls.values()), clause, marker="o", markersize=3, label=name)
+    below.plot(list(calls.values()), silent, marker="o", markersize=3, color=line.get_color())
     if carried is not None:
         for axis, value in ((above, loads[carried].first_clause.p95), (below, loads[carried].underrun_share)):
-            axis.plot([carried], [value], marker="*", markersize=14, color=line.get_color())
+            axis.plot([calls[carried]], [value], marker="*", markersize=14, color=line.get_color())

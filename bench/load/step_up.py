@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,14 +34,16 @@ JOIN_S = 2.0
 @dataclass(frozen=True)
 class StepUp:
     """What came of it. Moments are seconds from its beginning. changes: (moment, calls from then on); steps: (moment,
-    tokens, mode); clauses: (moment at which a final was due, milliseconds to the first clause); same: turns whose text
-    is that of a lone call, of ``compared``.
+    tokens, mode); replies: of each that ended, in the order in which they began, the modes that it went through;
+    clauses: (moment at which a final was due, milliseconds to the first clause); same: turns whose text is that of a
+    lone call, of ``compared``.
     """
 
     calls: int
     hold_s: float
     changes: list[tuple[float, int]]
     steps: list[tuple[float, int, str]]
+    replies: list[list[str]]
     clauses: list[tuple[float, float]]
     same: int
     compared: int
@@ -54,9 +57,22 @@ class StepUp:
             found.append(sum(tokens for at, tokens, _ in self.steps if begin <= at < end) / self.hold_s)
         return found
 
-    def switches(self) -> int:
-        """How often the mode of a step was not that of the step before it."""
-        return sum(one[2] != other[2] for one, other in itertools.pairwise(self.steps))
+    def switches(self) -> list[int]:
+        """Of each reply, how often its mode changed. Replies that share a step may well be drafted in different ways,
+        those whose callers wait in one and the others in another, so neighbouring steps say nothing of a change.
+        """
+        return [count_changes(modes) for modes in self.replies]
+
+    def switches_between(self) -> int:
+        """How often a reply began in another mode than the one that began before it: a policy that goes to and fro does
+        so here, though no reply be long enough to see it.
+        """
+        return count_changes([modes[0] for modes in self.replies])
+
+
+def count_changes(modes: Sequence[str]) -> int:
+    """How many are not like the one before."""
+    return sum(one != other for one, other in itertools.pairwise(modes))
 
 
 async def measure(driver: LocalDriver, calls: list[RecordedCall], manner: Manner, number: int, hold_s: float) -> StepUp:
@@ -79,6 +95,7 @@ async def measure(driver: LocalDriver, calls: list[RecordedCall], manner: Manner
         hold_s,
         population.calls_over_time(began),
         [(step.at - began, step.tokens, mode) for step, mode in zip(steps.steps, steps.modes(), strict=True)],
+        steps.awaited(),
         [(turn.due - began, 1e3 * (turn.first_clause - turn.due)) for turn in turns if turn.first_clause],
         same,
         compared,
@@ -121,14 +138,18 @@ async def _as_alone(driver: LocalDriver, calls: list[RecordedCall], turns: list[
 def write(name: str, found: dict[str, StepUp], note: str) -> None:
     """A table and a picture of all contenders."""
     harness.RESULTS.mkdir(exist_ok=True)
-    header = ["contender", "tokens/s with one call", "with all", "with one again", "switches of mode", "steps by mode"]
+    header = ["contender", "tokens/s with one call", "with all", "with one again", "steps by mode", "replies"]
+    header += ["that switched", "most switches in one", "began otherwise than the one before"]
     header += ["turns told as to a lone call", "errors"]
     rows = []
     for contender, one in found.items():
         modes = Counter(mode for _, _, mode in one.steps)
         shares = ", ".join(f"{mode} {count / max(1, modes.total()):.0%}" for mode, count in modes.most_common())
         rates = [f"{rate:.0f}" for rate in one.tokens_per_second()]
-        rows.append([contender, *rates, one.switches(), shares, f"{one.same} of {one.compared}", len(one.errors)])
+        switches = one.switches()
+        switched = [len(switches), sum(count > 0 for count in switches), max(switches, default=0)]
+        same = f"{one.same} of {one.compared}"
+        rows.append([contender, *rates, shares, *switched, one.switches_between(), same, len(one.errors)])
     plot(found, harness.RESULTS / f"{name}.svg")
     data = {contender: dataclasses.asdict(one) for contender, one in found.items()}
     body = "\n\n".join([note, f"![]({name}.svg)", harness.table(header, rows)])

@@ -14,6 +14,10 @@ Key = tuple[str, int]
 """(session, the reply's name at the engine)."""
 
 
+DECIDED = 3
+"""Steps of a reply whose modes say something: the first one only reads, and the last one has no room to draft."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of a reply. at: ``time.perf_counter()`` when it was done. ahead: nobody waits for it yet."""
@@ -65,6 +69,16 @@ class StepLog:
             return "?"
         ends = itertools.accumulate(steps for _, steps in phases)
         return next((mode for (mode, _), end in zip(phases, ends, strict=True) if number <= end), phases[-1][0])
+
+    def awaited(self) -> list[list[str]]:
+        """The modes that each reply went through, in the order in which they began: of those that are over and that
+        somebody has waited for from their first step on. Those of fewer than ``DECIDED`` steps are left out.
+        """
+        ahead: dict[Key, bool] = {}
+        for step in self.steps:
+            ahead.setdefault(step.reply, step.ahead)
+        told = [self.phases.get(reply, []) for reply, made_ahead in ahead.items() if not made_ahead]
+        return [[mode for mode, _ in phases] for phases in told if sum(steps for _, steps in phases) >= DECIDED]
 
     def intervals(self) -> list[tuple[Key, float, float]]:
         """(reply, begin, end) from each step to the next one of the same reply, of those that somebody waits for."""

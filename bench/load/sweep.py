@@ -114,31 +114,62 @@ def points(drivers: Iterable[str], contenders: Iterable[str], loads: Iterable[Lo
                     yield Point(driver, name, load, repeat)
 
 
+class KeptError(ValueError):
+    """The runs that are there are not of this sweep."""
+
+
+class Kept:
+    """Runs by the point that they are of, each a file of one folder as soon as it is over.
+
+    resume: those that are there already are taken, and are not made again. Raises KeptError where one of them is of
+    another setting, and where there are any that are not to be taken: runs of two sweeps must not be mixed.
+    """
+
+    def __init__(self, files: Path, setting: Setting, calls: list[RecordedCall], resume: bool) -> None:
+        self.setting = setting
+        self._files = files
+        self._calls = calls
+        there = sorted(files.glob("*.json"))
+        if there and not resume:
+            raise KeptError(f"{files} holds {len(there)} runs: --resume goes on with them; or give another --runs")
+        self._runs = {path.name: read(path, setting) for path in there}
+
+    @property
+    def runs(self) -> list[Run]:
+        return list(self._runs.values())
+
+    def run(self, point: Point) -> Run:
+        """The run of a point, made now if it is not there."""
+        if point.file not in self._runs:
+            began = time.monotonic()
+            run = asyncio.run(measure(point, self.setting, self._calls))
+            print(f"{point.driver}, {point.contender}, {point.load}: {time.monotonic() - began:.0f} s", flush=True)
+            self._files.mkdir(parents=True, exist_ok=True)
+            path = self._files / point.file
+            with whole(path) as part:
+                part.write_text(json.dumps({"setting": self.setting.described(), "run": dataclasses.asdict(run)}))
+            self._runs[point.file] = read(path, self.setting)
+        return self._runs[point.file]
+
+
 def sweep(
     all_points: list[Point], setting: Setting, calls: list[RecordedCall], files: Path, resume: bool
 ) -> Iterator[list[Run]]:
-    """All runs so far, after each. Raises ValueError where a file is of another setting."""
+    """All runs so far, after each. Raises KeptError."""
+    kept = Kept(files, setting, calls, resume)
     done: list[Run] = []
     left = sum(point.seconds(setting) for point in all_points)
     print(f"{len(all_points)} runs, about {left / 60:.0f} minutes in all", flush=True)
     for point in all_points:
-        path = files / point.file
-        if not (resume and path.exists()):
-            began = time.monotonic()
-            run = asyncio.run(measure(point, setting, calls))
-            print(f"{point.driver}, {point.contender}, {point.load}: {time.monotonic() - began:.0f} s", flush=True)
-            files.mkdir(parents=True, exist_ok=True)
-            with whole(path) as part:
-                part.write_text(json.dumps({"setting": setting.described(), "run": dataclasses.asdict(run)}))
-        done.append(read(path, setting))
+        done.append(kept.run(point))
         yield done
 
 
 def read(path: Path, setting: Setting) -> Run:
-    """Raises ValueError where the run is of another setting."""
+    """Raises KeptError where the run is of another setting."""
     found = json.loads(path.read_text())
     if found["setting"] != json.loads(json.dumps(setting.described())):
-        raise ValueError(f"{path} was measured under {found['setting']}; give another --runs directory")
+        raise KeptError(f"{path} was measured under {found['setting']}; give another --runs directory")
     return Run.of(found["run"])
 
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from bench import harness
 from bench.load import local, long_prompt, page, population, remote, scripts, step_up, sweep
-from bench.load.accounts import Run, Spoken, TurnFigures, figures
+from bench.load.accounts import Run, Spoken, figures
 from bench.load.caller import ALONE, Caller, Manner
-from bench.load.contenders import CONTENDERS, environment
+from bench.load.contenders import CONTENDERS, TREES, environment
 from bench.load.figures import Percentiles, differing, faster, knee
 from bench.load.figures import figures as figures_of
 from bench.load.lines import Account, Asked, Over, Refused, Text
@@ -28,8 +28,11 @@ from bench.load.population import Population
 from bench.load.scripts import Script
 from bench.load.service_line import items_of, service_line
 from bench.load.steps import Step, StepLog
+from engine import records
 from engine.config import EngineConfig
-from evals.calls import Heard, Kind, RecordedCall, SpokenTurn, read
+from engine.prefixes import LEAST_TOKENS
+from engine.text.common import common_length
+from evals.calls import Heard, Kind, RecordedCall, read
 from firstword import CallFailed, Client, wire
 from service.admission import Admission
 from service.client_events import Open
@@ -38,6 +41,7 @@ from service.conversation import Conversation
 from service.items import ToolDefinition
 from service.servicer import CallServicer
 from service.wire import opening
+from tests.bench.calling import CALL, FAST, TURN, a_run
 from tests.engine.embedded import MODEL
 from tests.service.calls import chat
 
@@ -191,11 +195,6 @@ class ToldLine:
         self.sent.append(("result", output))
 
 
-def spoken_turn(text: str, final_ms: int) -> SpokenTurn:
-    partial = Heard(final_ms // 2, Kind.PARTIAL, text[:4])
-    return SpokenTurn((partial, Heard(final_ms // 2, Kind.EAGER, text), Heard(final_ms, Kind.FINAL, text)))
-
-
 class Uncut(Script):
     """A caller who never interrupts."""
 
@@ -203,8 +202,6 @@ class Uncut(Script):
         return None
 
 
-CALL = RecordedCall("told", "", [], (("look", "found"),), (spoken_turn("Hello?", 400), spoken_turn("And?", 200)))
-FAST = Manner(speed=20.0)
 REPLY = [Text(0.0, "Yes. Go", 4, ()), Text(0.0, " on.", 2, (4,)), Over(0.0, Account(tokens=6))]
 
 
@@ -387,13 +384,9 @@ def test_mean_calls_is_the_area_under_them(calls, begin, length):
 # Figures
 
 
-TURN = TurnFigures(
-    "a", 1, 0, 0.0, 0.0, 0.1, 0.1, None, 0.2, [], None, 5.0, [], 10, {"plain": 4}, False, False, True, "x", True, ""
-)
-
-
-def a_run(turns: list[TurnFigures], contender: str = "c", calls: int = 1) -> Run:
-    return Run(contender, "records", calls, None, 0, 10.0, 1.0, 0.1, 0, [], turns, "here")
+def a_step_up(log: StepLog) -> step_up.StepUp:
+    steps = [(step.at, step.tokens, mode) for step, mode in zip(log.steps, log.modes(), strict=True)]
+    return step_up.StepUp(2, 1.0, [(0.0, 2)], steps, log.awaited(), [], 0, 0, [])
 
 
 def test_figures_are_those_of_a_hand_worked_run():
@@ -448,7 +441,7 @@ def test_a_page_is_made_of_runs(tmp_path, monkeypatch):
     runs = [a_run([TURN] * 3, name, calls) for name in ("one", "plain") for calls in (0, 1, 2)]
     page.write("load", runs, "A note.", show=False)
     text = (tmp_path / "load.md").read_text()
-    assert "| one | 200 | 2 | 0 of 9 |" in text and text.count("\n| plain | ") == 4
+    assert "| one | 200 | 2 | - | 0 of 9 |" in text and text.count("\n| plain | ") == 4
     assert "| one | alone | 3 | 1.00 [1.00, 1.00] |" in text
     assert (tmp_path / "load.svg").stat().st_size > 1000
 
@@ -475,8 +468,10 @@ def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     assert asked == plan[4:7] and [run.contender for run in runs] == [point.contender for point in plan[:7]]
     assert runs[0].turns == [TURN]
     other = dataclasses.replace(setting, seconds=2.0)
-    with pytest.raises(ValueError, match="another --runs"):
+    with pytest.raises(sweep.KeptError, match="another --runs"):
         list(sweep.sweep(plan[:1], other, [], tmp_path, resume=True))
+    with pytest.raises(sweep.KeptError, match="holds 7 runs"):  # they are not mixed with new ones, nor written over
+        list(sweep.sweep(plan, setting, [], tmp_path, resume=False))
 
 
 # What is played
@@ -488,7 +483,10 @@ def test_contenders_are_settings_that_the_service_takes():
     fixed = EngineConfig(str(MODEL.resolve()), head, draft_nodes=8, scheduling="fcfs")
     assert found["FCFS EAGLE-3, 8 nodes"] == fixed
     assert found["ours"] == EngineConfig(str(MODEL.resolve()), f"suffix+{head}")
-    assert found["plain"] == dataclasses.replace(found["ours"], draft_mode="plain")
+    for name, drafter in {"plain": "none", "FCFS plain": "none", "self-speculation": "suffix"}.items():
+        assert found[name].drafter == drafter  # none pays for a drafter that it does not ask
+    assert found["plain"] == EngineConfig(str(MODEL.resolve()), "none", draft_mode="plain")
+    assert {found[name].draft_nodes for name in TREES.values()} == {4, 8, 24}
 
 
 def test_a_call_that_begins_midway_has_the_history_that_its_dialogue_has():
@@ -509,11 +507,17 @@ def test_a_call_that_begins_midway_has_the_history_that_its_dialogue_has():
         assert list(here.tokens) == list(whole)[: len(here.tokens)]
 
 
-def test_a_long_prompt_is_as_long_as_it_says():
-    prompt = long_prompt.long_prompt(list(read()), MODEL)
+def test_a_long_prompt_is_as_long_as_it_says_and_begins_like_no_other():
+    text = long_prompt.LongText(list(read()), MODEL)
+    made = [text.script(number) for number in range(30)]
     encode = harness.load_tokenizer(MODEL).encode
-    tokens = sum(len(encode(text, add_special_tokens=False)) for text in (prompt.recorded.system, prompt.turns[0].text))
-    assert abs(tokens - long_prompt.PROMPT_TOKENS) <= 2  # decoding and encoding again may join a piece
+    for script in made:
+        texts = script.recorded.system, script.turns[0].text
+        tokens = sum(len(encode(text, add_special_tokens=False)) for text in texts)
+        assert abs(tokens - long_prompt.PROMPT_TOKENS) <= 2  # decoding and encoding again may join a piece
+    opened = [Conversation.opened(chat(), Open(system=script.recorded.system)).tokens for script in made]
+    alike = [common_length(list(one), list(other)) for one, other in itertools.combinations(opened, 2)]
+    assert min(len(tokens) for tokens in opened) > 1000 and max(alike) < LEAST_TOKENS
 
 
 def test_steps_have_the_mode_of_their_phase():
@@ -521,6 +525,26 @@ def test_steps_have_the_mode_of_their_phase():
     log.steps = [Step(float(at), (name, 1), 1, False) for at, name in enumerate("abaabac")]
     log.phases = {("a", 1): [("eagle3", 2), ("plain", 1)], ("b", 1): [("suffix", 2)]}
     assert log.modes() == ["eagle3", "suffix", "eagle3", "plain", "suffix", "plain", "?"]
+
+
+def test_replies_that_share_steps_in_two_ways_switch_nothing():
+    """One waits and drafts in one way, the other does not and drafts in another; their steps alternate."""
+    log = StepLog()
+    log.steps = [Step(float(at), (name, 1), 1, False) for at, name in enumerate("ababababa")]
+    log.phases = {("a", 1): [("eagle3", 5)], ("b", 1): [("suffix", 4)]}
+    assert log.modes()[:4] == ["eagle3", "suffix", "eagle3", "suffix"]
+    one = a_step_up(log)
+    assert one.switches() == [0, 0] and one.switches_between() == 1
+
+
+def test_a_reply_that_goes_to_and_fro_is_seen_and_so_are_replies_that_do():
+    log = StepLog()
+    log.steps = [Step(float(at), (name, 1), 1, name == "x") for at, name in enumerate("aaaaabbbxxxcccd")]
+    log.phases = {("a", 1): [("eagle3", 2), ("suffix", 1), ("eagle3", 2)], ("b", 1): [("suffix", 3)]}
+    log.phases |= {("x", 1): [("plain", 3)], ("c", 1): [("eagle3", 3)], ("d", 1): [("plain", 1)]}
+    one = a_step_up(log)  # x was made ahead, and d was over before anything was decided
+    assert one.replies == [["eagle3", "suffix", "eagle3"], ["suffix"], ["eagle3"]]
+    assert one.switches() == [2, 0, 0] and one.switches_between() == 2
 
 
 def test_steps_made_ahead_are_nobodys_wait():
@@ -615,19 +639,45 @@ def test_a_step_up_is_told_as_calls_alone_are(engine):
     assert one.compared > 0 and one.same == one.compared and not one.errors
     opened = sum(now > before for (_, before), (_, now) in itertools.pairwise([(0.0, 0), *one.changes]))
     assert opened >= 2 and {mode for _, _, mode in one.steps} == {"plain"}
-    assert one.changes[-1][1] == 0 and sum(tokens for _, tokens, _ in one.steps) > 0 and one.switches() == 0
+    assert one.changes[-1][1] == 0 and sum(tokens for _, tokens, _ in one.steps) > 0
+    assert one.replies and set(map(tuple, one.replies)) == {("plain",)} and not any(one.switches())
 
 
 def test_long_prompts_arrive_while_others_talk(engine, monkeypatch):
     runner, driver = engine
     monkeypatch.setattr(long_prompt, "SLICE_S", 0.7)
-    prompt = long_prompt.long_prompt(list(read()), MODEL)
+    text = long_prompt.LongText(list(read()), MODEL)
 
     async def run() -> long_prompt.LongPrompt:
-        return await long_prompt.measure(driver, Population(driver, small_calls(), QUICK), 2, 0.2, 1, prompt)
+        return await long_prompt.measure(driver, Population(driver, small_calls(), QUICK), 2, 0.2, 1, text)
 
     found = runner.run(run())
     assert found.prompts and not found.errors and min(found.apart + found.beside + found.prompts) > 0
+
+
+def test_every_long_prompt_is_computed_whole(engine):
+    runner, driver = engine
+    text = long_prompt.LongText(list(read()), MODEL)
+
+    async def beat() -> records.Beat:
+        """A sign of life from after now."""
+        now = time.monotonic()
+        for _ in range(1200):
+            if (found := driver.engine.beat) is not None and found.at >= now:
+                return found
+            await asyncio.sleep(0.05)
+        pytest.fail("the engine gives no sign of life")
+
+    async def run() -> tuple[records.Beat, records.Beat]:
+        before = await beat()
+        for number in range(2):
+            async with driver.line(text.script(1000 + number)) as line:
+                assert isinstance(await (await line.final("Hello?")).get(), Text)
+        return before, await beat()
+
+    before, after = runner.run(run())
+    assert after.shared_tokens == before.shared_tokens
+    assert after.prefilled_tokens - before.prefilled_tokens >= 2 * (long_prompt.PROMPT_TOKENS - 32)
 
 
 def test_grpc_to_the_service(service):

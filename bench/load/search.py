@@ -1,0 +1,50 @@
+"""Which load to try next, to find how many calls a contender carries: doubled until it fails, then halved between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MOST_CALLS = 256
+"""Nobody is tried with more."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A load that was tried so many times. meets: whether all of these together are in the SLO."""
+
+    meets: bool
+    times: int
+
+
+@dataclass(frozen=True)
+class Search:
+    """first: the load to begin with. parts: how close the smallest load that fails is brought to the largest that does
+    not, as a part of it; 1: doubling is all. confirmed: times that these two are tried. most_runs: of one contender.
+    """
+
+    first: int
+    parts: int
+    confirmed: int
+    most_runs: int
+
+    def next(self, tried: Mapping[int, Tried]) -> int | None:
+        """The number of calls to try now; None where enough is known, or enough was tried."""
+        if not tried:
+            return self.first
+        if sum(one.times for one in tried.values()) >= self.most_runs:
+            return None
+        failing = min((calls for calls, one in tried.items() if not one.meets), default=None)
+        carried = max((calls for calls in tried if failing is None or calls < failing), default=0)
+        if failing is None:
+            return 2 * carried if 2 * carried <= MOST_CALLS else None
+        if carried == 0 and failing > 1:
+            return failing // 2
+        if carried and failing - carried > max(1, carried // self.parts):
+            return (carried + failing) // 2
+        edges = [calls for calls in (carried, failing) if calls and tried[calls].times < self.confirmed]
+        return edges[0] if edges else None
+
+
+COARSE = Search(first=8, parts=1, confirmed=1, most_runs=6)
+FINE = Search(first=8, parts=8, confirmed=2, most_runs=12)
