@@ -113,7 +113,8 @@ class LocalEngine:
         self._sessions[session].release(turn, deadline, speaking_rate)
 
     def hold(self, session: str, held: bool) -> None:
-        self._sessions[session].hold(held)
+        if session in self._sessions:  # of a pod that was killed meanwhile its calls may still hear
+            self._sessions[session].hold(held)
 
     def close(self, session: str) -> None:
         self._sessions.pop(session, None)
