@@ -38,14 +38,21 @@ WARM_TIMEOUT_S = 1.0
 """How long the one that is warm for it may take, before another takes the call from it."""
 BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
 
+MOST_IN_VAIN = 5
+"""Streams one after the other that bring nothing new, after which the call has failed: it may be the call itself that
+no server survives.
+"""
+
 SUPERSEDED, WARM_ELSEWHERE = "SUPERSEDED", "WARM_ELSEWHERE"
 PASSING = frozenset(
     {
         "",
         "AUTHENTICATION_UNAVAILABLE",
+        "CLIENT_NOT_READING",
         "DRAINING",
         "ENGINE_BUSY",
         "ENGINE_UNAVAILABLE",
+        "MOVED",
         "PAGES_COMMITTED",
         "STORE_UNAVAILABLE",
         "SUPERSEDED",
@@ -56,8 +63,21 @@ PASSING = frozenset(
     }
 )
 """Reasons for which a call is tried elsewhere, or again; without one it is a stream that broke."""
+_UNTAKEN = frozenset(
+    {
+        "AUTHENTICATION_UNAVAILABLE",
+        "DRAINING",
+        "ENGINE_BUSY",
+        "ENGINE_UNAVAILABLE",
+        "TENANT_TOO_MANY_CALLS",
+        "TOO_MANY_CALLS",
+        "WARM_ELSEWHERE",
+    }
+)
+"""Of these, the ones for which a server leaves the call to whoever has it. For any other it may have taken it."""
 _BROKEN = frozenset(
     {
+        grpc.StatusCode.ABORTED,
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.INTERNAL,
         grpc.StatusCode.UNKNOWN,
@@ -165,15 +185,19 @@ class CallStream:
 
     async def _run(self, line: Line) -> None:
         """One stream after the other, until the call is over."""
-        failure = closed()
+        failure, in_vain = closed(), 0
         try:
             while True:
+                known = self.books.seq
                 failure = await line.read(self._take)
                 self._line = None
+                in_vain = in_vain + 1 if self.books.seq == known else 0
                 if self._dropped:
                     failure = CallFailed(grpc.StatusCode.CANCELLED, CLOSED, "the client dropped the call")
-                if not self._may_go_on(failure):
+                if not self._may_go_on(failure) or in_vain > MOST_IN_VAIN:
                     break
+                if in_vain:
+                    await asyncio.sleep(random.uniform(0.5, 1.0) * min(MAX_BACKOFF_S, BACKOFF_S * 2**in_vain))
                 log.info("the stream of the call broke, going on: %s", failure)
                 line = await self._go_on(failure)
                 self.resumes += 1
@@ -205,7 +229,7 @@ class CallStream:
                 return await self._resume(address, take_over, patience_s)
             except CallFailed as refused:
                 failure = refused
-                if refused.reason:
+                if refused.reason in _UNTAKEN:
                     self.books.refused()
             if not _passing(failure):
                 raise failure

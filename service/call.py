@@ -145,7 +145,7 @@ class Call:
 
     def detach(self, end: End) -> None:
         """The stream of the client with this ``end`` broke. The call is kept warm for a while: it may come back."""
-        if self.ended or end != self.end:
+        if self.ended or not self.serves(end):
             return
         if self._parts is None or not self.services.resume.keep_s:
             self.disconnect()
@@ -172,6 +172,10 @@ class Call:
         parts.outbound.replay(send, self._opened(parts, resumed=True, missed=missed), resume.last_seq)
         log.info("client back", extra={"session": self.session, "replayed": len(missed)})
         return True
+
+    def serves(self, end: End) -> bool:
+        """Whether the stream with this ``end`` is the one that its client is on."""
+        return self.end == end
 
     def notify(self, notice: Notice) -> None:
         """Tell the client something that ends nothing."""
@@ -235,6 +239,9 @@ class Call:
             self._restore(state, generation, last_seq, stored)
         except Problem as problem:
             self._finish(problem, "elsewhere")
+        except Exception:
+            log.exception("a call could not be restored", extra={"session": self.session})
+            self._finish(Problem(Reason.INTERNAL, "the service failed on this call"), "elsewhere")
 
     def _restore(self, state: CallState, generation: int, last_seq: int, stored: int) -> None:
         """Raises Problem where this server cannot."""

@@ -7,12 +7,13 @@ said anew, by the same seed in the same words. Awaits the store; the only part o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from service import call_records
 from service.call import Call, End
 from service.call_records import Record
 from service.call_services import CallServices
+from service.call_state import CallState
 from service.client_events import Resume
 from service.outbound import Send
 from service.problems import Problem, Reason
@@ -40,7 +41,23 @@ async def resumed(
         raise Problem(Reason.UNKNOWN_CALL, "the call is over: another one has its name", field=TOKEN)
     if here is not None and here.attach(send, end, event):
         return here
-    taken, asked = await _taken(services, key, event, here_already=here is not None)
+    call = make()  # before it is taken from anybody: where there is no room for it, it stays where it is
+    try:
+        state, taken = await _found(services, key, event, handed, opened_at)
+    except BaseException:
+        call.disconnect()
+        raise
+    call.restore(state, taken.generation, event.last_seq, max(taken.records, default=0))
+    return call
+
+
+async def _found(
+    services: CallServices, key: CallKey, event: Resume, handed: Sequence[Record], opened_at: float
+) -> tuple[CallState, Taken]:
+    """The call as its client knows it, which is this server's from now on. handed: the records that the client holds.
+    Raises Problem where it cannot be had.
+    """
+    taken, asked = await _taken(services, key, event, here_already=key in services.live)
     records = call_records.of_call([*handed, *_readable(services, taken)], key)
     found = call_records.replayed(call_records.merged(call_records.opened_then(records, opened_at)), event.last_seq)
     if found is None and not asked:
@@ -49,10 +66,10 @@ async def resumed(
         raise Problem(Reason.UNKNOWN_CALL, "not all of the call is known", field="open.resume.records")
     state, _ = found
     if (stale := services.live.get(key)) is not None:  # it may have been made while the store was asked
+        if stale.generation > taken.generation:
+            raise _superseded(stale.generation)
         stale.abandon(Problem(Reason.MOVED, "the client has come back on another stream"), "elsewhere")
-    call = make()
-    call.restore(state, taken.generation, event.last_seq, max(taken.records, default=0))
-    return call
+    return state, taken
 
 
 async def _taken(services: CallServices, key: CallKey, event: Resume, *, here_already: bool) -> tuple[Taken, bool]:
@@ -69,12 +86,16 @@ async def _taken(services: CallServices, key: CallKey, event: Resume, *, here_al
     if found is None:
         raise Problem(Reason.UNKNOWN_CALL, "the call is over", field=TOKEN)
     if isinstance(found, Superseded):  # by a later try of the same client, which may not wait for this one any more
-        newer = {"generation": str(found.generation)}
-        raise Problem(Reason.SUPERSEDED, "a newer resume has the call", retry_after_s=0.0, metadata=newer)
+        raise _superseded(found.generation)
     if isinstance(found, Elsewhere):
         message, place = "another server is warm for the call", {"address": found.address}
         raise Problem(Reason.WARM_ELSEWHERE, message, retry_after_s=0.0, metadata=place)
     return found, True
+
+
+def _superseded(generation: int) -> Problem:
+    newer = {"generation": str(generation)}
+    return Problem(Reason.SUPERSEDED, "a newer resume has the call", retry_after_s=0.0, metadata=newer)
 
 
 def _readable(services: CallServices, taken: Taken) -> list[Record]:

@@ -78,7 +78,7 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         call: OneCall | None = None
 
         def hold(slow: bool) -> None:
-            if call is not None:
+            if call is not None and call.serves(outbox.end):
                 call.hold(slow)
 
         outbox = Outbox(self._config, hold)
@@ -149,7 +149,8 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
             await asyncio.wait({writer, given_up}, return_when=asyncio.FIRST_COMPLETED)
             if outbox.given_up.is_set():
                 unread = Problem(Reason.CLIENT_NOT_READING, "the client does not read its events")
-                call.abandon(unread)
+                if call.serves(outbox.end):  # else the client is back on another stream, and reads there
+                    call.abandon(unread, "elsewhere")
                 outbox.end(unread)
         finally:
             # Also where the client has vanished, which cancels this task.
@@ -247,4 +248,5 @@ async def _read(requests: AsyncIterator[call_pb.CallRequest], call: Call, outbox
     else:
         # A stream that broke ends in the same way, but for the RPC being cancelled, which cancels this task too.
         await asyncio.sleep(HALF_CLOSED_S)
-        call.no_more_events()
+        if call.serves(outbox.end):
+            call.no_more_events()

@@ -12,8 +12,14 @@ import pytest
 from firstword import Call, CallFailed, Client, Notice, TextDelta, Turn
 from firstword.books import RECORDS_LOST, Books
 from firstword.v1 import call_service_pb2 as call_pb
+from firstword.v1 import call_service_pb2_grpc
+from service import servicer
+from service.admission import Admission
+from service.config import AdmissionConfig
+from service.telemetry import Telemetry
 from tests.e2e.server import resume_with
 from tests.firstword.receptionist import LINES, SYSTEM
+from tests.service.calls import MODEL
 from tests.service.pods import LocalPod, client_of, local_pods
 from tests.service.store.valkey import Valkey, valkey
 from tests.service.waiting import until
@@ -289,3 +295,60 @@ def test_what_an_old_server_says_and_what_is_said_twice_is_no_news() -> None:
     assert (first.last_generation, second.last_generation, first.last_seq) == (2, 3, 2)
     books.refused()  # nobody took it up then
     assert books.resume(take_over=False).open.resume.last_generation == 3
+
+
+async def test_a_call_that_is_back_is_not_ended_by_the_stream_that_it_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was to be written there when the line went silent is given up at last: it ends the old stream alone."""
+    stuck, write, contexts = set[Any](), servicer._write, list[Any]()
+
+    async def stuck_write(context: Any, envelope: Any) -> None:
+        contexts.append(context)
+        if context in stuck:  # as in a full window of a line that is dead
+            await asyncio.Event().wait()
+        await write(context, envelope)
+
+    monkeypatch.setattr(servicer, "_write", stuck_write)
+    soon = (("grpc.keepalive_time_ms", 1000), ("grpc.http2.ping_timeout_ms", 1000))
+    async with (
+        local_pods(1, sections={"server": {"unread_s": 5.0}}) as (pod,),
+        Client(pod.address, options=soon) as client,
+        client.call(**LONG) as call,
+    ):
+
+        async def silence() -> None:
+            stuck.add(contexts[-1])
+            pod.lines.silence_those_there_are()
+
+        await told(call, LINES[0], after=2, do=silence)
+        assert call.resumes == 1
+        await asyncio.sleep(6.0)
+        assert call.failure is None
+        await told(call, LINES[1])
+        assert call.resumes == 1
+
+
+async def test_a_server_without_room_takes_no_call_from_the_one_that_is_warm(store: Valkey) -> None:
+    """The client asks the full one now and then, for it cannot tell them apart, and stays where it is."""
+    async with local_pods(2, store.url, lease_s=1.0) as (warm, full):
+        full._servicer.admission = Admission(AdmissionConfig(max_calls=1), lambda: None, 16, Telemetry(MODEL))
+        channels = [grpc.aio.insecure_channel(pod.address) for pod in (full, warm)]
+        stubs = [call_service_pb2_grpc.CallServiceStub(channel) for channel in channels]
+        async with (
+            channels[0],
+            channels[1],
+            client_of([full]) as one,
+            one.call(**LONG),
+            client_of([warm]) as first,
+            first.call(**LONG) as call,
+        ):
+            call._stream._dial = lambda address: rotating(stubs)
+            for number in range(4):
+                warm.lines.cut_all()
+                await told(call, LINES[number % 2])
+                assert call.opened.session_id not in full.sessions
+            assert call.failure is None and call._stream.books.generation == 1
+
+
+def rotating(stubs: list[Any]) -> Any:
+    stubs.append(stubs.pop(0))
+    return stubs[-1]
