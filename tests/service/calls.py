@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections import deque
@@ -185,6 +186,28 @@ class LocalEngine:
                     mirror.ended(event)
                 case records.Failed():
                     mirror.failed(event)
+
+
+class BegunEngine(LocalEngine):
+    """One whose next reply begins with given text, tool calls included, as one does that is gone on with; the model
+    goes on from there.
+    """
+
+    def __init__(self, beginning: str, model: Decoder | None = None) -> None:
+        super().__init__(model)
+        self.beginning = tuple(chat().codec.encode(beginning))
+
+    def submit(self, command: records.Submit, sink: ReplySink, told: Repeat | None = None) -> None:
+        forced, self.beginning = self.beginning, ()
+        untold = forced
+
+        def hear(record: records.Expected | records.Progress | records.Ended | records.Failed) -> None:
+            nonlocal untold
+            if isinstance(record, records.Progress):
+                record, untold = dataclasses.replace(record, tokens=(*untold, *record.tokens)), ()
+            sink(record)
+
+        super().submit(dataclasses.replace(command, forced=forced or command.forced), hear, told)
 
 
 def fresh_reply(call: CallUnderTest, reply: Reply) -> list[int]:
