@@ -446,18 +446,21 @@ async def test_heard_by_text_by_time_and_refusals_name_their_field(call: CallStr
         client_pb.WordTiming(end_ms=100 * (i + 1), word=word) for i, word in enumerate(["one", "moment", "please"])
     ]
     for measure, field in (
-        (client_pb.Heard(text="two moments"), "interrupt.heard.text"),
-        (client_pb.Heard(text=text + " And more"), "interrupt.heard.text"),
-        (client_pb.Heard(played_ms=200), "interrupt.heard.played_ms"),
         (client_pb.Heard(), "interrupt.heard.measure"),
         (client_pb.Heard(played_ms=1, words=[client_pb.WordTiming(end_ms=1)]), "interrupt.heard.words[0].place"),
     ):
         await call.send(interrupt=client_pb.Interrupt(turn_id=1, heard=measure))
         assert (await call.expect("error")).field == field
-    await call.send(playback_progress=client_pb.PlaybackProgress(turn_id=1, heard=client_pb.Heard(text="nothing")))
-    assert (await call.expect("error")).field == "playback_progress.heard.text"
+    await call.send(playback_progress=client_pb.PlaybackProgress(turn_id=1, heard=client_pb.Heard(played_ms=9)))
+    assert (await call.expect("error")).field == "playback_progress.heard.played_ms"
+    await call.send(interrupt=client_pb.Interrupt(turn_id=1, heard=client_pb.Heard(played_ms=200)))
+    assert (await call.expect("interrupted")).text == ""  # it is cut before it is refused
+    assert (await call.expect("error")).field == "interrupt.heard.played_ms"
     cuts = []
     for measure in (
+        client_pb.Heard(text="two moments"),
+        client_pb.Heard(text=text + " And more"),
+        client_pb.Heard(text="One moment if you please"),
         client_pb.Heard(text="ONE MOMENT please -"),
         client_pb.Heard(played_ms=250, words=words),
         client_pb.Heard(played_ms=250),  # the timings are kept
@@ -465,10 +468,10 @@ async def test_heard_by_text_by_time_and_refusals_name_their_field(call: CallStr
     ):
         await call.send(interrupt=client_pb.Interrupt(turn_id=1, heard=measure))
         cuts.append((await call.expect("interrupted")).text)
-    limits = ("One moment, please", "One moment", "One moment", text)
+    limits = ("", text, "One moment", "One moment, please", "One moment", "One moment", text)
     for cut, limit in zip(cuts, limits, strict=True):
         assert limit.startswith(cut)
-        assert cut
+        assert bool(cut) == bool(limit)
     assert cuts[-1] == text
 
 
