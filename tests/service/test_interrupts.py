@@ -8,15 +8,31 @@ from service import client_events as client
 from service import server_events as server
 from service.client_events import Heard
 from service.problems import Reason
-from tests.service.calls import LINES, SYSTEM, CallUnderTest
-from tests.service.interrupts import interrupted_at, measures, openings
+from tests.service.calls import LINES, SYSTEM, CallUnderTest, chat, drafting_engine
+from tests.service.interrupts import AROUND, interrupted_around_calls, interrupted_at, measures, openings
 
 
 @pytest.mark.parametrize("measure", list(measures("", 0)))
 def test_whatever_is_heard_of_a_reply_the_call_goes_on_from_there(measure: str) -> None:
     opening, line = next(openings(1))
     for tokens in (1, 2, 3, 6, 7, 11):
-        assert interrupted_at(opening, line, tokens, measure)
+        assert interrupted_at(opening, line, tokens, measure) == 0
+
+
+@pytest.mark.parametrize("measure", list(measures("", 0)))
+def test_the_same_where_a_step_makes_several_tokens(measure: str) -> None:
+    opening, line = next(openings(1))
+    found = [interrupted_at(opening, line, tokens, measure, drafting_engine) for tokens in (2, 5, 12)]
+    assert None not in found and sum(filter(None, found)) > 0
+
+
+@pytest.mark.parametrize("measure", list(measures("", 0)))
+def test_the_same_of_a_reply_with_text_around_tool_calls(measure: str) -> None:
+    opening, line = next(openings(1))
+    every = len(chat().codec.encode(AROUND))
+    for tokens in (4, every // 2, every // 2 + 1, every - 2, every - 1, every):
+        assert interrupted_around_calls(opening, line, tokens, measure) is not None
+    assert interrupted_around_calls(opening, line, every + 1, measure) is None
 
 
 def speaking() -> CallUnderTest:
