@@ -25,6 +25,7 @@ from tests.e2e.server import EXAMPLES, CallStream, ServiceProcess, connected, ex
 SYSTEM, TOOLS, LINES = example_calls(1)[0]
 SHORT = options_pb.Sampling(max_output_tokens=4)
 LONG = options_pb.Sampling(max_output_tokens=200)
+NO_CALL = conversation_pb.ToolChoice(mode=conversation_pb.TOOL_CHOICE_MODE_NONE)
 
 
 def asking_for_a_tool() -> tuple[list[conversation_pb.Item], str]:
@@ -341,6 +342,21 @@ async def test_a_guardrail_that_is_reached_is_told(call: CallStream) -> None:
         (notices_pb.GUARDRAIL_TURNS, 1),
         (notices_pb.GUARDRAIL_INPUT_SIZE, 100),
     ]
+
+
+async def test_a_call_above_a_turns_limit_is_not_made_and_ends_the_turn(call: CallStream) -> None:
+    items, line = asking_for_a_tool()
+    limits = options_pb.Limits(max_tool_calls_per_turn=0)
+    await call.open(system_prompt=SYSTEM, tools=TOOLS, items=items, limits=limits)
+    turn = await call.say(line)
+    assert turn.ended is not None
+    assert turn.ended.reason == server_pb.TURN_END_REASON_LIMIT_REACHED
+    assert not said(call, "tool_called")
+    (notice,) = said(call, "notice")
+    assert (notice.turn_id, notice.limit_reached.limit) == (1, 0)
+    assert notice.limit_reached.guardrail == notices_pb.GUARDRAIL_TOOL_CALLS_PER_TURN
+    assert (await call.say("Thanks, bye.", tool_choice=NO_CALL)).ended is not None
+    assert await call.close() is grpc.StatusCode.OK
 
 
 async def test_a_tool_result_counts_as_input(call: CallStream) -> None:
