@@ -8,7 +8,7 @@ The rule, for text and calls in any order:
   it has no result yet, is malformed, or is above a limit.
 - What stays keeps the model's own tokens. Where that cannot be, for one token holds something that stays and something
   that goes (a full stop that was not heard and the mark of a call in one), the message is written anew, as the chat
-  template would write it; so is what another model has said.
+  template would write it; so is what another model has said, and given text before which the template puts something.
 
 So the text that is told and what the tokens spell outside of calls never disagree, and neither is more than was heard.
 """
@@ -48,6 +48,8 @@ def kept(chat: Chat, segment: Segment, chars: int, calls: Sequence[ToolCallItem]
     blocks = _blocks(chat, segment)
     staying, missing = _staying(chat, segment, blocks, calls)
     said = _said_before(blocks, ends[-1] if ends else 0)
+    if not blocks and not chat.codec.decode(segment.tokens).startswith(segment.text):
+        return _written_anew(chat, segment.text[:chars], calls)
     limit = min(chars, len(segment.text))
     heard = max((said[end] for end in ends if said[end] <= limit), default=0)
     tokens: list[int] = []

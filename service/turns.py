@@ -212,7 +212,7 @@ class Turns:
         try:
             chars = reply.heard_chars(event.heard, "interrupt.heard")
         except Problem as problem:
-            chars, unusable = reply.played or 0, problem
+            chars, unusable = (reply.played or 0) if reply.cut is None else reply.cut, problem
         self._listening.abandon()
         self._cut(reply, chars)
         self._settle()

@@ -70,6 +70,8 @@ def test_milliseconds_that_nobody_can_place_stop_the_reply_before_they_are_refus
     (cut,), (failure,) = call.of(server.Interrupted), call.of(server.Failure)
     assert failure.problem.reason is Reason.INVALID_FIELD and failure.problem.field == "interrupt.heard.played_ms"
     assert len(cut.text) <= (played or 0) and is_over(call)
+    call.send(client.Interrupt(1, Heard(chars=5)), client.Interrupt(1, Heard(played_ms=700)))
+    assert call.of(server.Interrupted)[-1].text == call.of(server.Interrupted)[-2].text != ""
 
 
 @pytest.mark.parametrize("played", [0, 6])

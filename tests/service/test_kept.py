@@ -124,6 +124,16 @@ def test_calls_without_marks_stay_as_far_as_they_were_made() -> None:
     assert kept(chat, segment, 0, ()) == ([], "")
 
 
+def test_given_text_is_cut_where_the_template_writes_a_space_before_it() -> None:
+    """Mistral's."""
+    chat = Chat(codec_for("mistral"))
+    text = "One moment, please."
+    segment = Segment(1, 0, "s", tokens=chat.said(text), text=text)
+    for chars in range(len(text) + 1):
+        tokens, left = kept(chat, segment, chars, ())
+        assert left == text[:chars] and chat.codec.decode(tokens).strip() == left.strip()
+
+
 @pytest.mark.parametrize("answered", ["before", "after", "never"])
 def test_a_call_holds_what_it_tells_wherever_text_around_a_tool_call_is_cut(answered: str) -> None:
     written = 'Sure.<tool_call>{"name": "wait", "arguments": {}}</tool_call>I am looking.'
