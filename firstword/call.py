@@ -192,9 +192,11 @@ class Call:
         """The caller spoke over a turn, by default the newest. Returns what the history holds of it now.
 
         How much was heard is given by one measure, or not at all: then it is as far as ``played`` has said, or all that
-        was sent. heard_ms: of the turn's speech; it needs word timings, here or earlier. Safe to repeat, also with
-        another measure. Raises CallError where it is refused, so when a newer turn has begun; ValueError before the
-        first turn, for more than one measure, and for words without one.
+        was sent. heard_text: as it was spoken; what does not read like the turn's text does not count. heard_ms: of the
+        turn's speech; it needs word timings, here or earlier: without any, the turn is cut as far as ``played`` has
+        said, and ``on_notice`` is given a CallError. Safe to repeat, also with another measure. Raises CallError where
+        it is refused, so when a newer turn has begun; ValueError before the first turn, for more than one measure, and
+        for words without one.
         """
         heard = wire.heard(text=heard_text, code_points=heard_code_points, ms=heard_ms, words=words)
         turn_id = self._newest(turn)

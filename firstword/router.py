@@ -185,8 +185,9 @@ class Router:
 
     def _error(self, error: CallError, client_seq: int) -> None:
         """What is wrong with an event goes to who waits for its answer; what is wrong with a turn ends the turn."""
-        if client_seq in self._interrupts:
-            _refuse(self._interrupts[client_seq].answer, error)
+        interrupt = self._interrupts.get(client_seq)
+        if interrupt is not None and not interrupt.answer.done():
+            _refuse(interrupt.answer, error)
         elif client_seq in self._edits:
             _refuse(self._edits.pop(client_seq).answer, error)
         elif client_seq in self._requests:

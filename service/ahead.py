@@ -87,19 +87,30 @@ class Ahead:
         self._call_off = self._later(self._rule.max_s, self._expire)
         self._on_state(AheadState.STARTED, held)
 
-    def answers(
+    @property
+    def holds(self) -> bool:
+        """Whether there is one."""
+        return self._held is not None
+
+    def usable(self, turn_id: int) -> bool:
+        """Whether the reply being held is one to this turn, and has come to no bad end."""
+        return self._held is not None and not self._held.failed and self._held.asked.turn_id == turn_id
+
+    def differs(
         self, turn_id: int, text: str, generation: Generation, encode: Callable[[str], tuple[int, ...]]
     ) -> bool:
-        """Whether the reply being held is the one to a turn that says this. encode: makes a turn's ids; it is not asked
-        where that is plain without them, for somebody waits.
+        """Whether the reply being held is one to this turn, but not to what it says, or made otherwise. encode: makes
+        a turn's ids; it is not asked where that is plain without them, for somebody waits.
         """
         held = self._held
-        if held is None or held.failed or held.asked.turn_id != turn_id or held.generation != generation:
+        if held is None or held.asked.turn_id != turn_id:
             return False
-        if held.asked.text == text or held.tokens == encode(text):
+        if held.generation != generation:
             return True
+        if held.asked.text == text or held.tokens == encode(text):
+            return False
         words = normalised(text) if self._rule.normalised else ""
-        return bool(words) and words == normalised(held.asked.text)
+        return not words or words != normalised(held.asked.text)
 
     def take(self) -> HeldReply:
         """The reply being held, which is released now."""

@@ -423,7 +423,9 @@ class Call:
                 raise event.problem
 
     def _refuse(self, parts: _Parts, problem: Problem, event: events.ClientEvent, client_seq: int) -> None:
-        """Say what was wrong with an event that changed nothing. A turn that runs is not its turn: it goes on."""
+        """Say what was wrong with an event that changed nothing, or no more than was told before. A turn that runs is
+        not its turn: it goes on.
+        """
         turn_id = getattr(event, "turn_id", 0)
         begun = turn_id <= parts.turns.last_turn
         request_id = getattr(event, "request_id", 0)

@@ -6,7 +6,6 @@ this one. Knows no turn, no client and no engine; what items look like to the mo
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -22,6 +21,7 @@ from engine.text.common import common_length
 from service.client_events import Open
 from service.instructions import Instructions
 from service.items import Item, MessageItem, ToolCallItem, ToolDefinition, ToolResultItem
+from service.kept import kept
 from service.options import Generation, ToolMode
 from service.problems import Problem, invalid
 from service.reply import Segment
@@ -235,7 +235,8 @@ class Conversation:
 
     def adopt_foreign(self, segment: Segment) -> None:
         """What another model has said, in this one's ids, stands behind what asked for it."""
-        self._tokens += self._ids(segment)
+        tokens, _ = kept(self._chat, segment, len(segment.text), segment.calls)
+        self._tokens += tokens
         self._close(segment, segment.start, segment.text, segment.calls)
 
     def put_said(self, text: str, number: int, item_id: str) -> Segment:
@@ -253,10 +254,9 @@ class Conversation:
     def put_heard(self, segment: Segment, chars: int, calls: Sequence[ToolCallItem]) -> str:
         """Append what was heard of a generation, and the tool calls it made; returns the text that this holds.
 
-        The cut is at the last token that ends on a whole character at or before ``chars``. Nothing at all is appended
-        where that leaves nothing.
+        What that is, is the rule of ``service.kept``. Nothing at all is appended where it leaves nothing.
         """
-        tokens, text = self._cut(segment, chars, with_calls=bool(calls))
+        tokens, text = kept(self._chat, segment, chars, calls)
         if not text and not calls:
             return ""
         self.put_prompt()
@@ -509,33 +509,6 @@ class Conversation:
             message = MessageItem(segment.item_id, "assistant", text, interrupted=text != segment.text)
             items = (message, *items)
         self.spans.append(Span(items, start - len(self.prompt), len(self._tokens)))
-
-    def _ids(self, segment: Segment) -> list[int]:
-        """The tokens of a generation, as this model has or would have written them."""
-        if not segment.foreign:
-            return segment.tokens
-        return self._chat.assistant(segment.text, [(call.name, call.arguments) for call in segment.calls])
-
-    def _cut(self, segment: Segment, chars: int, *, with_calls: bool) -> tuple[list[int], str]:
-        """The tokens of a generation that its first ``chars`` code points leave, and their text."""
-        tokens = self._ids(segment)
-        ends = self._chat.codec.text_ends(tokens)
-        calls_at = len(tokens)
-        form = self._chat.call_form
-        if form is not None and (segment.calls or segment.malformed_calls):
-            raw = self._chat.codec.decode(tokens)
-            if not form.mark:
-                calls_at = 0
-            elif (mark_at := raw.find(form.mark)) >= 0:  # another model's may be in its own ids alone
-                calls_at = bisect_right(ends, mark_at)
-            if with_calls and chars >= len(segment.text):
-                end = form.end_of_calls(raw, len(calls)) if (calls := segment.calls) else 0
-                return tokens[: bisect_left(ends, end) + 1], segment.text
-        fitting = bisect_right(ends, chars, hi=calls_at)
-        # Behind the token that completes a character there may be some that begin the next one.
-        kept = bisect_left(ends, ends[fitting - 1]) + 1 if fitting and ends[fitting - 1] else 0
-        text = segment.text[: ends[kept - 1]] if kept else ""
-        return tokens[:kept] + (tokens[calls_at:] if with_calls else []), text
 
 
 def load_chat(directory: str) -> Chat:

@@ -13,6 +13,7 @@ from service.history import History
 from service.instructions import Instructions
 from service.items import Item, MessageItem, ToolCallItem, ToolResultItem
 from service.problems import Problem, Reason
+from service.reply import Reply, Segment
 from service.server_events import HistoryCause, HistoryChanged
 from service.terms import Terms
 
@@ -86,6 +87,22 @@ class Editing:
         """Raises Problem where the history cannot become what the client sees. Changes nothing."""
         self._history.try_items(event.items, same)
 
+    def left_of(self, event: Items, same: int, reply: Reply) -> str:
+        """How much of the newest reply's text is left once the history is what the client sees, which agrees in the
+        first ``same`` items: messages that stand, and of the first that does not so much as the client has left of it.
+        """
+        mine, theirs, left = self._history.items, event.items[same:], ""
+        if reply.settled:  # nobody knows its messages by name any more
+            said = "".join(item.text for item in event.items if isinstance(item, MessageItem))
+            return reply.kept if reply.kept is not None and reply.kept in said else ""
+        for segment in reply.segments:
+            stands = next((item for item in mine[:same] if item.id == segment.item_id), None)
+            text = stands.text if isinstance(stands, MessageItem) else _left_among(theirs, segment)
+            left += text
+            if text != segment.text:
+                break
+        return left
+
     def replace(self, event: Items, same: int) -> None:
         """Make the history what the client sees, which agrees in the first ``same`` items."""
         kept = self._history.replace_items(event.items, same)
@@ -106,6 +123,13 @@ def agreeing(mine: Sequence[Item], theirs: Sequence[Item]) -> int:
     """How many items two views of a conversation begin with both."""
     pairs = enumerate(zip(mine, theirs, strict=False))
     return next((at for at, (one, other) in pairs if not _same(one, other)), min(len(mine), len(theirs)))
+
+
+def _left_among(theirs: Sequence[Item], segment: Segment) -> str:
+    """What the client has left of a message among these items: it has its name there, or none."""
+    messages = (item for item in reversed(theirs) if isinstance(item, MessageItem) and item.role == "assistant")
+    named = (message.text for message in messages if message.id in ("", segment.item_id))
+    return next((text for text in named if segment.text.startswith(text)), "")
 
 
 def _same(mine: Item, theirs: Item) -> bool:

@@ -321,9 +321,13 @@ class History:
         self._conversation.put_results([segment.results[call.call_id] for call in segment.calls])
 
     def adopt(self, segment: Segment) -> None:
-        """A whole generation is in the engine's log: it is history."""
+        """A whole generation is in the engine's log: it is history, but for tool calls that are none."""
         if not segment.tokens:
             self.drop(segment)
+        elif segment.malformed_calls and not segment.foreign:
+            self.drop(segment)
+            self._conversation.put_heard(segment, len(segment.text), segment.calls)
+            self.flush()
         elif segment.foreign:
             self._conversation.adopt_foreign(segment)
             self.flush()

@@ -99,7 +99,7 @@ class Listening:
     def work(self) -> None:
         """Compute the caller's turn as far as it is known, and answer it where they have probably finished."""
         supposed = self._hypothesis
-        if supposed is None or not self._may_compute():
+        if supposed is None or self._ahead.holds or not self._may_compute():
             return
         if isinstance(supposed, EagerEndOfTurn) and self._may_answer():
             with contextlib.suppress(Problem):  # what cannot be answered is refused when it is committed
@@ -114,10 +114,16 @@ class Listening:
     def take(self, event: Final, generation: Generation) -> HeldReply | None:
         """The reply that was made ahead, if it answers this turn; otherwise there is none any more."""
         encode = self._history.user_tokens
-        if self._may_answer() and self._ahead.answers(event.turn_id, event.text, generation, encode):
+        differs = self._ahead.differs(event.turn_id, event.text, generation, encode)
+        if self._ahead.usable(event.turn_id) and self._may_answer() and not differs:
             return self._ahead.take()
-        self._ahead.drop(AheadState.MISMATCHED)
+        self._ahead.drop(AheadState.MISMATCHED if differs else AheadState.ABANDONED)
         return None
+
+    def reconsider(self) -> None:
+        """What could not be answered on the history as it stands may be answered now."""
+        if isinstance(self._hypothesis, EagerEndOfTurn):
+            self.work()
 
     def abandon(self) -> None:
         """The history is about to change under what was made ahead."""

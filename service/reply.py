@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from engine.text.codec import IncrementalDecoder
 from service.client_events import Heard, WordTiming
-from service.heard import heard_chars, joined
+from service.heard import extent, joined
 from service.items import ToolCallItem, ToolResultItem
 from service.options import Generation
 from service.server_events import AnswerSource, TurnEnd
@@ -136,11 +136,10 @@ class Reply:
     item_ids: tuple[str, ...] | None = None
     settled: bool = False
 
-    def settle(self, item_ids: tuple[str, ...]) -> None:
-        """The client has edited the history from here on, or goes on behind it."""
-        self.settled = True
+    def settle(self, item_ids: tuple[str, ...], kept: str) -> None:
+        """The client has edited the history from here on, or goes on behind it. kept: what that holds of the text."""
+        self.settled, self.kept = True, kept
         self.item_ids = item_ids if self.item_ids is None else self.item_ids
-        self.kept = self.text if self.kept is None else self.kept
 
     def rename(self, ids: Mapping[str, str]) -> None:
         """What the turn has put into the history has other names now."""
@@ -187,13 +186,14 @@ class Reply:
     def heard_chars(self, heard: Heard | None, path: str = "") -> int:
         """How many code points of the text that was emitted the caller has heard.
 
-        Without ``heard`` as far as playback was reported, or all of it. Raises Problem, which names the field under
-        ``path``, for a text that is not how the turn begins, and for milliseconds without word timings.
+        Without ``heard`` as far as playback was reported, or all of it; and at least as far as was reported where not
+        all of ``heard`` is found in the text. Raises Problem, which names the field under ``path``, for milliseconds
+        without word timings.
         """
         text = self.text
         if heard is None:
             return len(text) if self.played is None else min(self.played, len(text))
         words = joined(text, self.words, heard.words)
-        chars = heard_chars(text, heard, words, path)
+        found = extent(text, heard, words, path)
         self.words = words
-        return chars
+        return found.chars if found.certain else max(found.chars, self.played or 0)

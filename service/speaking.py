@@ -239,7 +239,7 @@ class Speaking:
         if problem is not None:
             self.end(reply, problem)
         elif segment.malformed_calls and not segment.calls:
-            self._drop_malformed(reply)
+            self._end_without_calls(reply)
         elif not segment.calls:
             self.end(reply)
         elif segment.outstanding:
@@ -249,14 +249,12 @@ class Speaking:
         else:
             self._go_on(reply)
 
-    def _drop_malformed(self, reply: Reply) -> None:
-        """All the tools the reply wrote are no calls: nobody can run them, and the history holds what was said alone.
+    def _end_without_calls(self, reply: Reply) -> None:
+        """All the tools the reply wrote are no calls: nobody can run them.
 
         Where the reply was cut off inside of one, that is how the turn ended; otherwise the model failed, and the
         client may ask again.
         """
-        self._history.rewrite(reply, len(reply.text))
-        self._history.flush()
         if TurnEnd.of(reply.record.finish) is TurnEnd.COMPLETED:
             self.end(reply, Problem(Reason.MALFORMED_TOOL_CALL, "the model's tool call is no JSON call"))
         else:

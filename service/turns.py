@@ -195,25 +195,38 @@ class Turns:
         self._speaking.end(reply)
 
     def interrupt(self, event: client_events.Interrupt) -> None:
-        """The caller spoke over a turn: the last one, for what came before it is history."""
+        """The caller spoke over a turn: the last one, for what came before it is history.
+
+        They have done so also where nobody can tell from the event what they heard: then it is cut as far as it was
+        certainly played, before that Problem is raised.
+        """
         reply = self._reply
         if reply is None or reply.turn_id != event.turn_id:
             if event.turn_id > self.last_turn:
                 raise Problem(Reason.UNKNOWN_TURN, f"there is no turn {event.turn_id} yet", field="interrupt.turn_id")
             raise self._stale("interrupt.turn_id")
-        chars = reply.heard_chars(event.heard, "interrupt.heard")
         if reply.settled:
             self._reporter.interrupted(reply)
             return
+        unusable = None
+        try:
+            chars = reply.heard_chars(event.heard, "interrupt.heard")
+        except Problem as problem:
+            chars, unusable = (reply.played or 0) if reply.cut is None else reply.cut, problem
         self._listening.abandon()
         self._cut(reply, chars)
         self._settle()
+        if unusable is not None:
+            raise unusable
 
     def playback(self, event: client_events.Playback) -> None:
         """How far the newest turn was played. It never goes back."""
         reply = self._reply
         if reply is not None and reply.turn_id == event.turn_id:
+            was_open = reply.is_open
             reply.played = max(reply.played or 0, reply.heard_chars(event.heard, "playback_progress.heard"))
+            if was_open and not reply.is_open:  # heard to its end: what is made ahead now is not made in vain
+                self._listening.reconsider()
             if not any(segment.calls or segment.foreign for segment in reply.segments):  # all tokens are its text's
                 now = time.monotonic()
                 self._rate.played(reply.turn_id, reply.played, len(reply.text), reply.output_tokens, now)
@@ -266,7 +279,7 @@ class Turns:
             if reply.phase is not Phase.OVER:
                 self._overtake()  # it was a reply to another conversation, and what the client holds of it counts
                 same = min(same, self._history.items_before(reply.before))
-            reply.settle(self._history.item_ids(reply))
+            reply.settle(self._history.item_ids(reply), self._editing.left_of(event, same, reply))
         self._editing.replace(event, same)
         self._settle()
 
@@ -323,8 +336,11 @@ class Turns:
 
     def _is_new(self, event: Final | Respond | Say, name: str) -> bool:
         """Whether this turn is to begin: not where it did already. Raises Problem where it was overtaken before."""
-        if self._taken.get(event.turn_id) == _content(event) or event.turn_id == self.last_turn:
+        if self._taken.get(event.turn_id) == _content(event):
             return False
+        if event.turn_id == self.last_turn:
+            message = f"turn {self.last_turn} has begun with something else"
+            raise Problem(Reason.STALE_TURN, message, field=f"{name}.turn_id")
         if event.turn_id < self.last_turn:
             raise self._stale(f"{name}.turn_id")
         return True

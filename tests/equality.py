@@ -6,9 +6,10 @@ sampled text with every drafter of the engine, two cascades and one that switche
 turn, against the same text without one, in float64 and in float32. In float32 a decision closer than 1e-4 may go either
 way: such replies are listed, and in float64 they must agree. scripts: random calls of partials, eager ends, resumes,
 interrupts, tools, side questions, edits and dying engines, after which the next reply must be that of a fresh session
-with the same ids. interrupts: replies spoken over at each of their tokens, with what was heard told in each of the
-three ways, after which the same holds. Exit status 1 on any difference, where an accepted length never occurred, and
-where a drafter had no part in its row.
+with the same ids; half of them with the drafter that is served, in float64. interrupts: replies, and one with text
+around tool calls, spoken over at each of their tokens, with what was heard told in each of the three ways, after which
+the same holds; half of them drafted, likewise. Exit status 1 on any difference, where an accepted length never
+occurred, and where a drafter had no part in its row.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from tests.engine.embedded import HEAD, MODEL, codec
 from tests.engine.equal import TREES, Count
 from tests.engine.oracle import OracleProposer
 from tests.service import interrupts
-from tests.service.test_call_properties import run_scripts
+from tests.service.calls import drafting_engine
+from tests.service.test_call_properties import Calls, DraftedCalls, run_scripts
 
 PARTS = ("greedy", "sampled", "drafters", "scripts", "interrupts")
 
@@ -85,6 +87,22 @@ def drafted(turns: int, seeds: int, ranks: int, kept: Path, *, resume: bool) -> 
     counts = drafters.merged(found)
     report(counts)
     return counts
+
+
+def scripts(count: int) -> None:
+    """So many random calls, half of them drafted."""
+    for calls, share in ((Calls, count - count // 2), (DraftedCalls, count // 2)):
+        run_scripts(share, calls)
+        print(f"scripts: {share} random calls, {calls.accepted} tokens drafted, 0 differences", flush=True)
+
+
+def spoken_over(replies: int) -> list[str]:
+    """So many replies, half of them drafted; where that never was."""
+    times, _ = interrupts.run(share := replies - replies // 2)
+    print(f"interrupts: {share} replies spoken over {times} times, 0 differences", flush=True)
+    times, guessed = interrupts.run(share := replies // 2, drafting_engine)
+    print(f"interrupts: {share} replies spoken over {times} times, {guessed} tokens drafted, 0 differences", flush=True)
+    return ["interrupts: nothing was drafted"] if share and not guessed else []
 
 
 def report(counts: list[Count]) -> None:
@@ -156,11 +174,9 @@ def main() -> int:
         counts += rows
         faults += drafters.idle(rows)
     if "scripts" in given.only:
-        run_scripts(given.scripts)
-        print(f"scripts: {given.scripts} random calls, 0 differences", flush=True)
+        scripts(given.scripts)
     if "interrupts" in given.only:
-        spoken_over = interrupts.run(given.interrupted)
-        print(f"interrupts: {given.interrupted} replies spoken over {spoken_over} times, 0 differences", flush=True)
+        faults += spoken_over(given.interrupted)
     print("".join(f"{fault}\n" for fault in faults), end="")
     different = sum(len(count.differences) for count in counts)
     replies, tokens = sum(count.replies for count in counts), sum(count.tokens for count in counts)

@@ -25,8 +25,19 @@ class Read:
     malformed: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class CallBlock:
+    """What a reply writes of tool calls in one place, marks included: code points ``start`` to ``end`` of what its ids
+    spell. calls: those in it; none where it is malformed.
+    """
+
+    start: int
+    end: int
+    calls: tuple[Call, ...]
+
+
 class ReplyReader:
-    """A ``TextWatcher`` over one reply.
+    """A ``TextWatcher`` over one reply. Its text is what its ids spell outside of its ``blocks``.
 
     calls: how the model writes tool calls; None where none is to be read, and what looks like one is text. names: of
     the tools; None for any. alone: a reply that is a call is one from its first character, and any other is text.
@@ -54,6 +65,8 @@ class ReplyReader:
         self._clauses = ClauseFinder()
         self._pending = ""  # decoded, neither emitted nor ruled out
         self._call: str | None = None  # text of the call that is being written
+        self._call_start = 0
+        self.blocks: list[CallBlock] = []
         self._raw_length = 0
         self._said = False
         self._token_ends: list[int] = []
@@ -130,6 +143,7 @@ class ReplyReader:
                     return
                 self._may_be_call = False
                 if begun:
+                    self._call_start = self._raw_length - len(self._pending)
                     self._pending, self._call = "", self._pending
                     return
             at, mark = self._first_mark()
@@ -139,11 +153,11 @@ class ReplyReader:
                 self._pending = self._pending[len(self._pending) - held :]
                 return
             self._emit(self._pending[:at])
+            begin = self._raw_length - len(self._pending) + at
             if self._form is None or mark != self._form.mark:
-                self._stop_at = self._raw_length - len(self._pending) + at
-                self._pending = ""
+                self._stop_at, self._pending = begin, ""
                 return
-            self._pending, self._call = self._pending[at + len(mark) :], ""
+            self._pending, self._call, self._call_start = self._pending[at + len(mark) :], "", begin
 
     def _advance_call(self) -> bool:
         """Take pending text into the call; False when all of it was taken and the call goes on."""
@@ -165,8 +179,10 @@ class ReplyReader:
         self._read.calls += calls
         if not calls and self._alone and self._form is not None and not self._form.mark and "\0" not in text:
             self._emit(text)  # a JSON reply that begins as calls do
-        elif not calls:
+            return
+        if not calls:
             self._read.malformed.append(text)
+        self.blocks.append(CallBlock(self._call_start, self._raw_length - len(self._pending), tuple(calls)))
 
     @property
     def _live_marks(self) -> Sequence[str]:

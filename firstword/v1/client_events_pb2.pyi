@@ -5,7 +5,8 @@ What a client tells the service about a call.
 
 Turns are named by the client: `turn_id` is at least 1 and grows over the call, whoever speaks. An event for a turn
 older than the newest one is refused with ABORTED, unless it only repeats what has been done already, which is
-answered as before or not at all. So everything here may be sent twice.
+answered as before or not at all; so is one that would begin the newest turn with something else. So everything here
+may be sent twice.
 """
 
 from collections import abc as _abc
@@ -380,13 +381,17 @@ class Heard(_message.Message):
     WORDS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The text itself, from the turn's beginning. Spacing, case and punctuation may differ from what was sent, as they
-    do behind a synthesiser; refused when it is not how the turn begins.
+    do behind a synthesiser. A word that was spoken otherwise than it is written ("seven thirty" for 7:30) is passed
+    over where the two words behind it, or the last one, are heard behind what was spoken for it. Of a text that goes
+    on otherwise, what counts is the words before, or what playback progress has said, if that is more.
     """
     code_points: _builtins.int
     """Length of what was heard, from the beginning of the turn's text. More than was sent counts as all of it."""
     played_ms: _builtins.int
     """Duration of what was heard, from the beginning of the turn's speech. Heard are the words that had ended by then;
-    refused when no word timings of the turn are known.
+    with the last word, the marks behind it. Refused when it is not 0 and no word timings of the turn are known; an
+    `Interrupt` cuts the turn all the same before it is, as far as playback progress has said, or wholly where it
+    never did.
     """
     @_builtins.property
     def words(self) -> _containers.RepeatedCompositeFieldContainer[Global___WordTiming]:
@@ -426,7 +431,9 @@ class WordTiming(_message.Message):
     end_code_points: _builtins.int
     """Where it ends in the turn's text."""
     word: _builtins.str
-    """The word as it was spoken; it is looked for in the turn's text behind the word before it."""
+    """The word as it was spoken: the next one of the turn's text behind the word before it, by the rules of
+    `Heard.text`. One that is not there ends where the word before it does.
+    """
     def __init__(
         self,
         *,
@@ -448,7 +455,8 @@ Global___WordTiming: _TypeAlias = WordTiming  # noqa: Y015
 class Interrupt(_message.Message):
     """The caller spoke over a turn: nothing more of it is generated, and the history is cut to what was heard. Only the
     assistant's text is cut; tool calls that were sent, and their results, stay. Answered by `interrupted`, also when the
-    turn was over already; safe to send before the turn's first word, and twice.
+    turn was over already; safe to send before the turn's first word, and twice. Once `items` have changed the turn, or
+    gone on behind it, nothing more is cut, and the answer is what they have left of it.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

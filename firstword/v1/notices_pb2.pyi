@@ -81,7 +81,9 @@ class _AnswerAheadStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Answ
     ANSWER_AHEAD_STATE_EXPIRED: _AnswerAheadState.ValueType  # 5
     """It was dropped: no final came in time."""
     ANSWER_AHEAD_STATE_ABANDONED: _AnswerAheadState.ValueType  # 6
-    """It was dropped for another reason: a newer turn, an edited history, or no room."""
+    """It was dropped for another reason: a newer turn, an edited history, a last turn that was not heard to its end, a
+    failure, or no room.
+    """
 
 class AnswerAheadState(_AnswerAheadState, metaclass=_AnswerAheadStateEnumTypeWrapper):
     """State of a reply made ahead."""
@@ -99,7 +101,9 @@ ANSWER_AHEAD_STATE_RESUMED: AnswerAheadState.ValueType  # 4
 ANSWER_AHEAD_STATE_EXPIRED: AnswerAheadState.ValueType  # 5
 """It was dropped: no final came in time."""
 ANSWER_AHEAD_STATE_ABANDONED: AnswerAheadState.ValueType  # 6
-"""It was dropped for another reason: a newer turn, an edited history, or no room."""
+"""It was dropped for another reason: a newer turn, an edited history, a last turn that was not heard to its end, a
+failure, or no room.
+"""
 Global___AnswerAheadState: _TypeAlias = AnswerAheadState  # noqa: Y015
 
 @_typing.final

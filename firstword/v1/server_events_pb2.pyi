@@ -477,7 +477,9 @@ class Interrupted(_message.Message):
     turn_id: _builtins.int
     """The turn."""
     text: _builtins.str
-    """What remains of the turn's text: a beginning of it, at most what was heard."""
+    """What remains of the turn's text: a beginning of it, at most what was heard. Text behind a tool call that stays is
+    cut like any other.
+    """
     text_code_points: _builtins.int
     """Length of `text`."""
     history_version: _builtins.int

@@ -78,7 +78,11 @@ class ServiceProcess:
     @property
     def engine_pid(self) -> int:
         """Of the calls' own model, the last that was started."""
-        ready = (entry for entry in self.entries if entry["event"] == "engine ready" and entry["model"] == MODEL.name)
+        return self.engine_pid_of(MODEL.name)
+
+    def engine_pid_of(self, model: str) -> int:
+        """Of a model by the name of its directory, the last that was started."""
+        ready = (entry for entry in self.entries if entry["event"] == "engine ready" and entry["model"] == model)
         return int([*ready][-1]["pid"])
 
     def wait_for(self, event: str, **fields: object) -> dict[str, Any]:

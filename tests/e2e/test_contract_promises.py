@@ -25,6 +25,7 @@ from tests.e2e.server import EXAMPLES, CallStream, ServiceProcess, connected, ex
 SYSTEM, TOOLS, LINES = example_calls(1)[0]
 SHORT = options_pb.Sampling(max_output_tokens=4)
 LONG = options_pb.Sampling(max_output_tokens=200)
+NO_CALL = conversation_pb.ToolChoice(mode=conversation_pb.TOOL_CHOICE_MODE_NONE)
 
 
 def asking_for_a_tool() -> tuple[list[conversation_pb.Item], str]:
@@ -343,6 +344,21 @@ async def test_a_guardrail_that_is_reached_is_told(call: CallStream) -> None:
     ]
 
 
+async def test_a_call_above_a_turns_limit_is_not_made_and_ends_the_turn(call: CallStream) -> None:
+    items, line = asking_for_a_tool()
+    limits = options_pb.Limits(max_tool_calls_per_turn=0)
+    await call.open(system_prompt=SYSTEM, tools=TOOLS, items=items, limits=limits)
+    turn = await call.say(line)
+    assert turn.ended is not None
+    assert turn.ended.reason == server_pb.TURN_END_REASON_LIMIT_REACHED
+    assert not said(call, "tool_called")
+    (notice,) = said(call, "notice")
+    assert (notice.turn_id, notice.limit_reached.limit) == (1, 0)
+    assert notice.limit_reached.guardrail == notices_pb.GUARDRAIL_TOOL_CALLS_PER_TURN
+    assert (await call.say("Thanks, bye.", tool_choice=NO_CALL)).ended is not None
+    assert await call.close() is grpc.StatusCode.OK
+
+
 async def test_a_tool_result_counts_as_input(call: CallStream) -> None:
     waiting = await open_at_a_tool_call(call, limits=options_pb.Limits(max_input_code_points=300))
     await call.send(tool_result=result(1, waiting.call_ids[0], "x" * 301))
@@ -446,18 +462,21 @@ async def test_heard_by_text_by_time_and_refusals_name_their_field(call: CallStr
         client_pb.WordTiming(end_ms=100 * (i + 1), word=word) for i, word in enumerate(["one", "moment", "please"])
     ]
     for measure, field in (
-        (client_pb.Heard(text="two moments"), "interrupt.heard.text"),
-        (client_pb.Heard(text=text + " And more"), "interrupt.heard.text"),
-        (client_pb.Heard(played_ms=200), "interrupt.heard.played_ms"),
         (client_pb.Heard(), "interrupt.heard.measure"),
         (client_pb.Heard(played_ms=1, words=[client_pb.WordTiming(end_ms=1)]), "interrupt.heard.words[0].place"),
     ):
         await call.send(interrupt=client_pb.Interrupt(turn_id=1, heard=measure))
         assert (await call.expect("error")).field == field
-    await call.send(playback_progress=client_pb.PlaybackProgress(turn_id=1, heard=client_pb.Heard(text="nothing")))
-    assert (await call.expect("error")).field == "playback_progress.heard.text"
+    await call.send(playback_progress=client_pb.PlaybackProgress(turn_id=1, heard=client_pb.Heard(played_ms=9)))
+    assert (await call.expect("error")).field == "playback_progress.heard.played_ms"
+    await call.send(interrupt=client_pb.Interrupt(turn_id=1, heard=client_pb.Heard(played_ms=200)))
+    assert (await call.expect("interrupted")).text == ""  # it is cut before it is refused
+    assert (await call.expect("error")).field == "interrupt.heard.played_ms"
     cuts = []
     for measure in (
+        client_pb.Heard(text="two moments"),
+        client_pb.Heard(text=text + " And more"),
+        client_pb.Heard(text="One moment if you please"),
         client_pb.Heard(text="ONE MOMENT please -"),
         client_pb.Heard(played_ms=250, words=words),
         client_pb.Heard(played_ms=250),  # the timings are kept
@@ -465,10 +484,10 @@ async def test_heard_by_text_by_time_and_refusals_name_their_field(call: CallStr
     ):
         await call.send(interrupt=client_pb.Interrupt(turn_id=1, heard=measure))
         cuts.append((await call.expect("interrupted")).text)
-    limits = ("One moment, please", "One moment", "One moment", text)
+    limits = ("", text, "One moment", "One moment, please", "One moment", "One moment", text)
     for cut, limit in zip(cuts, limits, strict=True):
         assert limit.startswith(cut)
-        assert cut
+        assert bool(cut) == bool(limit)
     assert cuts[-1] == text
 
 

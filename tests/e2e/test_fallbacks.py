@@ -29,15 +29,17 @@ def pair() -> ServiceProcess:
 
 
 @contextlib.asynccontextmanager
-async def hung(process: ServiceProcess) -> AsyncIterator[None]:
-    """The primary's process stands still, and goes on later."""
-    pid = process.engine_pid
-    os.kill(pid, signal.SIGSTOP)
+async def hung(process: ServiceProcess, *others: str) -> AsyncIterator[None]:
+    """The primary's process, and those of other models, stand still, and go on later."""
+    pids = [process.engine_pid_of(model) for model in (MODEL.name, *others)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        with contextlib.suppress(ProcessLookupError):  # it may have been replaced meanwhile
-            os.kill(pid, signal.SIGCONT)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # it may have been replaced meanwhile
+                os.kill(pid, signal.SIGCONT)
 
 
 @contextlib.asynccontextmanager
@@ -83,6 +85,20 @@ async def test_a_phrase_is_said_where_no_model_is_there(pair: ServiceProcess) ->
             report = (await call.ask(LINES[0])).report
         assert report is not None
         assert (report.text, report.source, report.model) == (PHRASE, AnswerSource.FALLBACK_PHRASE, "")
+
+
+async def test_after_the_last_link_the_turn_fails_and_the_call_goes_on(pair: ServiceProcess) -> None:
+    """Every model of the chain hangs."""
+    notices: list[Notice | CallError] = []
+    async with call_with(pair, notices, Fallback(model="small", first_token_deadline_ms=300)) as call:
+        async with hung(pair, "draft"):
+            with pytest.raises(CallError) as late:
+                await call.ask(LINES[0])
+        assert (late.value.reason, late.value.code) == ("FIRST_TOKEN_LATE", grpc.StatusCode.DEADLINE_EXCEEDED)
+        kinds = [notice.kind for notice in notices if isinstance(notice, Notice)]
+        assert kinds == ["deadline_at_risk", "fallback_taken"]
+        report = (await call.ask(LINES[1], options=TurnOptions(first_token_deadline_ms=60_000))).report
+        assert report is not None and report.source is AnswerSource.MODEL and report.text
 
 
 async def test_what_cannot_be_a_fallback_is_refused(pair: ServiceProcess) -> None:

@@ -6,14 +6,20 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from firstword import Call, CallError, Client, EndReason, Interrupted, TextDelta, Turn, WordTiming
+from firstword import Call, CallError, Client, EndReason, Interrupted, Notice, TextDelta, Turn, WordTiming
 from tests.e2e.server import ServiceProcess
 from tests.firstword.receptionist import LINES, SYSTEM
 
 
 @pytest.fixture
-async def call(service: ServiceProcess) -> AsyncIterator[Call]:
-    async with Client(service.address) as client, client.call(system=SYSTEM, temperature=0.0, max_tokens=60) as call:
+def notices() -> list[Notice | CallError]:
+    return []
+
+
+@pytest.fixture
+async def call(service: ServiceProcess, notices: list[Notice | CallError]) -> AsyncIterator[Call]:
+    asked = {"system": SYSTEM, "temperature": 0.0, "max_tokens": 60}
+    async with Client(service.address) as client, client.call(**asked, on_notice=notices.append) as call:
         yield call
 
 
@@ -89,14 +95,25 @@ async def test_before_the_first_word(call: Call) -> None:
     assert (await turn.run()).history_text == ""
 
 
+async def test_an_interruption_stops_the_turn_whatever_is_told_of_what_was_heard(
+    call: Call, notices: list[Notice | CallError]
+) -> None:
+    for heard in ({"heard_text": "something else"}, {"heard_ms": 0}, {"heard_ms": 100}):
+        turn = await call.final(LINES[0])
+        async for event in turn:
+            if isinstance(event, TextDelta):
+                break
+        cut = await call.interrupt(**heard)  # type: ignore[arg-type]
+        assert cut.text == ""
+        assert (await turn.run()).history_text == ""
+        assert turn.report is not None
+        assert turn.report.reason is EndReason.INTERRUPTED
+    (refused,) = [notice for notice in notices if isinstance(notice, CallError)]
+    assert (refused.reason, refused.field) == ("INVALID_FIELD", "interrupt.heard.played_ms")
+
+
 async def test_refused_interruptions_raise(call: Call) -> None:
     old = await call.ask(LINES[0])
-    with pytest.raises(CallError) as refused:
-        await call.interrupt(heard_text="something else")
-    assert (refused.value.reason, refused.value.field) == ("INVALID_FIELD", "interrupt.heard.text")
-    with pytest.raises(CallError) as refused:
-        await call.interrupt(heard_ms=100)
-    assert refused.value.field == "interrupt.heard.played_ms"
     newer = await call.ask(LINES[1])
     with pytest.raises(CallError) as refused:
         await call.interrupt(turn=old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections import deque
@@ -14,7 +15,8 @@ from engine.config import EngineConfig
 from engine.constraint import Constraint
 from engine.engine import Engine
 from engine.host import EngineHost
-from engine.load import load_target_for, reader_of
+from engine.interfaces import Proposer
+from engine.load import load_proposer, load_target_for, reader_of
 from engine.models.decoder import Decoder
 from engine.policy import FixedPolicy
 from engine.proposers.none import NoProposer
@@ -55,17 +57,37 @@ def target() -> Decoder:
     return load_target_for(EngineConfig(str(EMBEDDED_MODEL), pool_tokens=16_384))
 
 
+@cache
+def exact_target() -> Decoder:
+    """The same in float64: whatever a window's width, a reply is the same."""
+    return load_target_for(EngineConfig(str(EMBEDDED_MODEL), dtype="float64", pool_tokens=16_384))
+
+
+@cache
+def default_drafter() -> Proposer:
+    """What the embedded model is served with, over ``exact_target``."""
+    drafter = f"suffix+eagle3:{EMBEDDED_MODEL / 'eagle3'}"
+    return load_proposer(EngineConfig(str(EMBEDDED_MODEL), drafter, pool_tokens=16_384), exact_target())
+
+
 class LocalEngine:
     """An ``EnginePort`` on a real engine that works only while it is told to, and can be made to die.
 
-    new_host: makes an engine; by default a plain one on ``model``, or on the embedded one.
+    proposer: drafts trees of ``nodes``; without it nobody drafts. new_host: makes an engine in place of all that.
     """
 
     def __init__(
-        self, model: Decoder | None = None, chunk_tokens: int = 256, new_host: Callable[[], EngineHost] | None = None
+        self,
+        model: Decoder | None = None,
+        chunk_tokens: int = 256,
+        proposer: Proposer | None = None,
+        nodes: int = 1,
+        *,
+        new_host: Callable[[], EngineHost] | None = None,
     ) -> None:
-        self._target = model
+        self._model = model
         self._chunk_tokens = chunk_tokens
+        self._proposer, self._nodes = proposer or NoProposer(), nodes
         self._new_host = new_host or self._plain_host
         self._sessions: dict[str, SessionMirror] = {}
         self._commands: deque[records.Command] = deque()
@@ -168,8 +190,12 @@ class LocalEngine:
     def pages_in_use(self) -> int:
         return self.beat.pages_in_use
 
+    @property
+    def model(self) -> Decoder:
+        return self._model or target()
+
     def _plain_host(self) -> EngineHost:
-        engine = Engine(self._target or target(), NoProposer(), FixedPolicy(1))
+        engine = Engine(self.model, self._proposer, FixedPolicy(self._nodes))
         return EngineHost(engine, DeadlineScheduler(self._chunk_tokens), self._new_reader, grammars())
 
     def _new_reader(self, command: records.Submit) -> ReplyReader:
@@ -194,6 +220,41 @@ class LocalEngine:
                     mirror.failed(event)
 
 
+def drafting_engine() -> LocalEngine:
+    """One that drafts as the service does, several tokens a step."""
+    return LocalEngine(exact_target(), proposer=default_drafter(), nodes=16)
+
+
+def accepted_tokens(call: CallUnderTest) -> int:
+    """How many tokens of its replies a drafter had guessed."""
+    return sum(stats.accepted for end in call.of(server.TurnEnded) for stats in end.account.stats)
+
+
+class BegunEngine(LocalEngine):
+    """One whose next reply begins with given text, tool calls included, as one does that is gone on with; the model
+    goes on from there. tokens: how many of that there are; None for all. like: whose model and drafter it has.
+    """
+
+    def __init__(self, beginning: str, tokens: int | None = None, like: LocalEngine | None = None) -> None:
+        if like is None:
+            super().__init__()
+        else:
+            super().__init__(like.model, proposer=like._proposer, nodes=like._nodes)
+        self.beginning = tuple(chat().codec.encode(beginning))[:tokens]
+
+    def submit(self, command: records.Submit, sink: ReplySink, told: Repeat | None = None) -> None:
+        forced, self.beginning = self.beginning, ()
+        untold = forced
+
+        def hear(record: records.Expected | records.Progress | records.Ended | records.Failed) -> None:
+            nonlocal untold
+            if isinstance(record, records.Progress):
+                record, untold = dataclasses.replace(record, tokens=(*untold, *record.tokens)), ()
+            sink(record)
+
+        super().submit(dataclasses.replace(command, forced=forced or command.forced), hear, told)
+
+
 def fresh_reply(call: CallUnderTest, reply: Reply) -> list[int]:
     """The tokens of a reply's first generation in a fresh session, in an engine of its own, on the ids that the history
     holds before it.
@@ -201,7 +262,7 @@ def fresh_reply(call: CallUnderTest, reply: Reply) -> list[int]:
     conversation, generation = call.conversation, reply.generation
     assert conversation is not None
     before = conversation.tokens[: reply.before] + conversation.prompt
-    fresh, said = LocalEngine(), []
+    fresh, said = LocalEngine(call.engine.model), []
     fresh.open("fresh", before, call.of(server.Opened)[0].seed, lambda failed: None)
     constraint = conversation.constraint(generation, goes_on=False)
     stops, limit = conversation.stop_tokens, generation.max_tokens

@@ -160,7 +160,6 @@ def test_nothing_is_answered_ahead_while_the_last_reply_may_still_be_cut():
     call.send(client.Playback(1, client.Heard(chars=1)))
     call.run()
     assert states(call) == []
-    call.send(client.Playback(1, client.Heard(chars=10_000)))
     call.send(client.Interrupt(1, client.Heard(chars=4)))
     assert states(call) == [AheadState.STARTED]
     call.run()
@@ -175,6 +174,54 @@ def test_nothing_is_answered_ahead_while_the_last_reply_may_still_be_cut():
     other.send(client.Interrupt(1, client.Heard(chars=2)), client.Final(2, LINES[1], SHORT))
     other.run()
     assert call.text(2) == other.text(2) and call.conversation.tokens == other.conversation.tokens
+
+
+WORDS = tuple(client.WordTiming(100 * number, word=word) for number, word in enumerate(["One", "moment", "please"], 1))
+PLAYED = client.Heard(played_ms=10_000, words=WORDS)
+
+
+@pytest.mark.parametrize("last", [client.Heard(chars=10_000), PLAYED, client.Heard(text="one moment please")])
+def test_an_eager_end_before_the_last_report_of_playback_is_answered_ahead(last):
+    """The timings say nothing of the full stop: all is heard all the same, and nothing is cut by the next turn."""
+    call = CallUnderTest(opening())
+    call.send(client.Say(1, "One moment, please."), client.Playback(1, client.Heard(chars=3)))
+    call.send(client.EagerEndOfTurn(2, 1, LINES[0], SHORT))
+    assert states(call) == []
+    call.send(client.Playback(1, last))
+    assert states(call) == [AheadState.STARTED]
+    call.run()
+    call.send(client.Playback(1, last))  # says nothing new
+    assert states(call) == [AheadState.STARTED] and len(call.timers) == 1
+    call.send(client.Final(2, LINES[0], SHORT))
+    assert states(call) == [AheadState.STARTED, AheadState.RELEASED] and not call.timers
+    assert call.text(2) and not call.of(server.Interrupted)
+
+
+def test_a_report_that_comes_late_leaves_what_is_held_to_the_final():
+    """Playback is first reported when the reply is made: a final then cuts the last turn, one at its end does not."""
+    for played in (3, 10_000):
+        call = CallUnderTest(opening())
+        call.send(client.Say(1, "One moment, please."), client.EagerEndOfTurn(2, 1, LINES[0], SHORT))
+        call.run()
+        for chars in (3, played):
+            call.send(client.Playback(1, client.Heard(chars=chars)))
+        assert states(call) == [AheadState.STARTED] and len(call.timers) == 1
+        call.send(client.Final(2, LINES[0], SHORT))
+        assert states(call)[-1] is (AheadState.RELEASED if played > 3 else AheadState.ABANDONED)
+        assert len(call.of(server.Interrupted)) == (played == 3) and not call.timers
+        call.run()
+        assert call.engine.log(call.call.session) == call.conversation.tokens[: len(call.engine.log(call.call.session))]
+
+
+def test_a_reply_is_dropped_for_another_text_only_where_the_text_is_another():
+    call = CallUnderTest(opening())
+    call.send(client.EagerEndOfTurn(1, 1, LINES[0], SHORT))
+    call.engine.refuse(call.call.session, 1, "OutOfPages")
+    call.send(client.Final(1, LINES[0], SHORT))
+    assert states(call) == [AheadState.STARTED, AheadState.ABANDONED]
+    call.run()
+    call.send(client.EagerEndOfTurn(2, 1, LINES[0], SHORT), client.Final(3, LINES[0], SHORT))
+    assert states(call)[2:] == [AheadState.STARTED, AheadState.ABANDONED]
 
 
 def test_an_engine_that_dies_over_a_held_reply_changes_nothing():

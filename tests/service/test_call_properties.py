@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from service import client_events as client
 from service import server_events as server
+from service.config import CallConfig
 from service.items import MessageItem
 from service.mirror import MAX_RESUMES
 from service.options import GenerationPatch, TurnOptions
 from service.problems import Reason
-from tests.service.calls import LINES, SYSTEM, CallUnderTest, fresh_reply
+from tests.service.calls import (
+    LINES,
+    SYSTEM,
+    CallUnderTest,
+    LocalEngine,
+    accepted_tokens,
+    drafting_engine,
+    fresh_reply,
+)
+from tests.service.interrupts import measures
 from tests.service.test_telemetry import at_a_tool_call
 
 REFUSALS = {
@@ -31,10 +44,15 @@ TURN_IDS = st.integers(-1, 1)
 class Calls(RuleBasedStateMachine):
     """One call at the history that makes the model call a tool, with everything that can happen to it."""
 
+    new_engine: Callable[[], LocalEngine] = LocalEngine
+    config = CallConfig()
+    accepted = 0
+    """Tokens of all scripts that a drafter had guessed."""
+
     def __init__(self) -> None:
         super().__init__()
         opening, self.line = at_a_tool_call()
-        self.call = CallUnderTest(opening)
+        self.call = CallUnderTest(opening, type(self).new_engine(), self.config)
         self.session = opening.session_id
         self.begun: set[int] = set()
         self.seen = 0
@@ -50,6 +68,7 @@ class Calls(RuleBasedStateMachine):
             self.call.send(client.CloseCall())
             self.call.run()
         assert self.call.ended_with == [None]
+        type(self).accepted += accepted_tokens(self.call)
 
     def check_reply(self) -> None:
         """Whatever came before, the next reply is that of a fresh session with the same ids."""
@@ -170,10 +189,17 @@ class Calls(RuleBasedStateMachine):
     def wait(self) -> None:
         self.call.wait()
 
-    @rule(offset=TURN_IDS, chars=st.one_of(st.none(), st.integers(0, 60)))
-    def interrupt(self, offset: int, chars: int | None) -> None:
-        heard = None if chars is None else client.Heard(chars=chars)
-        self.call.send(client.Interrupt(self.turn_id(offset), heard))
+    @rule(offset=TURN_IDS, chars=st.integers(0, 60), measure=st.sampled_from([None, *measures("", 0)]))
+    def interrupt(self, offset: int, chars: int, measure: str | None) -> None:
+        turns = self.call.call.turns
+        assert turns is not None
+        reply, turn_id = turns.reply, self.turn_id(offset)
+        said = "" if reply is None else reply.text
+        heard, admitted = measures(said, min(chars, len(said)))[measure] if measure else (None, said)
+        self.call.send(client.Interrupt(turn_id, heard))
+        if reply is not None and reply.turn_id == turn_id and not reply.settled:
+            cut = self.call.of(server.Interrupted)[-1]
+            assert cut.turn_id == turn_id and admitted.startswith(cut.text)
 
     @rule(offset=TURN_IDS, chars=st.integers(0, 60))
     def playback(self, offset: int, chars: int) -> None:
@@ -222,10 +248,22 @@ class Calls(RuleBasedStateMachine):
         self.call.engine.die()
 
 
-def run_scripts(count: int) -> None:
-    """So many random calls, each of at most 25 events. Raises AssertionError with the shortest that breaks a rule."""
-    run_state_machine_as_test(Calls, settings=settings(max_examples=count, stateful_step_count=25, deadline=None))
+class DraftedCalls(Calls):
+    """The same with the drafter that is served, several tokens a step, and partials whose end waits."""
+
+    new_engine = staticmethod(drafting_engine)
+    config = CallConfig(unstable_partial_ms=300)
 
 
-def test_whatever_happens_to_a_call() -> None:
-    run_scripts(25)
+def run_scripts(count: int, calls: type[Calls] = Calls) -> None:
+    """So many random calls, each of at most 25 events. Raises AssertionError with the shortest that breaks a rule, and
+    where what should be drafted never was.
+    """
+    calls.accepted = 0
+    run_state_machine_as_test(calls, settings=settings(max_examples=count, stateful_step_count=25, deadline=None))
+    assert (calls.accepted > 0) is (calls is DraftedCalls)
+
+
+@pytest.mark.parametrize(("calls", "count"), [(Calls, 15), (DraftedCalls, 10)])
+def test_whatever_happens_to_a_call(calls: type[Calls], count: int) -> None:
+    run_scripts(count, calls)

@@ -235,9 +235,38 @@ def test_a_view_that_differs_ends_a_reply_in_progress():
     assert call.of(server.TurnEnded)[-1].reason is server.TurnEnd.INTERRUPTED
     assert call.conversation.tokens == written(SYSTEM, call.conversation.items) and len(call.conversation.items) == 2
     agrees(call)
-    held = call.of(server.Interrupted)[-1].text
     call.send(client.Interrupt(2, client.Heard(chars=1)))
-    assert call.of(server.Interrupted)[-1].text == held and not call.of(server.Failure)
+    assert call.of(server.Interrupted)[-1].text == "" == call.of(server.TurnEnded)[-1].text
+    assert not call.of(server.Failure)
+    agrees(call)
+
+
+SAID = MessageItem("", "assistant", "One moment, please.")
+
+
+@pytest.mark.parametrize(
+    ("view", "left"),
+    [
+        ((), ""),
+        ((MessageItem("", "assistant", "One moment,"),), "One moment,"),
+        ((MessageItem("fw-2", "assistant", "One"), MessageItem("", "user", "Well?")), "One"),
+        ((MessageItem("", "assistant", "Wait, please."),), ""),
+        ((MessageItem("mine", "assistant", "One"),), ""),
+        (
+            (MessageItem("", "assistant", "One moment, please."), MessageItem("", "user", "Well?")),
+            "One moment, please.",
+        ),
+    ],
+)
+def test_an_interrupt_after_an_edit_is_told_what_that_has_left(view, left):
+    before = MessageItem("", "assistant", "Hello.")
+    call = opened(items=(before,))
+    call.send(client.Say(1, SAID.text), client.Items((before, *view)))
+    call.send(client.Interrupt(1, client.Heard(chars=3)))
+    assert call.of(server.Interrupted)[-1].text == left and not call.of(server.Failure)
+    assert content(call.conversation.items)[1:] == content(view)
+    call.send(client.Items((before,)), client.Interrupt(1, client.Heard(chars=3)))
+    assert call.of(server.Interrupted)[-1].text == ""
     agrees(call)
 
 

@@ -82,7 +82,7 @@ def test_a_call_above_the_limit_beside_one_below_it_is_in_no_log():
     call = opened()
     segment = call.conversation.begin_segment(1)
     segment.tokens, segment.text, segment.malformed_calls = chat().codec.encode(text), "Wait.", 1
-    segment.calls = [ToolCallItem("a", "c", "wait", "{}")]
+    segment.calls = [ToolCallItem("a", "c", "wait", '{"x": "}</tool_call>"}')]
     call.conversation.put_heard(segment, 5, segment.calls)
     log = chat().codec.hf.decode(list(call.conversation.tokens))
     assert written[0] in log and written[1] not in log and HERMES.end_of_calls(text, 1) == text.index("<tool_call>", 9)

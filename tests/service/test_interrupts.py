@@ -4,11 +4,85 @@ from __future__ import annotations
 
 import pytest
 
-from tests.service.interrupts import interrupted_at, measures, openings
+from service import client_events as client
+from service import server_events as server
+from service.client_events import Heard
+from service.problems import Reason
+from tests.service.calls import LINES, SYSTEM, CallUnderTest, chat, drafting_engine
+from tests.service.interrupts import AROUND, interrupted_around_calls, interrupted_at, measures, openings
 
 
 @pytest.mark.parametrize("measure", list(measures("", 0)))
 def test_whatever_is_heard_of_a_reply_the_call_goes_on_from_there(measure: str) -> None:
     opening, line = next(openings(1))
     for tokens in (1, 2, 3, 6, 7, 11):
-        assert interrupted_at(opening, line, tokens, measure)
+        assert interrupted_at(opening, line, tokens, measure) == 0
+
+
+@pytest.mark.parametrize("measure", list(measures("", 0)))
+def test_the_same_where_a_step_makes_several_tokens(measure: str) -> None:
+    opening, line = next(openings(1))
+    found = [interrupted_at(opening, line, tokens, measure, drafting_engine) for tokens in (2, 5, 12)]
+    assert None not in found and sum(filter(None, found)) > 0
+
+
+@pytest.mark.parametrize("measure", list(measures("", 0)))
+def test_the_same_of_a_reply_with_text_around_tool_calls(measure: str) -> None:
+    opening, line = next(openings(1))
+    every = len(chat().codec.encode(AROUND))
+    for tokens in (4, every // 2, every // 2 + 1, every - 2, every - 1, every):
+        assert interrupted_around_calls(opening, line, tokens, measure) is not None
+    assert interrupted_around_calls(opening, line, every + 1, measure) is None
+
+
+def speaking() -> CallUnderTest:
+    call = CallUnderTest(client.Open(system=SYSTEM, seed=7))
+    call.send(client.Final(1, LINES[0]))
+    return call
+
+
+def is_over(call: CallUnderTest) -> bool:
+    """Nothing more is said, and the engine has the history."""
+    told = len(call.of(server.TextDelta))
+    call.run()
+    (end,) = call.of(server.TurnEnded)
+    assert end.reason is server.TurnEnd.INTERRUPTED and call.conversation is not None
+    return len(call.of(server.TextDelta)) == told and call.engine.log(call.call.session) == call.conversation.tokens
+
+
+def test_before_the_first_word_timing_nothing_was_heard() -> None:
+    call = speaking()
+    call.step_until_text()
+    call.send(client.Interrupt(1, Heard(played_ms=0)))
+    assert [event.text for event in call.of(server.Interrupted)] == [""]
+    assert not call.of(server.Failure) and is_over(call)
+
+
+@pytest.mark.parametrize("played", [None, 3])
+def test_milliseconds_that_nobody_can_place_stop_the_reply_before_they_are_refused(played: int | None) -> None:
+    call = speaking()
+    while len(call.text(1)) < 6:
+        assert call.engine.step()
+    if played is not None:
+        call.send(client.Playback(1, Heard(chars=played)))
+    call.send(client.Interrupt(1, Heard(played_ms=700)))
+    assert [type(event) for event in call.events[-2:]] == [server.Interrupted, server.Failure]
+    (cut,), (failure,) = call.of(server.Interrupted), call.of(server.Failure)
+    assert failure.problem.reason is Reason.INVALID_FIELD and failure.problem.field == "interrupt.heard.played_ms"
+    assert len(cut.text) <= (played or 0) and is_over(call)
+    call.send(client.Interrupt(1, Heard(chars=5)), client.Interrupt(1, Heard(played_ms=700)))
+    assert call.of(server.Interrupted)[-1].text == call.of(server.Interrupted)[-2].text != ""
+
+
+@pytest.mark.parametrize("played", [0, 6])
+def test_a_text_that_reads_otherwise_stops_the_reply_where_they_part(played: int) -> None:
+    call = speaking()
+    while len(call.text(1).split()) < 5:
+        assert call.engine.step()
+    said = call.text(1)
+    call.send(client.Playback(1, Heard(chars=played)))
+    first = said.split()[0]
+    call.send(client.Interrupt(1, Heard(text=f"{first} in other words")))
+    (cut,) = call.of(server.Interrupted)
+    assert said.startswith(cut.text) and len(cut.text) <= max(len(first), played)
+    assert not call.of(server.Failure) and is_over(call)

@@ -10,7 +10,8 @@ from service import client_events as client
 from service import server_events as server
 from service.options import GenerationPatch, TurnOptions
 from service.problems import Reason
-from tests.service.calls import CallUnderTest, chat
+from tests.service.calls import SYSTEM, BegunEngine, CallUnderTest, chat
+from tests.service.test_guardrails import WAIT
 from tests.service.test_telemetry import at_a_tool_call
 
 
@@ -52,3 +53,25 @@ def test_a_call_that_is_cut_off_fails_the_turn_or_ends_it_by_length(ended_by: st
     call.run()
     assert call.engine.log("tools") == tuple(call.conversation.tokens)
     assert 2 in {event.turn_id for event in (*call.of(server.TurnEnded), *call.of(server.TurnWaiting))}
+
+
+def test_half_of_a_second_call_is_in_no_log() -> None:
+    """The token limit falls inside it; the first is made, and the history holds that alone."""
+    whole = '<tool_call>{"name": "wait", "arguments": {}}</tool_call>'
+    begun = f'One moment.{whole}Still there.<tool_call>{{"name": "wa'
+    engine = BegunEngine(begun)
+    call = CallUnderTest(client.Open(system=SYSTEM, seed=7, tools=(WAIT,)), engine)
+    patch = GenerationPatch(max_tokens=len(engine.beginning) + 1)
+    before = call.conversation.length
+    call.send(client.Final(1, "Hello?", TurnOptions(generation=patch)))
+    call.run()
+    (waiting,) = call.of(server.TurnWaiting)
+    assert call.text(1) == "One moment.Still there."
+    log = chat().codec.decode(list(call.conversation.tokens)[before:])
+    assert log.endswith(f"One moment.{whole}Still there.")
+    assert call.engine.log(call.call.session) == tuple(call.conversation.tokens)
+    call.send(client.ToolResult(1, waiting.call_ids[0], "{}"))
+    call.run()
+    (end,) = call.of(server.TurnEnded)
+    assert end.reason is server.TurnEnd.LENGTH
+    assert '{"name": "wa<' not in chat().codec.hf.decode(list(call.conversation.tokens)[before:])

@@ -395,6 +395,8 @@ async def test_a_word_that_was_said_is_in_no_log_and_no_export_of_the_real_serve
                 assert (await call.say(said)).ended is not None
             heard = client_pb.Heard(text=word)
             await call.send(interrupt=client_pb.Interrupt(turn_id=2, heard=heard))
+            assert (await call.expect("interrupted")).text == ""
+            await call.send(final=client_pb.Final(turn_id=2, text=word))  # another than it began with
             assert word not in (await call.expect("error")).message
             await call.send(say=client_pb.Say(turn_id=3, text=word))
             await call.expect("turn_ended")
