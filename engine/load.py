@@ -137,7 +137,7 @@ def load_proposer(config: EngineConfig, target: Decoder) -> Proposer:
 def needed_drafter(config: EngineConfig) -> str:
     """Of the configured drafter, what the mode ever asks: one that only observes costs memory and every step's time.
 
-    Names that are not known, of drafters or modes, are left for whoever refuses them. Raises ModelError for drafters.
+    A mode that is not known is left for ``choose_policy`` to refuse. Raises ModelError for drafters that are not known.
     """
     named = parse(config.drafter or "none")
     frugal = [(name, path) for name, path in named if PROPOSERS[name].frugal]
