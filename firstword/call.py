@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
@@ -20,6 +21,10 @@ from firstword.turn import Turn
 from firstword.types import Item, Sampling, Tool, ToolCall, ToolChoice, TurnOptions, WordTiming
 from firstword.v1 import client_events_pb2 as client_pb
 from firstword.v1 import conversation_pb2 as conversation_pb
+
+DRAINING = "DRAINING"
+TRIES_ELSEWHERE = 3
+"""How often a call is opened again at once where a server that leaves has refused it: the next one may be another."""
 
 
 class Call:
@@ -66,16 +71,19 @@ class Call:
         self._asked = 0
 
     async def __aenter__(self) -> Self:
-        until = time.monotonic() + self._patience_s
+        until, elsewhere = time.monotonic() + self._patience_s, TRIES_ELSEWHERE
         while True:
             try:
                 await self._open()
                 return self
             except ServiceBusy as busy:
                 assert busy.retry_after_s is not None
-                if time.monotonic() + busy.retry_after_s > until:
+                wait = busy.retry_after_s
+                if busy.reason == DRAINING and elsewhere:
+                    elsewhere, wait = elsewhere - 1, random.uniform(0.0, 0.05)
+                elif time.monotonic() + wait > until:
                     raise
-                await asyncio.sleep(busy.retry_after_s)
+                await asyncio.sleep(wait)
             self._begin_again()
 
     def _begin_again(self) -> None:

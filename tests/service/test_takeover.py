@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from firstword import Call, CallFailed, Client, Notice, TextDelta, Turn
+from firstword import Call, CallFailed, Client, Notice, ServiceBusy, TextDelta, Turn
 from firstword.books import RECORDS_LOST, Books
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import call_service_pb2_grpc
@@ -347,6 +347,20 @@ async def test_a_server_without_room_takes_no_call_from_the_one_that_is_warm(sto
                 await told(call, LINES[number % 2])
                 assert call.opened.session_id not in full.sessions
             assert call.failure is None and call._stream.books.generation == 1
+
+
+async def test_a_server_that_leaves_costs_no_new_call_anything() -> None:
+    """Calls are spread over all that the name has, and one of these is about to stop."""
+    async with local_pods(2) as (leaving, staying), client_of([leaving, staying]) as client:
+        leaving._servicer._draining = True
+        for _ in range(6):
+            async with client.call(**LONG) as call:
+                assert call.opened.session_id in staying.sessions
+        staying._servicer._draining = True
+        with pytest.raises(ServiceBusy) as busy:
+            async with client.call(**LONG):
+                pass
+        assert busy.value.reason == "DRAINING"
 
 
 def rotating(stubs: list[Any]) -> Any:
