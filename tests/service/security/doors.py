@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from firstword.line import at_once
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import call_service_pb2_grpc
 from firstword.v1 import client_events_pb2 as client_pb
@@ -111,7 +112,16 @@ async def answer(
 
 
 async def ending(stream: Any, *requests: Any) -> Answer:
-    """(status, reason) of a stream, after it was sent these."""
+    """(status, reason) of a stream, after it was sent these. The first status counts: a write under way when it comes
+    fails, and grpc.aio then says INTERNAL (see ``firstword.line``).
+    """
+    first: list[Answer] = []
+
+    def note(rpc: Any) -> None:
+        if not first:
+            first.append((at_once(rpc.code()), reason_of(at_once(rpc.trailing_metadata()))))
+
+    stream.add_done_callback(note)
     try:
         with suppress(grpc.aio.AioRpcError, grpc.aio.UsageError):  # it may be over before they are written
             for request in requests:
@@ -120,7 +130,7 @@ async def ending(stream: Any, *requests: Any) -> Answer:
             pass
     except grpc.aio.AioRpcError:
         pass
-    return await stream.code(), reason_of(await stream.trailing_metadata())
+    return first[0] if first else (await stream.code(), reason_of(await stream.trailing_metadata()))
 
 
 def reason_of(trailers: Any) -> str:

@@ -26,7 +26,6 @@ NOT_YET = (grpc.StatusCode.UNAVAILABLE, "AUTHENTICATION_UNAVAILABLE")
 
 LEEWAY_S = 5
 KEY = Key()
-NOW = int(time.time())
 
 
 def jwt_section(**keys: Any) -> dict[str, Any]:
@@ -49,45 +48,48 @@ def forged(header: dict[str, Any], claims: dict[str, Any], signature: bytes = b"
 
 def signed_with_the_public_key() -> str:
     """The old trick: the public key as an HMAC secret."""
-    claims = {"iss": ISSUER, "aud": AUDIENCE, "exp": NOW + 300, CLAIM: "acme"}
+    claims = {"iss": ISSUER, "aud": AUDIENCE, "exp": int(time.time()) + 300, CLAIM: "acme"}
     unsigned = forged({"alg": "HS256", "kid": KEY.name}, claims).rpartition(".")[0]
     secret = json.dumps(KEY.public).encode()
     mac = base64.urlsafe_b64encode(hmac.digest(secret, unsigned.encode(), "sha256")).rstrip(b"=").decode()
     return f"{unsigned}.{mac}"
 
 
-GOOD = {"iss": ISSUER, "aud": AUDIENCE, "exp": NOW + 3000, CLAIM: "acme"}
-TOKENS: dict[str, tuple[str | None, tuple[grpc.StatusCode, str]]] = {
-    "good": (KEY.token(), LOADING),
-    "good, for several": (KEY.token(aud=["other", AUDIENCE]), LOADING),
-    "expired within the leeway": (KEY.token(exp=NOW - 1, iat=NOW - 60), LOADING),
-    "none": (None, MISSING),
-    "expired": (KEY.token(exp=NOW - 60), EXPIRED),
-    "of tomorrow": (KEY.token(nbf=NOW + 86_400, exp=NOW + 90_000), INVALID),
-    "issued tomorrow": (KEY.token(iat=NOW + 86_400, exp=NOW + 90_000), INVALID),
-    "for ever": (KEY.token(exp=None), INVALID),
-    "for another audience": (KEY.token(aud="somebody else"), INVALID),
-    "for no audience": (KEY.token(aud=None), INVALID),
-    "of another issuer": (KEY.token(iss="https://elsewhere.example"), INVALID),
-    "of no issuer": (KEY.token(iss=None), INVALID),
-    "expired, of another issuer's key": (Key().token(exp=NOW - 60), INVALID),
-    "of another key with the same id": (Key().token(), INVALID),
-    "of an unknown key": (Key("unknown").token(), INVALID),
-    "changed": (KEY.token()[:-4] + "AAAA", INVALID),
-    "of no tenant": (KEY.token(tenant=None), NO_TENANT),
-    "of an empty tenant": (KEY.token(tenant=""), NO_TENANT),
-    "of a tenant that is none": (KEY.token(tenant="a\nb"), NO_TENANT),
-    "of a list of tenants": (KEY.token(tenant=["acme"]), NO_TENANT),
-    "unsigned": (forged({"alg": "none", "kid": KEY.name}, GOOD), INVALID),
-    "signed with the public key": (signed_with_the_public_key(), INVALID),
-    "with a key of its own": (forged({"alg": "ES256", "jwk": Key().public}, GOOD, b"x" * 64), INVALID),
-    "with a list for a key id": (forged({"alg": "ES256", "kid": [KEY.name]}, GOOD, b"x" * 64), INVALID),
-    "no token": ("hello", INVALID),
-    "three parts of nothing": ("..", INVALID),
-    "brackets in brackets": (base64.urlsafe_b64encode(b"[" * 3000).decode() + ".e30.e30", INVALID),
-    "for longer than there are numbers": (KEY.token(exp=float("inf")), INVALID),
-    "for somebody with a number": (KEY.token(sub=7), INVALID),
-}
+def tokens() -> dict[str, tuple[str | None, tuple[grpc.StatusCode, str]]]:
+    """By what is the matter with them: a token of this moment, and how a call ends that is opened with it."""
+    now = int(time.time())
+    good = {"iss": ISSUER, "aud": AUDIENCE, "exp": now + 3000, CLAIM: "acme"}
+    return {
+        "good": (KEY.token(), LOADING),
+        "good, for several": (KEY.token(aud=["other", AUDIENCE]), LOADING),
+        "expired within the leeway": (KEY.token(exp=now - 1, iat=now - 60), LOADING),
+        "none": (None, MISSING),
+        "expired": (KEY.token(exp=now - 60), EXPIRED),
+        "of tomorrow": (KEY.token(nbf=now + 86_400, exp=now + 90_000), INVALID),
+        "issued tomorrow": (KEY.token(iat=now + 86_400, exp=now + 90_000), INVALID),
+        "for ever": (KEY.token(exp=None), INVALID),
+        "for another audience": (KEY.token(aud="somebody else"), INVALID),
+        "for no audience": (KEY.token(aud=None), INVALID),
+        "of another issuer": (KEY.token(iss="https://elsewhere.example"), INVALID),
+        "of no issuer": (KEY.token(iss=None), INVALID),
+        "expired, of another issuer's key": (Key().token(exp=now - 60), INVALID),
+        "of another key with the same id": (Key().token(), INVALID),
+        "of an unknown key": (Key("unknown").token(), INVALID),
+        "changed": (KEY.token()[:-4] + "AAAA", INVALID),
+        "of no tenant": (KEY.token(tenant=None), NO_TENANT),
+        "of an empty tenant": (KEY.token(tenant=""), NO_TENANT),
+        "of a tenant that is none": (KEY.token(tenant="a\nb"), NO_TENANT),
+        "of a list of tenants": (KEY.token(tenant=["acme"]), NO_TENANT),
+        "unsigned": (forged({"alg": "none", "kid": KEY.name}, good), INVALID),
+        "signed with the public key": (signed_with_the_public_key(), INVALID),
+        "with a key of its own": (forged({"alg": "ES256", "jwk": Key().public}, good, b"x" * 64), INVALID),
+        "with a list for a key id": (forged({"alg": "ES256", "kid": [KEY.name]}, good, b"x" * 64), INVALID),
+        "no token": ("hello", INVALID),
+        "three parts of nothing": ("..", INVALID),
+        "brackets in brackets": (base64.urlsafe_b64encode(b"[" * 3000).decode() + ".e30.e30", INVALID),
+        "for longer than there are numbers": (KEY.token(exp=float("inf")), INVALID),
+        "for somebody with a number": (KEY.token(sub=7), INVALID),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def jwks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def test_only_a_token_that_is_right_in_every_way_opens_a_call(jwks: Path) -> None:
     async with door(jwt=jwt_section(jwks_file=jwks)) as at:
-        for name, (token, wanted) in TOKENS.items():
+        for name, (token, wanted) in tokens().items():
             assert await answer(at.address, token) == wanted, name
         assert set(at.book.tenants) == {"acme"}
         assert at.book.means == ["jwt"] * 3
