@@ -261,14 +261,19 @@ class Session:
     @property
     def waits_for_pages(self) -> bool:
         """Whether prefill gave up its pages or ran out of them, and nothing has changed since that would help."""
-        return self.asleep or self.held or self._stalled_at == self.cache.pool.releases
+        return self.asleep or self.held or self.stalled
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it found no pages, and nothing has changed since that would help."""
+        return self._stalled_at == self.cache.pool.releases
 
     def stall(self) -> None:
-        """Prefill ran out of pages: it is tried again when some are released."""
+        """What no caller waits for found no pages: it is tried again when some are released."""
         self._stalled_at = self.cache.pool.releases
 
     def retry(self) -> None:
-        """Something has changed: prefill that ran out of pages is tried again."""
+        """Somebody's pages may move by now: if it found none, it tries again."""
         self._stalled_at = None
 
     @property
