@@ -116,6 +116,9 @@ class NgramProposer:
         assert isinstance(draft, RecentTokens)
         draft.tokens.extend(tokens.tolist())
 
+    def behind(self, draft: Draft) -> int:
+        return 0
+
     def catch_up(self, draft: Draft) -> None:
         pass
 

@@ -22,6 +22,8 @@ from engine.tree import DraftTree
 
 log = logging.getLogger(__name__)
 
+CATCH_UP_TOKENS = 256
+"""Of a step that others share, what drafters that were off may read of what they missed."""
 FORCED_NODES = 16
 """Nodes of a step that drafts nothing, where a grammar leaves no choice: they are all kept."""
 
@@ -56,14 +58,18 @@ class Drafting:
         rooms = [self.room(turn) for turn in turns]
         asks = [Ask(room, hurry) for room, hurry in zip(rooms, urgent, strict=True)]
         choices = self.policy.choose(asks, given)
+        for at, turn in enumerate(turns):
+            if turn.probe is not None and rooms[at] > 0:
+                choices[at], turn.probe = turn.probe, None
+        put_off = self._put_off(turns, choices) if len(turns) + given.windows > 1 else set()
         trees = self._propose(turns, choices)
         if any(choice.drafts for choice in choices):
             trees = self.policy.prune(choices, trees, given)
         found: list[DraftTree | EngineError] = []
-        for turn, tree, choice, room in zip(turns, trees, choices, rooms, strict=True):
+        for at, (turn, tree, choice, room) in enumerate(zip(turns, trees, choices, rooms, strict=True)):
             turn.choice = choice
             mode = self.ways[choice.way].name if choice.drafts else "plain"
-            turn.stats.drafting(mode, choice.reason, passing=choice.probing or room <= 0)
+            turn.stats.drafting(mode, choice.reason, passing=choice.probing or room <= 0 or at in put_off)
             found.append(self._narrowed(turn, tree, choice, room))
         return found
 
@@ -81,6 +87,45 @@ class Drafting:
         """Tokens that the context has room for."""
         return self._max_context_tokens - len(turn.session.tokens)
 
+    def _put_off(self, turns: Sequence[Turn], choices: list[Choice]) -> set[int]:
+        """Which of the turns do not draft yet, because others share the step and would stand still while a drafter that
+        was off reads all that it missed. It reads a piece of that in every step; what is nearly there comes first.
+        """
+        missed = {
+            at: behind
+            for at, (turn, choice) in enumerate(zip(turns, choices, strict=True))
+            if choice.drafts and (behind := self.ways[choice.way].behind(turn.session.draft)) > choice.nodes
+        }
+        put_off: set[int] = set()
+        room = CATCH_UP_TOKENS
+        for at in sorted(missed, key=missed.__getitem__):
+            turn, choice = turns[at], choices[at]
+            if missed[at] <= room:
+                room -= missed[at]
+                continue
+            if room == CATCH_UP_TOKENS:
+                if not self._catch_up(turn, choice.way):
+                    continue  # it drafts as well as it can without
+                room = 0
+            if choice.probing:
+                turn.probe = choice
+            choices[at] = Choice(1, choice.way, f"{self.ways[choice.way].name} catches up", urgent=choice.urgent)
+            put_off.add(at)
+        return put_off
+
+    def _catch_up(self, turn: Turn, way: int) -> bool:
+        """Let the turn's drafter read a piece of what it missed. Whether it did: it may find no pages."""
+        started, proposer, draft = time.monotonic(), self.ways[way], turn.session.draft
+        missed = proposer.behind(draft)
+        try:
+            proposer.catch_up(draft)
+        except OutOfPages:
+            pass
+        except Exception:
+            log.exception("catching up failed")
+        turn.stats.draft_seconds += time.monotonic() - started
+        return proposer.behind(draft) < missed
+
     def _propose(self, turns: Sequence[Turn], choices: list[Choice]) -> list[DraftTree]:
         """What the turns' drafters guess: those who draft alike are asked together.
 
@@ -93,8 +138,9 @@ class Drafting:
             if budget > 1:
                 together.setdefault((choice.way, budget), []).append(at)
         for (way, budget), group in together.items():
-            started = time.monotonic()
             drafts = [turns[at].session.draft for at in group]
+            kept_up = all(self.ways[way].behind(draft) <= budget for draft in drafts)
+            started = time.monotonic()
             roots = [turns[at].session.tokens[-1] for at in group]
             try:
                 noise = [self._noise(turns[at], way, budget) for at in group]
@@ -106,7 +152,8 @@ class Drafting:
                 for at in group:
                     choices[at] = Choice(1, reason=f"{self.ways[way].name} failed: {type(error).__name__}")
             seconds = time.monotonic() - started
-            self._pace.observe_draft(way, budget, len(group), seconds)
+            if kept_up:  # what was missed is read once, and is no part of what a draft costs
+                self._pace.observe_draft(way, budget, len(group), seconds)
             for at in group:
                 turns[at].stats.draft_seconds += seconds / len(group)
         return trees

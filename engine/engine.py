@@ -142,11 +142,13 @@ class Engine:
         first_index: int = 0,
         drafting: bool = True,
         hold: int | None = None,
+        aside: bool = False,
     ) -> Turn:
         """Ask for a reply to the log as it stands. ``forced`` tokens are its beginning, already decided.
 
         first_index: tokens of the reply before this part of it, where it goes on behind tool results. hold: tokens
-        after which it stands still until its ``hold`` is taken away.
+        after which it stands still until its ``hold`` is taken away. aside: no caller waits for any of it, and where
+        pages are short those that one waits for come first.
         Raises ContextFull where not even one more token fits.
         """
         if max_tokens < 1 or (hold is not None and hold < 1):
@@ -168,10 +170,12 @@ class Engine:
             first_index=first_index,
             drafting=drafting,
             hold=hold,
+            aside=aside,
         )
         turn.stats.prompt_tokens = len(session.tokens)
         turn.stats.cached_tokens = session.cache.length
         session.turn = turn
+        session.retry()
         try:
             for token in forced:
                 session.tokens.append(token)
@@ -264,9 +268,9 @@ class Engine:
         return shares
 
     def _reserved(self, shares: Sequence[_Share], failed: list[Step]) -> list[_Share]:
-        """Those that have room. Nobody's draft, and nothing that is only heard, takes the page that a reply needs."""
+        """Those that have room. No draft, and nothing that no caller waits for, takes the page that a reply needs."""
         ready: list[_Share] = []
-        for share in sorted(shares, key=lambda share: share.session.turn is None):
+        for share in sorted(shares, key=lambda share: not share.session.awaited):
             session, turn = share.session, share.session.turn
             if turn is not None and turn.stats.started == 0.0:
                 turn.stats.started = time.monotonic()

@@ -7,19 +7,19 @@ when they are wanted. No text depends on any of it. Knows sessions and pages; kn
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from engine.cache import KVCache, PagePool
+from engine.cache import ABSENT, KVCache, PagePool
 from engine.engine import Engine, Work
 from engine.errors import OutOfPages
 from engine.session import Session
 
 FREE_SHARE = 1 / 8
 """Of a pool's pages, those that are kept free for whoever wants some next."""
-MOST_NODES = 64
-"""Of a draft tree."""
 IDLE_S = 2.0
 """Nobody has asked for anything for so long: between two hypotheses of a caller who speaks it is less."""
 
@@ -34,11 +34,35 @@ class Counts:
     woken_from_log: int = 0
 
 
+class Beginnings(Protocol):
+    """What is kept of beginnings that calls have in common, in pages that belong to no call."""
+
+    def give_up(self, pool: PagePool, *, shared: bool, unused_since: float = math.inf) -> bool:
+        """Part with the one used least recently that has pages of the pool to itself, or shared: that has any, if it
+        was not used since that moment. Whether there was one.
+        """
+        ...
+
+    def pages(self, pool: PagePool, *, pinned: bool) -> set[int]:
+        """Pages of the pool that are kept, for good or not."""
+        ...
+
+
+class NoBeginnings:
+    """``Beginnings``: none."""
+
+    def give_up(self, pool: PagePool, *, shared: bool, unused_since: float = math.inf) -> bool:
+        return False
+
+    def pages(self, pool: PagePool, *, pinned: bool) -> set[int]:
+        return set()
+
+
 class Hibernation:
     """Of one engine, whose pools ask it for pages from now on.
 
-    host_bytes: of host memory, target's and drafters' pages together. give_up: parts with some pages of a pool that
-    belong to no call, those that others share included or not; says whether there were any, and is asked first.
+    host_bytes: of host memory, target's and drafters' pages together. beginnings: parts with some of its own pages, the
+    ones that were used before the least recent of the idle calls was.
     """
 
     def __init__(
@@ -47,13 +71,13 @@ class Hibernation:
         host_bytes: int,
         *,
         idle_s: float = IDLE_S,
-        give_up: Callable[[PagePool, bool], bool] = lambda pool, shared: False,
+        beginnings: Beginnings | None = None,
     ) -> None:
         self.counts = Counts()
         self._engine = engine
         self._budget = host_bytes
         self._idle_s = idle_s
-        self._give_up = give_up
+        self._beginnings = beginnings or NoBeginnings()
         self._working: dict[Session, bool] = {}
         """Who has the step, and whether for a reply."""
         self._asked: dict[str, float] = {}
@@ -75,31 +99,45 @@ class Hibernation:
         """Of the target's, with as many of each drafter's, that the budget has room for."""
         return self._budget // max(1, sum(pool.bytes_per_page for pool in self._pools))
 
-    def admit(self, plan: list[Work]) -> list[Work]:
-        """What of a plan shares the step. Where there are not pages for all of it, prefill that nobody waits for is
-        left out: nothing that is in the step can be moved for the sake of a reply.
+    def admit(self, plan: Sequence[Work]) -> list[Work]:
+        """What of a plan shares the step. Idle sessions move for all of it; where there are not pages for all even so,
+        what no caller waits for is left out as far as it wants some: nothing that is in the step can be moved for the
+        sake of a reply.
         """
-        replies = [work for work in plan if work.session.turn is not None]
-        if replies and self._pages_wanted(plan) > replies[0].session.cache.pool.free_pages:
-            plan = replies
-        self.works(work.session for work in plan)
-        return plan
+        self._working = {work.session: work.session.turn is not None for work in plan}
+        admitted = self._admitted(plan)
+        self.works(work.session for work in admitted)
+        return admitted
 
-    @staticmethod
-    def _pages_wanted(plan: list[Work]) -> int:
-        """Of the target's pool, for all that the plan may write."""
-        wanted = 0
+    def _admitted(self, plan: Sequence[Work]) -> list[Work]:
+        awaited = [work.session for work in plan if work.session.awaited]
+        if not awaited:
+            return list(plan)
+        pool = awaited[0].cache.pool
+        fits = self._free(pool, sum(_pages_wanted(session) for session in awaited))
+        wanted = sum(_pages_wanted(session, trees=True) for session in awaited)
+        admitted = []
         for work in plan:
-            cache = work.session.cache
-            end = cache.length + work.session.num_unread + MOST_NODES
-            wanted += max(0, -(-end // cache.pool.page_tokens) - cache.num_pages)
-        return wanted
+            if not work.session.awaited:
+                more = _pages_wanted(work.session)
+                if not fits or (more and not self._free(pool, wanted + more)):
+                    del self._working[work.session]
+                    work.session.stall()
+                    continue
+                wanted += more
+            admitted.append(work)
+        return admitted
 
     def works(self, sessions: Iterable[Session]) -> None:
         """These have the next step: nothing of theirs is moved in it."""
         self._working = {session: session.turn is not None for session in sessions}
         for session in self._working:
             self._touch(session)
+
+    def rests(self) -> None:
+        """Somebody's work is done, and its pages may move: whoever has waited for some tries again."""
+        for session in self._engine.sessions.values():
+            session.retry()
 
     def wake(self, session: Session) -> None:
         """Something is asked of the session, or is about to be: bring back what can be without harm to its betters."""
@@ -122,9 +160,11 @@ class Hibernation:
         return any(self._is_short(pool) for pool in self._pools) and self._next_idle() is not None
 
     def tend(self) -> None:
-        """Move one session, or make room of what belongs to none."""
-        short = [pool for pool in self._pools if self._is_short(pool)]
-        if not any(self._give_up(pool, False) for pool in short) and (session := self._next_idle()) is not None:
+        """Move one session that is idle, or part with a beginning that nobody has used for longer."""
+        if (session := self._next_idle()) is None:
+            return
+        short, asked = [pool for pool in self._pools if self._is_short(pool)], self._asked[session.name]
+        if not any(self._beginnings.give_up(pool, shared=False, unused_since=asked) for pool in short):
             self._hibernate(session)
 
     def _touch(self, session: Session) -> None:
@@ -133,10 +173,6 @@ class Hibernation:
             self.counts.woken_from_host += 1
         self._asked.pop(session.name, None)
         self._asked[session.name] = time.monotonic()
-
-    def _stays(self, session: Session) -> bool:
-        """Whether the session has the step. A reply that has found no pages in it has it no more."""
-        return session.turn is not None or self._working.get(session) is False
 
     @staticmethod
     def _is_short(pool: PagePool) -> bool:
@@ -150,49 +186,90 @@ class Hibernation:
             return None
         return session
 
-    def _victims(self, pools: list[PagePool], *, urgent: bool) -> Iterator[Session]:
-        """Who may give up pages of these pools, least recently asked first. urgent: also those whose prefill is under
-        way and whose reply nobody has asked for yet; they come last.
+    def _stays(self, session: Session, *, urgent: bool) -> bool:
+        """Whether the session keeps its pages whoever wants some.
+
+        urgent: they are for a reply that a caller waits for: prefill under way, and replies that nobody has asked for
+        yet or that are made aside, keep theirs from everybody else. A reply that stands still does not keep them.
         """
-        prefilling = []
+        turn = session.turn
+        over = turn is None and self._working.get(session, False)  # it has found no pages, and has the step no more
+        if (session in self._working and not over) or session.awaited:
+            return True
+        under_way = session.num_pending > 1 if turn is None else not turn.waits
+        return under_way and not urgent
+
+    def _victims(self, pools: Sequence[PagePool], *, urgent: bool) -> Iterator[Session]:
+        """Who may give up pages of these pools, least recently asked first; urgent: those that keep them from others
+        come last.
+        """
+        under_way = []
         for name in list(self._asked):
             session = self._engine.sessions.get(name)
             if session is None:
                 del self._asked[name]
                 continue
-            if self._stays(session):
+            if self._stays(session, urgent=urgent):
                 continue
             if not any(cache.movable_pages for cache in session.caches if cache.pool in pools):
                 continue
-            if session.num_pending > 1:
-                prefilling.append(session)
+            if urgent and self._stays(session, urgent=False):
+                under_way.append(session)
             else:
                 yield session
-        if urgent:
-            yield from prefilling
+        yield from under_way
 
     def _relieve(self, pool: PagePool, wanted: int, cache: KVCache) -> None:
-        """Free pages of the pool until ``wanted`` are free, or nobody is left who may move for this cache's sake."""
+        """Free pages of the pool until ``wanted`` are free, or nobody is left who may move for this cache's sake. A
+        draft is a luxury: nothing under way moves for one.
+        """
         owner = next((session for session in self._working if cache in session.caches), None)
-        urgent = owner is not None and owner.turn is not None
-        while pool.free_pages < wanted and self._free_some(pool, urgent):
-            pass
+        needy = owner is not None and owner.awaited and cache is owner.cache
+        urgent = needy and owner is not None and _pages_wanted(owner) > pool.free_pages
+        self._free(pool, wanted, urgent=urgent)
 
-    def _free_some(self, pool: PagePool, urgent: bool) -> bool:
-        """Have the least wanted part with its pages; whether anybody had any. Shared ones are free when all have."""
-        if self._give_up(pool, False):
+    def _free(self, pool: PagePool, wanted: int, *, urgent: bool = False) -> bool:
+        """Whether so many pages are free now. Where they cannot be, nobody moves."""
+        if wanted > pool.free_pages and self._can_free(pool, wanted, urgent=urgent):
+            while wanted > pool.free_pages and self._free_some(pool, urgent=urgent):
+                pass
+        return wanted <= pool.free_pages
+
+    def _can_free(self, pool: PagePool, wanted: int, *, urgent: bool) -> bool:
+        """Whether so many pages would be free if all had moved who may."""
+        missing = wanted - pool.free_pages
+        for session in self._victims([pool], urgent=urgent):
+            missing -= sum(cache.movable_pages for cache in session.caches if cache.pool is pool)
+            if missing <= 0:
+                return True
+        # Pages that are shared are free when all have parted with them.
+        going, staying = self._beginnings.pages(pool, pinned=False), self._beginnings.pages(pool, pinned=True)
+        for session in self._engine.sessions.values():
+            held = staying if self._stays(session, urgent=urgent) else going
+            held.update(page for cache in session.caches if cache.pool is pool for page in cache.pages)
+        return wanted - pool.free_pages <= len(going - staying - {ABSENT})
+
+    def _free_some(self, pool: PagePool, *, urgent: bool) -> bool:
+        """Have the least wanted part with its pages; whether anybody had any. Shared ones are free when all have.
+
+        Of what is idle, that was used least recently goes first: a beginning serves many calls.
+        """
+        victim = next(self._victims([pool], urgent=urgent), None)
+        idle = victim is not None and not self._stays(victim, urgent=False)
+        unused_since = self._asked[victim.name] if victim is not None and idle else math.inf
+        if self._beginnings.give_up(pool, shared=False, unused_since=unused_since):
             return True
-        if (session := next(self._victims([pool], urgent=urgent), None)) is not None:
-            self._hibernate(session)
+        if victim is not None:
+            self._hibernate(victim)
             return True
-        return self._give_up(pool, True) or self._drop_sharer(pool)
+        return self._beginnings.give_up(pool, shared=True) or self._drop_sharer(pool)
 
     def _drop_sharer(self, pool: PagePool) -> bool:
         """Drop an idle session whose pages in the pool are all shared, with other idle ones for all that is known."""
         for name in [*self._in_host, *self._asked]:
             session = self._engine.sessions[name]
-            idle = session.num_pending <= 1 and not self._stays(session)
-            if (idle or name in self._in_host) and any(c.num_pages for c in session.caches if c.pool is pool):
+            may = name in self._in_host or not self._stays(session, urgent=False)
+            if may and any(cache.num_pages for cache in session.caches if cache.pool is pool):
                 self._drop(session)
                 return True
         return False
@@ -212,11 +289,28 @@ class Hibernation:
     def _drop(self, session: Session) -> None:
         self._in_host.pop(session.name, None)
         self._asked.pop(session.name, None)
-        waits = session.num_pending > 1
+        under_way = self._stays(session, urgent=False)
         session.drop()
         self.counts.dropped += 1
-        if waits:
-            session.stall()  # its prefill was under way: it begins again when there are pages
-            self._asked[session.name] = time.monotonic()
-        else:
+        if not under_way:
             session.asleep = True
+            return
+        self._asked[session.name] = time.monotonic()
+        if session.turn is None:
+            session.stall()  # its prefill begins again when there are pages
+
+
+def _pages_wanted(session: Session, *, trees: bool = False) -> int:
+    """Pages of the target's pool that the session's next step will take.
+
+    trees: also for a draft of the size that was asked for last; a reply that finds none for it does without.
+    """
+    cache, turn = session.cache, session.turn
+    tokens = session.num_unread
+    if trees and turn is not None and turn.choice is not None:
+        tokens += turn.choice.nodes - 1
+    pages, size = cache.pages, cache.pool.page_tokens
+    needed = -(-(cache.length + tokens) // size)
+    written = pages[cache.length // size : needed]
+    shared = sum(page != ABSENT and cache.pool.is_shared(page) for page in written)
+    return max(0, needed - len(pages)) + pages.count(ABSENT) + shared

@@ -125,13 +125,18 @@ class EngineHost:
             if self.hibernation is not None:
                 plan = self.hibernation.admit(plan)
             for step in self.engine.step(plan):
+                if step.prefilled or step.tokens:
+                    self.scheduler.served(step.session)
                 if step.prefilled:
                     self._prefilled += step.prefilled
-                    self._learn(self.engine.session(step.session))
+                    self._learn(self.engine.session(step.session))  # which may close it
                 if step.turn is None and step.prefilled and step.session in self.engine.sessions:
                     self._behind.add(step.session)
                     events += self._news(self.engine.session(step.session))
                 events += self._report(step)
+                session = self.engine.sessions.get(step.session)
+                if step.prefilled and session is not None and not has_work(session):
+                    self._rests()
         elif self._behind:
             session = self.engine.sessions.get(self._behind.pop())
             if session is not None and session.resident:
@@ -185,6 +190,18 @@ class EngineHost:
         """More of a session was computed, or its log is another."""
         if self.prefixes is not None:
             self.prefixes.learn(session)
+            self._close_pins()
+
+    def _close_pins(self) -> None:
+        """Of what is kept by now."""
+        assert self.prefixes is not None
+        for name in self.prefixes.take_pinned():
+            self._close(name, [])  # nobody has ever asked it for a reply
+
+    def _rests(self) -> None:
+        """Somebody's work is done."""
+        if self.hibernation is not None:
+            self.hibernation.rests()
 
     def _wake(self, session: Session) -> None:
         """Something is asked of the session, or will be in a moment."""
@@ -206,6 +223,7 @@ class EngineHost:
             case records.Pin():
                 if self.prefixes is not None:
                     self.prefixes.pin(command.tokens, command.tenant)
+                    self._close_pins()
             case records.Sync():
                 session = self.engine.session(command.session)
                 self._sync(session, command, events)
@@ -276,6 +294,7 @@ class EngineHost:
             first_index=command.first_index,
             drafting=command.drafting,
             hold=command.hold,
+            aside=command.aside,
         )
         hypothesis.account(session, turn.stats, start)
         if command.hold is None:
@@ -315,6 +334,7 @@ class EngineHost:
         reply = self._replies.get(command.session)
         if reply is not None and reply.number == command.turn and reply.turn.hold is None:
             reply.turn.hold, reply.held_at = max(1, reply.turn.num_tokens), time.monotonic()
+            self._rests()
 
     def _cancel(self, name: str, number: int | None, events: list[records.Event]) -> None:
         """End the reply numbered ``number`` (any, for None), if it is still being made."""
@@ -374,6 +394,7 @@ class EngineHost:
     def _ended(self, name: str, reply: _Reply, error: str = "") -> records.Ended:
         del self._replies[name]
         reply.go_on()
+        self._rests()
         turn = reply.turn
         assert turn.finish is not None
         if turn.finish is Finish.STOP_STRING:

@@ -124,6 +124,10 @@ class Proposer(Protocol):
         """
         ...
 
+    def behind(self, draft: Draft) -> int:
+        """How many tokens it would have to read in ``propose`` before it drafts: those since it was last asked."""
+        ...
+
     def catch_up(self, draft: Draft) -> bool:
         """Do now a piece of what ``propose`` would have to do first; whether there is more of it. Called when nobody
         waits, between other work, so a piece takes no longer than a step does; may do nothing."""

@@ -82,7 +82,7 @@ def load_host(config: EngineConfig, ranks: Ranks | None = None) -> tuple[EngineH
     scheduler = scheduler_for(config)
     grammars = GrammarLibrary(codec, target.vocab_size, target.device)
     prefixes = Prefixes(engine)
-    hibernation = Hibernation(engine, config.host_cache_bytes, give_up=prefixes.give_up)
+    hibernation = Hibernation(engine, config.host_cache_bytes, beginnings=prefixes)
     host = EngineHost(engine, scheduler, new_reader, grammars, hibernation, prefixes)
     ready = records.Ready(
         model=Path(config.model).name,

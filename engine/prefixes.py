@@ -8,6 +8,8 @@ and pages; knows no text.
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +22,7 @@ LEAST_TOKENS = 32
 """Fewer are computed sooner than looked for."""
 MOST_KEPT = 256
 PAGES_SHARE = 1 / 4
-"""Of the pool, what beginnings that nobody has pinned may hold; all of it is given up before a call has to move."""
+"""Of the pool, what beginnings that nobody has pinned may hold."""
 OWN_RUN_FREE = 1 / 4
 """Of the pool, what must be left free where a fork is given pages of its own."""
 
@@ -40,10 +42,13 @@ class Beginning:
 
 @dataclass(eq=False)
 class _Prefix:
-    """A kept beginning: a session of its own, that is in no engine and never replies."""
+    """A kept beginning: a session of its own, that is in no engine and never replies. used: when it was last taken, in
+    monotonic seconds.
+    """
 
     of: Beginning
     session: Session
+    used: float = field(default_factory=time.monotonic)
 
 
 class Prefixes:
@@ -65,6 +70,8 @@ class Prefixes:
         self._computing: dict[Beginning, str] = {}
         """Who computes a beginning that is not kept yet; all others that begin so wait for it."""
         self._pins = itertools.count(1)
+        self._pinned: list[str] = []
+        """Sessions of pins that are kept by now."""
         self._pool = engine.target.new_cache().pool
         self._own_runs = self._pool.geometry.device.type == "cpu" if own_runs is None else own_runs
         self.tokens_saved = 0
@@ -86,13 +93,22 @@ class Prefixes:
         """Compute a beginning when nothing more urgent is there to do, and keep it for good. Raises as ``Engine.open``
         does. tenant: None for everybody.
         """
+        if len(tokens) < LEAST_TOKENS:
+            return
         beginning = Beginning(tenant, tuple(tokens), pinned=True)
         for prefix in self._kept:
             if prefix.of == beginning:
                 prefix.of = beginning
                 return
         name = f"\npin {next(self._pins)}"  # no call's name has a line break in it
-        self.join(self._engine.open(name, tokens), beginning)
+        session = self._engine.open(name, tokens)
+        self.join(session, beginning)
+        self.learn(session)  # all of it may be another tenant's public one already
+
+    def take_pinned(self) -> list[str]:
+        """Sessions of pins that have done what they were opened for, for whoever closes them."""
+        taken, self._pinned = self._pinned, []
+        return taken
 
     def take(self, session: Session) -> None:
         """Let the session have what is kept of its log's beginning, if that is more than it has."""
@@ -107,25 +123,33 @@ class Prefixes:
         self.tokens_saved += positions - session.cache.length
         self._kept.remove(prefix)
         self._kept.append(prefix)
+        prefix.used = time.monotonic()
         session.adopt(prefix.session, positions)
         for cache in session.caches if self._own_runs else ():
             if cache.pool.free_pages - cache.num_pages >= cache.pool.num_pages * OWN_RUN_FREE:
                 cache.unshare()
 
     def learn(self, session: Session) -> None:
-        """More of the session is computed, or its log is another: keep its beginning once all of that is there."""
-        beginning = self._of.get(session.name)
-        if beginning is None or self._computing.get(beginning) != session.name:
+        """More of the session is computed, or its log is another: its beginning is kept once all of that is there.
+
+        Also where another session was to compute it, which may have been kept from that: whoever waits has it at once.
+        """
+        mine = self._of.get(session.name)
+        if mine is None or not (self._computing or session.held):
             return
-        length = len(beginning.tokens)
-        if tuple(session.tokens[:length]) != beginning.tokens:
-            self._hand_on(beginning)
-        elif session.cache.length >= length - 1:
-            self._keep(session, beginning)
-            self._hand_on(beginning)
-            if beginning.pinned:
-                self.forget(session.name)
-                self._engine.close(session)
+        length = len(mine.tokens)
+        begins_so = tuple(session.tokens[:length]) == mine.tokens
+        if not begins_so:
+            session.held = False
+        for beginning in (replace(mine, tenant=None), mine):
+            if (computing := self._computing.get(beginning)) is None:
+                continue
+            if begins_so and session.cache.length >= length - 1:
+                if not self._is_kept(wanted := self._of[computing]):
+                    self._keep(session, wanted)
+                self._hand_on(beginning)
+            elif not begins_so and computing == session.name:
+                self._hand_on(beginning)
 
     def forget(self, name: str) -> None:
         """The session is closed."""
@@ -145,18 +169,24 @@ class Prefixes:
             self._behind.append(prefix)
         self._tended = None
 
-    def give_up(self, pool: PagePool, shared: bool) -> bool:
-        """Part with the beginning used least recently that has pages of the pool to itself, or shared: that has any.
-        Whether there was one; what is pinned stays.
+    def give_up(self, pool: PagePool, *, shared: bool, unused_since: float = math.inf) -> bool:
+        """Part with the beginning used least recently that has pages of the pool to itself, or shared: that has any, if
+        it was not used since that moment. Whether there was one; what is pinned stays.
         """
         for prefix in self._kept:
-            if prefix.of.pinned or prefix is self._tended:
+            if prefix.of.pinned or prefix is self._tended or prefix.used > unused_since:
                 continue
             caches = [cache for cache in prefix.session.caches if cache.pool is pool]
             if any(cache.num_pages if shared else cache.movable_pages for cache in caches):
                 self._drop(prefix)
                 return True
         return False
+
+    def pages(self, pool: PagePool, *, pinned: bool) -> set[int]:
+        """Pages of the pool that are kept, for good or not."""
+        kept = (prefix.session for prefix in self._kept if prefix.of.pinned == pinned)
+        caches = (cache for session in kept for cache in session.caches if cache.pool is pool)
+        return {page for cache in caches for page in cache.pages}
 
     def _is_kept(self, beginning: Beginning) -> bool:
         """Whether a call that begins so finds all of it. What is to be pinned has to be kept in its own right."""
@@ -189,13 +219,26 @@ class Prefixes:
             self._drop(oldest)
 
     def _hand_on(self, beginning: Beginning) -> None:
-        """Nobody computes it any more: whoever has waited for it takes it, or the first of them computes it."""
-        del self._computing[beginning]
+        """Nobody computes it any more: whoever has not got it takes it, or the first who waits for it computes it."""
+        computed_by = self._computing.pop(beginning)
         for name, other in self._of.items():
             session = self._engine.session(name)
-            if session.held and other.tokens == beginning.tokens and beginning.serves(other):
+            if not (session.held or name == computed_by) or other.tokens != beginning.tokens:
+                continue
+            if session.cache.length >= len(other.tokens) - 1:
+                session.held = False  # it has it, also where there was no room to keep it
+            elif beginning.serves(other) and tuple(session.tokens[: len(other.tokens)]) == other.tokens:
                 self.take(session)
                 self._compute(session, other)
+        self._pin_kept()
+
+    def _pin_kept(self) -> None:
+        """What was to be pinned is pinned once it is kept, whoever has computed it."""
+        for name, wanted in self._of.items():
+            kept = next((prefix for prefix in self._kept if prefix.of == wanted), None) if wanted.pinned else None
+            if kept is not None:
+                kept.of = wanted
+                self._pinned.append(name)
 
     def _drop(self, prefix: _Prefix) -> None:
         self._kept.remove(prefix)

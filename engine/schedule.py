@@ -7,10 +7,10 @@ Every piece of work has a moment at which it is due, and the earliest comes firs
 - prefill of what is being heard: soon enough for the final that will ask for it;
 - what is generated aside: once in a while, so that it comes to its end.
 
-A moment that has passed lies the further back the longer something waits, so nothing of that starves. Replies are made
-ahead while no caller waits for a first clause. What is due is served
-together, as long as the step does not become so long that the next caller who commits a turn would have to wait for it,
-and a long prompt is cut into chunks that the others hardly notice.
+A moment that has passed lies the further back the longer something waits, and what is ``LATE_S`` behind it has a small
+part of the next step whoever else waits, so nothing of that starves. Replies are made ahead while no caller waits for a
+first clause. What is due is served together, as long as the step does not become so long that the next caller who
+commits a turn would have to wait for it, and a long prompt is cut into chunks that the others hardly notice.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ COMFORT_S = 2.0
 LONGEST_STEP_S = 0.05
 """Where nobody waits, whoever comes next is not to wait for longer, or for ``ROOMY`` plain steps if that is more."""
 ROOMY = 3.0
+LATE_S = 1.0
+"""What is heard or asked aside, and so far behind, has up to ``SHORT_PROMPT`` tokens read however many wait: one prompt
+a step.
+"""
 CROWD = 1.5
 """Times that those with a lead may lengthen a step of those without; ``CROWD_WAITING`` of those without a clause."""
 CROWD_WAITING = 1.1
@@ -68,6 +72,10 @@ class Scheduler(Protocol):
         """A clause of the reply has ended, and it has so many tokens by now; how it came."""
         ...
 
+    def served(self, session: str) -> None:
+        """A step has done something for the session: what was planned may yet have found no pages."""
+        ...
+
     def forget(self, session: str) -> None: ...
 
     def expected(self, engine: Engine, session: Session) -> float:
@@ -81,8 +89,8 @@ class Scheduler(Protocol):
 
 def has_work(session: Session) -> bool:
     """Whether a step would do anything for the session."""
-    if session.turn is not None:
-        return not session.turn.waits
+    if (turn := session.turn) is not None:
+        return not turn.waits and (turn.awaited or not session.stalled)
     return session.num_pending > 1 and not session.waits_for_pages
 
 
@@ -138,6 +146,10 @@ class DeadlineScheduler:
         due = order.spoken_until - LEAD_S if order.speaks else order.first_due
         return Clause(0.0 < due < now, order.playback.spoke(tokens, now))
 
+    def served(self, session: str) -> None:
+        if (order := self._orders.get(session)) is not None:
+            order.since = time.monotonic()
+
     def forget(self, session: str) -> None:
         self._orders.pop(session, None)
 
@@ -170,11 +182,11 @@ class DeadlineScheduler:
             readers = [s for s in readers if self._waits(s)] + [
                 s for s in readers if not self._waits(s) and due[s] < now and not _is_ahead(s)
             ]
-        plan += self._readers(engine.pace, readers, len(plan))
-        for work in plan:
-            if (order := self._orders.get(work.session.name)) is not None:
-                order.since = now
-        return plan
+        reading = self._readers(engine.pace, readers, len(plan))
+        late = (s for s in readers if waiting and not self._waits(s) and due[s] < now - LATE_S)
+        if (latest := next(late, None)) is not None and all(work.session is not latest for work in reading):
+            reading.append(Work(latest, min(SHORT_PROMPT, self.chunk_tokens)))
+        return plan + reading
 
     def _all_due(self, engine: Engine, now: float) -> dict[Session, float]:
         """When the next step of every session that has work is due."""
@@ -296,6 +308,9 @@ class ArrivalScheduler:
     def spoke(self, session: str, tokens: int) -> Clause:
         playback = self._playback.get(session)
         return Clause() if playback is None else Clause(silence_s=playback.spoke(tokens, time.monotonic()))
+
+    def served(self, session: str) -> None:
+        pass
 
     def forget(self, session: str) -> None:
         self._came.pop(session, None)

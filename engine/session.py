@@ -162,9 +162,11 @@ class Turn:
         first_index: int = 0,
         drafting: bool = True,
         hold: int | None = None,
+        aside: bool = False,
     ) -> None:
         """first_index: index of the first token in the reply that the noise is keyed by, above 0 where the reply goes
-        on behind tool results. hold: tokens after which it waits to be released; None waits for nobody.
+        on behind tool results. hold: tokens after which it waits to be released; None waits for nobody. aside: no
+        caller will hear it.
         """
         self.session = session
         self.sampling = sampling
@@ -174,6 +176,7 @@ class Turn:
         self.grammar = grammar
         self.drafting = drafting
         self.hold = hold
+        self.aside = aside
         self.start = len(session.tokens)
         self.first_index = first_index
         self.seed = derive_seed(session.seed, self.start, request) if sampling.seed is None else sampling.seed
@@ -183,6 +186,8 @@ class Turn:
         self.stats = TurnStats()
         self.choice: Choice | None = None
         """What the tree that is verified now was asked of; None where it is given."""
+        self.probe: Choice | None = None
+        """A probe that was put off until the drafter has read what it missed."""
         self._seen: Tensor | None = None
         self._noise: tuple[int, Tensor] | None = None
 
@@ -195,6 +200,11 @@ class Turn:
     def waits(self) -> bool:
         """Whether it has said all that it may before it is released."""
         return self.hold is not None and self.num_tokens >= self.hold
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a caller has asked for it and hears it as it is made: it is neither aside nor ahead of that."""
+        return self.hold is None and not self.aside
 
     def push(self, token: int) -> Finish | None:
         """Account for one more token of the reply: limits, grammar, stop matcher. Says whether the reply ends here."""
@@ -251,11 +261,25 @@ class Session:
     @property
     def waits_for_pages(self) -> bool:
         """Whether prefill gave up its pages or ran out of them, and nothing has changed since that would help."""
-        return self.asleep or self.held or self._stalled_at == self.cache.pool.releases
+        return self.asleep or self.held or self.stalled
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it found no pages, and nothing has changed since that would help."""
+        return self._stalled_at == self.cache.pool.releases
 
     def stall(self) -> None:
-        """Prefill ran out of pages: it is tried again when some are released."""
+        """What no caller waits for found no pages: it is tried again when some are released."""
         self._stalled_at = self.cache.pool.releases
+
+    def retry(self) -> None:
+        """Somebody's pages may move by now: if it found none, it tries again."""
+        self._stalled_at = None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a caller waits for what it says."""
+        return self.turn is not None and self.turn.awaited
 
     @property
     def num_pending(self) -> int:

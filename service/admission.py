@@ -51,6 +51,15 @@ class Departures:
         return wait
 
 
+ASIDE_AGAIN_S = 1.0
+"""After which a side question that found no room may be asked again: others have their answers soon."""
+
+AskAside = Callable[[int, int], None]
+"""Asks for room for a side question with so many tokens to compute, and so many more of its answer at most. Raises
+Problem where there is none.
+"""
+
+
 @dataclass(eq=False)
 class Seat:
     """The place of one call. tokens: the length of its context; None until it is open."""
@@ -59,9 +68,16 @@ class Seat:
     admission: Admission
     tokens: Callable[[], int] | None = None
 
-    def open(self, tokens: Callable[[], int]) -> None:
-        """The call begins with a context of this length, which grows. Raises Problem where pages for it are wanting."""
+    def open(self, tokens: Callable[[], int]) -> AskAside:
+        """The call begins with a context of this length, which grows. Raises Problem where pages for it are wanting.
+
+        Returns what side questions ask for room.
+        """
         self.admission.open(self, tokens)
+        return self._ask_aside
+
+    def _ask_aside(self, prompt: int, answer: int) -> None:
+        self.admission.ask_aside(self, prompt, answer)
 
     def leave(self) -> None:
         """The call is over, or has come to nothing. Idempotent."""
@@ -121,7 +137,7 @@ class Admission:
         self._wanting: dict[str, float] = {}
         """Tenants that were refused, and until when they are expected to ask again."""
         self._opened: deque[tuple[float, int]] = deque()
-        """(when, tokens) of calls opened since the engine's last beat."""
+        """(when, tokens) of calls opened, and of questions asked, since the engine's last beat."""
 
     @property
     def max_calls(self) -> int:
@@ -164,6 +180,22 @@ class Admission:
         seat.tokens = tokens
         self._opened.append((self._clock(), tokens()))
         self._telemetry.admitted()
+
+    def ask_aside(self, seat: Seat, prompt: int, answer: int) -> None:
+        """As ``AskAside``, for the seat's call. What its open questions hold is part of the call's tokens."""
+        self._require_short_queue()
+        beat = self._beat()
+        if beat is None:
+            return
+        need = -(-(prompt + answer) // self._page_tokens)
+        own = self._committed(self._tenants[seat.tenant].seats)
+        budget = _Budget(self._total(beat), self._used(beat), own, need)
+        if budget.exhausted:
+            message = f"the question needs {need} pages, and {budget.used} of {budget.total:.0f} are promised"
+            again = ASIDE_AGAIN_S if need <= budget.total else None
+            raise Problem(Reason.PAGES_COMMITTED, message, retry_after_s=again)
+        self._require_share(budget, seat.tenant, "pages")
+        self._opened.append((self._clock(), prompt))
 
     def leave(self, seat: Seat) -> None:
         """As ``Seat.leave``."""
@@ -213,13 +245,10 @@ class Admission:
         if beat is None:
             return
         tenant = self._tenants[seat.tenant]
-        need, total = self._pages(tokens), (beat.pages_total + beat.host_pages) * self._config.overcommit
+        need, total, used = self._pages(tokens), self._total(beat), self._used(beat)
         if need > total:
             message = f"the call needs {need} pages, and there are {beat.pages_total}"
             raise Problem(Reason.PAGES_COMMITTED, message, field="open.items")
-        promised = sum(self._committed(other.seats) for other in self._tenants.values())
-        # Side questions and what has not been closed yet are in use, and were promised to nobody.
-        used = max(promised, beat.pages_in_use)
         budget = _Budget(total, used, self._committed(tenant.seats), need)
         if budget.exhausted:
             message = f"the call needs {need} pages, and {used} of {total:.0f} are promised"
@@ -247,6 +276,15 @@ class Admission:
             message = f"what waits to be computed takes {round(wait * 1000)} ms, of at most {limit}"
             excess = min(max(wait - limit / 1000, SOONEST_S), LATEST_S)
             raise Problem(Reason.ENGINE_BUSY, message, retry_after_s=excess)
+
+    def _total(self, beat: records.Beat) -> float:
+        """Pages that may be promised."""
+        return (beat.pages_total + beat.host_pages) * self._config.overcommit
+
+    def _used(self, beat: records.Beat) -> int:
+        """Pages that are promised; those in use where they are more: what is not closed yet was promised to nobody."""
+        promised = sum(self._committed(tenant.seats) for tenant in self._tenants.values())
+        return max(promised, beat.pages_in_use)
 
     def _committed(self, seats: Iterable[Seat]) -> int:
         """Pages that open calls need."""

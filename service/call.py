@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from service import client_events as events
+from service.admission import AskAside
 from service.call_clock import CallClock
 from service.call_services import CallServices
 from service.call_state import CallState, Opening
@@ -72,15 +73,16 @@ class Call:
 
     send: takes each server event at once. end: called once for each client that is there, with the problem that ended
     the call, or took it from this client, or None. metadata: of the stream; may name the trace that the call belongs
-    to. admit: given what tells the length of the context before the call begins; raises Problem where there is no room
-    for it. over: called once, when the call has ended here. tenant: whose call it is; "" where there are none.
+    to. admit: given what tells the tokens in use before the call begins; raises Problem where there is no room for it,
+    and returns what side questions ask for room. over: called once, when the call has ended here. tenant: whose call it
+    is; "" where there are none.
     """
 
     services: CallServices
     send: Send
     end: End
     metadata: Mapping[str, str] = field(default_factory=dict)
-    admit: Callable[[Callable[[], int]], None] = lambda tokens: None
+    admit: Callable[[Callable[[], int]], AskAside] = lambda tokens: lambda prompt, answer: None
     over: Callable[[], None] = lambda: None
     tenant: str = ""
 
@@ -217,12 +219,13 @@ class Call:
         key = CallKey(self.tenant, event.session_id or f"call-{secrets.token_hex(8)}")
         if key in services.live:
             raise Problem(Reason.SESSION_EXISTS, "a call of this name is open", field="open.session_id")
-        self.admit(lambda: conversation.length)
+        ask_aside = self.admit(lambda: self._tokens(conversation))
         seed = secrets.randbits(62) if event.seed is None else event.seed
         shadows = self._shadows(key, event, conversation, terms, seed)
         # What it said stands in the history and before it, and is written down as that.
         opened = replace(event, session_id=key.session, seed=seed, system="", items=())
-        parts = self._open(key, Opening(opened, services.model, time.time()), terms, conversation, shadows)
+        opening = Opening(opened, services.model, time.time())
+        parts = self._open(key, opening, terms, conversation, shadows, ask_aside)
         parts.turns.start(seed)
         whose = {"tenant": self.tenant} if self.tenant else {}
         log.info("call opened", extra={"session": self.session, "tokens": conversation.length, **whose})
@@ -251,13 +254,14 @@ class Call:
             message = f"the call is of {opening.model}, which is not served here"
             raise Problem(Reason.UNKNOWN_MODEL, message, field="open.resume")
         conversation = services.restored_conversation(state)
-        self.admit(lambda: conversation.length)
+        ask_aside = self.admit(lambda: self._tokens(conversation))
         terms = Terms.of(event, services.config, conversation.vocab_size, services.max_context_tokens)
         terms.generation, terms.tools = status.generation, status.tools
         seed = event.seed or 0
         key = CallKey(self.tenant, event.session_id)
         shadows = self._shadows(key, event, conversation, terms, seed)
-        parts = self._open(key, opening, terms, conversation, shadows, generation, last_seq, stored, state.client_seq)
+        place = (generation, last_seq, stored, state.client_seq)
+        parts = self._open(key, opening, terms, conversation, shadows, ask_aside, *place)
         parts.history.restore(status.version, status.submissions)
         parts.turns.start(seed)
         replies = [restored_reply(reply, parts.history) for reply in state.replies]
@@ -278,6 +282,7 @@ class Call:
         terms: Terms,
         conversation: Conversation,
         shadows: Mapping[str, Shadow],
+        ask_aside: AskAside,
         generation: int = 1,
         last_seq: int = 0,
         stored: int = 0,
@@ -293,7 +298,7 @@ class Call:
         serving = services.engine_serving
         fallbacks = opening.event.fallbacks
         turns = Turns(session, terms, history, reporter, services.later, fallbacks, serving, self._finish)
-        questions = SideQuestions(services, terms, history, recorder, emit, over)
+        questions = SideQuestions(services, terms, history, recorder, ask_aside, emit, over)
         journal = Journal(opening, terms, history, turns, reporter, questions)
         owned = Ownership(
             generation, last_seq, stored, opening.event.caller_key, self._checkpoint, self._lost, self._durable
@@ -314,6 +319,10 @@ class Call:
         self._parts = parts = _Parts(opening, terms, history, reporter, turns, questions, outbound, book)
         services.live[key] = self
         return parts
+
+    def _tokens(self, conversation: Conversation) -> int:
+        """In use, side questions included."""
+        return conversation.length + (0 if self._parts is None else self._parts.questions.tokens)
 
     def _start_clock(self, parts: _Parts, elapsed_s: float) -> None:
         limits: Limits = parts.terms.limits

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from engine import records
 from engine.text.common import common_length
+from service.admission import AskAside
 from service.ahead import HeldReply
 from service.call_services import CallServices, Record
 from service.call_state import LogChange, SegmentState, Written
@@ -472,8 +473,19 @@ class History:
         """A name for a fork of the call's session, which neither a call nor a later one's fork can have."""
         return f"{self._session}\n{purpose} {secrets.token_hex(4)}"
 
-    def ask_aside(self, name: str, asked: Generate, generation: Generation, sink: Callable[[Record], None]) -> None:
-        """Ask a side question of a fork called ``name``. Raises Problem where it, or an answer, would not fit."""
+    def ask_aside(
+        self,
+        name: str,
+        asked: Generate,
+        generation: Generation,
+        sink: Callable[[Record], None],
+        admit: AskAside = lambda prompt, answer: None,
+    ) -> int:
+        """Ask a side question of a fork called ``name``. Raises Problem where it, or an answer, would not fit.
+
+        admit: raises Problem where there is no room for what the fork does not share with the call. Returns how many
+        tokens that are.
+        """
         conversation = self._conversation
         if asked.items is None:
             keep, tokens = conversation.aside(asked.question)
@@ -483,9 +495,12 @@ class History:
         if keep + len(tokens) >= limit:
             message = f"the question has {keep + len(tokens)} tokens; they and an answer do not fit {limit}"
             raise Problem(Reason.CONTEXT_FULL, message, field="generate.prompt")
+        answer = min(generation.max_tokens, limit - keep - len(tokens))
+        admit(len(tokens), answer)
         command = submission(conversation, self._session, 1, keep, tokens, generation)
         self._services.engine.fork(self._session, name)
         self._services.engine.submit(replace(command, session=name, request=asked.request_id, aside=True), sink)
+        return len(tokens) + answer
 
     def put_answered(self, held: HeldReply, item_id: str) -> int:
         """Add the turn that was answered ahead; returns where it begins."""

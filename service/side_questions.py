@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from engine import records
+from service.admission import AskAside
 from service.call_services import CallServices, Record
 from service.client_events import CancelGenerate, Generate
 from service.history import History
@@ -26,17 +27,22 @@ MOST = 16
 
 @dataclass(eq=False)
 class _Question:
-    """One that waits for its answer. session: of the fork in the engine. call_off: of its time-out."""
+    """One that waits for its answer. session: of the fork in the engine. tokens: that the fork does not share with the
+    call, those of the longest answer included. call_off: of its time-out.
+    """
 
     asked: Generate
     session: str
     account: TurnRecord
+    tokens: int = 0
     call_off: Callable[[], None] = lambda: None
     text: list[str] = field(default_factory=list)
 
 
 class SideQuestions:
-    """Of one call. emit: sends a server event. on_over: called when one has had its answer, or will have none."""
+    """Of one call. admit: raises Problem where there is no room for one more. emit: sends a server event. on_over:
+    called when one has had its answer, or will have none.
+    """
 
     def __init__(
         self,
@@ -44,6 +50,7 @@ class SideQuestions:
         terms: Terms,
         history: History,
         recorder: CallRecorder,
+        admit: AskAside,
         emit: Callable[[ServerEvent], object],
         on_over: Callable[[], None],
     ) -> None:
@@ -51,6 +58,7 @@ class SideQuestions:
         self._terms = terms
         self._history = history
         self._recorder = recorder
+        self._admit = admit
         self._emit = emit
         self._on_over = on_over
         self._open: dict[int, _Question] = {}
@@ -65,6 +73,11 @@ class SideQuestions:
     def open(self) -> tuple[Generate, ...]:
         """Those that have no answer yet."""
         return tuple(question.asked for question in self._open.values())
+
+    @property
+    def tokens(self) -> int:
+        """That the open ones will have beside the call's own."""
+        return sum(question.tokens for question in self._open.values())
 
     def restore(self, asked: Iterable[int], open_: Iterable[Generate]) -> None:
         """As they were in a call that was written down: those without an answer are asked again."""
@@ -117,7 +130,7 @@ class SideQuestions:
 
     def _submit(self, question: _Question, generation: Generation) -> None:
         asked, sink = question.asked, partial(self._on_record, question)
-        self._history.ask_aside(question.session, asked, generation, sink)
+        question.tokens = self._history.ask_aside(question.session, asked, generation, sink, self._admit)
 
     def _on_record(self, question: _Question, record: Record) -> None:
         if self._open.get(question.asked.request_id) is not question:

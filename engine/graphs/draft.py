@@ -159,7 +159,7 @@ class GraphProposer:
     ) -> None:
         self.real = real
         self.name, self.taps, self.noise_levels = real.name, real.taps, real.noise_levels
-        self.start, self.observe, self.catch_up = real.start, real.observe, real.catch_up
+        self.start, self.observe, self.catch_up, self.behind = real.start, real.observe, real.catch_up, real.behind
         self._ops, self._memory, self.budgets = ops, memory, tuple(sorted(budgets))
         self._sink = sink_of(real.pool)
         self.state = DraftState.of(real, width, most_tokens)

@@ -143,6 +143,13 @@ class Cascade:
         draft.extend(tokens.tolist())
         self._learn(draft)
 
+    def behind(self, draft: Draft) -> int:
+        return self.behind_of(range(len(self.parts)), draft)
+
+    def behind_of(self, sources: Collection[int], draft: Draft) -> int:
+        """``behind`` of some of the parts."""
+        return max(self.parts[source].behind(_parts(draft)[source]) for source in sources)
+
     def catch_up(self, draft: Draft) -> bool:
         assert isinstance(draft, CascadeDraft)
         more = False
@@ -220,6 +227,9 @@ class _Some:
         self.taps, self.top_k = whole.taps, whole.top_k
         self.noise_levels = max(part.noise_levels for source, part in enumerate(whole.parts) if source in sources)
         self.start, self.observe, self.catch_up = whole.start, whole.observe, whole.catch_up
+
+    def behind(self, draft: Draft) -> int:
+        return self._whole.behind_of(self._sources, draft)
 
     def propose(
         self, drafts: Sequence[Draft], roots: Sequence[int], noise: Sequence[Tensor | None], budget: int

@@ -86,6 +86,10 @@ class DraftModelProposer:
         assert isinstance(draft, ModelDraft)
         draft.tokens += tokens.tolist()
 
+    def behind(self, draft: Draft) -> int:
+        assert isinstance(draft, ModelDraft)
+        return 0 if draft.length >= self.model.max_context_tokens else draft.length - draft.cache.length
+
     def catch_up(self, draft: Draft) -> bool:
         assert isinstance(draft, ModelDraft)
         unread = draft.length - draft.cache.length

@@ -53,6 +53,9 @@ class NoProposer:
         assert isinstance(draft, NoDraft)
         draft.extend(tokens.numel())
 
+    def behind(self, draft: Draft) -> int:
+        return 0
+
     def catch_up(self, draft: Draft) -> bool:
         return False
 

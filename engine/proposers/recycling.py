@@ -142,6 +142,9 @@ class RecyclingProposer:
         assert isinstance(draft, RecyclingDraft)
         draft.extend(tokens, top_ids)
 
+    def behind(self, draft: Draft) -> int:
+        return 0
+
     def catch_up(self, draft: Draft) -> bool:
         assert isinstance(draft, RecyclingDraft)
         draft.read()

@@ -222,6 +222,9 @@ class SuffixProposer:
         assert isinstance(draft, SuffixDraft)
         draft.extend(tokens.tolist())
 
+    def behind(self, draft: Draft) -> int:
+        return 0
+
     def catch_up(self, draft: Draft) -> bool:
         return False
 

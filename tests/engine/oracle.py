@@ -39,6 +39,9 @@ class OracleProposer:
         assert isinstance(draft, NoDraft)
         draft.extend(tokens.numel())
 
+    def behind(self, draft: Draft) -> int:
+        return 0
+
     def catch_up(self, draft: Draft) -> None:
         pass
 

@@ -44,7 +44,7 @@ class Accepted:
 
     def __init__(self, real: PairProposer) -> None:
         self.real, self.taps = real, real.taps
-        self.start, self.observe, self.catch_up = real.start, real.observe, real.catch_up
+        self.start, self.observe, self.catch_up, self.behind = real.start, real.observe, real.catch_up, real.behind
         self.oracle = OracleProposer(checkpoints.VOCAB, 0)
         self.replies: dict[int, list[int]] = {}
 

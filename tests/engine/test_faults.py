@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -289,5 +290,21 @@ def test_a_draft_or_what_is_only_heard_does_not_take_the_page_that_a_reply_needs
     assert [step.error for step in steps if step.turn is not None] == [None, None]
     assert [turn.num_tokens for turn in turns] == [2, 2] and heard.waits_for_pages
     for closing in (*others, drafting, heard, needing):
+        closing.close()
+    assert pool.pages_in_use == 0
+
+
+@pytest.mark.parametrize("how", [{"aside": True}, {"hold": 4}], ids=["aside", "made ahead"])
+def test_a_reply_that_no_caller_waits_for_does_not_take_the_last_page(target: Decoder, how: dict[str, Any]) -> None:
+    engine, pool = Engine(target, NoProposer(), FixedPolicy(1)), target.pool
+    unasked, asked = (engine.open(name, PROMPT[:PAGE]) for name in ("unasked", "asked"))
+    engine.submit(unasked, Sampling(), max_tokens=4, **how)
+    engine.submit(asked, Sampling(), max_tokens=4)
+    engine.step([Work(unasked), Work(asked)])
+    hog = target.new_cache()
+    hog.reserve(PAGE * (PAGES - pool.pages_in_use - 1))
+    steps = {step.session: step for step in engine.step([Work(unasked), Work(asked)])}
+    assert steps["asked"].error is None and isinstance(steps["unasked"].error, OutOfPages)
+    for closing in (hog, unasked, asked):
         closing.close()
     assert pool.pages_in_use == 0

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache, partial
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from engine.load import load_proposer, load_target_for, reader_of
 from engine.policy import FixedPolicy
 from engine.proposers.eagle3 import load_eagle3
 from engine.sampling import Sampling
-from engine.schedule import DeadlineScheduler
+from engine.schedule import ArrivalScheduler, DeadlineScheduler
 from tests.engine.embedded import HEAD, MODEL, codec, grammars
 from tests.engine.equal import held_out
 
@@ -274,6 +275,138 @@ def test_prefill_that_nobody_waits_for_gives_way_to_a_reply() -> None:
     assert reply(host, "asks").finish == "length"
     run(host)
     assert host.engine.session("hears").num_pending == 1
+
+
+def speaking(host: EngineHost, *names: str, prompt: int = 40) -> None:
+    """Replies that have begun, and will go on for long."""
+    for name in names:
+        host.handle(records.Open(name))
+        host.handle(submit(name, 200, PROMPT[:prompt]))
+    while any(not host.engine.session(name).turn.num_tokens for name in names):
+        host.advance()
+
+
+def test_what_is_heard_is_read_although_pages_are_short_and_others_speak() -> None:
+    """First in pages that it has already, then in those of a call that is idle."""
+    host = small()
+    host.scheduler = ArrivalScheduler(64)
+    prefilled(host, "idle")
+    host.handle(records.Open("hears", PROMPT[:35]))
+    run(host)
+    speaking(host, "one", "two", prompt=100)
+    session, pool = host.engine.session("hears"), host.engine.target.new_cache().pool
+    assert pool.free_pages < 8
+    for heard in (9, 120):
+        host.handle(records.Sync("hears", 35, PROMPT[35 : 35 + heard], ahead=heard))
+        run(host, steps=6)
+        assert session.num_pending == 1 and len(session.tokens) == 35 + heard
+    assert not host.engine.session("idle").resident
+    assert all(host.engine.session(name).turn is not None for name in ("one", "two"))
+
+
+def test_what_finds_no_page_beside_replies_is_tried_again_when_one_of_them_is_over() -> None:
+    host = small()
+    host.scheduler = ArrivalScheduler(64)
+    speaking(host, "one", "two", prompt=200)
+    host.handle(records.Open("hears", PROMPT))
+    session = host.engine.session("hears")
+    run(host, steps=6)
+    assert session.cache.length == 0 and session.waits_for_pages
+    host.handle(records.Cancel("two", 1))
+    run(host, steps=6)
+    assert session.num_pending == 1 and not host.engine.session("two").resident
+
+
+@pytest.mark.parametrize("speaks", [False, True])
+def test_a_prompt_that_cannot_fit_moves_nobody(speaks: bool) -> None:
+    host = small()
+    host.scheduler = ArrivalScheduler(64)
+    if speaks:
+        speaking(host, "speaks", prompt=20)
+    host.handle(records.Open("a", PROMPT))
+    while host.engine.session("a").num_pending > 1:
+        host.advance()
+    pages = host.engine.target.new_cache().pool.num_pages
+    long = tuple(5 + at % 1900 for at in range(16 * pages + (0 if speaks else 2)))
+    before = host.beat().hibernated, host.beat().dropped
+    host.handle(records.Open("long", long))
+    run(host, steps=6)
+    assert host.engine.session("long").cache.length == 0
+    assert (host.beat().hibernated, host.beat().dropped) == before and host.engine.session("a").resident
+    if not speaks:
+        assert finishes(asked(host, submit("long", 2, long))) == {"long": "out_of_pages"}
+        assert host.engine.session("a").resident
+
+
+def asked(host: EngineHost, *commands: records.Command) -> list[records.Event]:
+    """All that is said from now on, until there is nothing to do."""
+    found = [event for command in commands for event in host.handle(command)]
+    run(host, found.append)
+    return found
+
+
+def tokens_of(events: Iterable[records.Event], name: str) -> tuple[int, ...]:
+    return tuple(token for e in events if isinstance(e, records.Progress) and e.session == name for token in e.tokens)
+
+
+def finishes(events: Iterable[records.Event]) -> dict[str, str]:
+    return {event.session: event.finish for event in events if isinstance(event, records.Ended)}
+
+
+@pytest.mark.parametrize("host_bytes", [0, 1 << 30], ids=["to the log", "host memory"])
+@pytest.mark.parametrize("made_ahead", [False, True])
+def test_a_reply_that_stands_still_gives_its_pages_up_and_goes_on_as_if_it_had_not(
+    host_bytes: int, made_ahead: bool
+) -> None:
+    alone = made(4096, None)
+    alone.handle(records.Open("slow"))
+    wanted = tokens_of(asked(alone, submit("slow", 40)), "slow")
+    host = small(host_bytes)
+    host.handle(records.Open("slow"))
+    events = host.handle(records.Submit("slow", 1, 0, PROMPT, Sampling(), 40, hold=5 if made_ahead else None))
+    while len(tokens_of(events, "slow")) < 5:
+        events += host.advance()
+    if not made_ahead:
+        host.handle(records.Hold("slow", 1))
+    for name in ("one", "two"):
+        host.handle(records.Open(name))
+    events += asked(host, submit("one", 60), submit("two", 60))
+    assert not host.engine.session("slow").resident or host.engine.session("slow").cache.length == 0
+    events += asked(host, records.Release("slow", 1))
+    assert finishes(events) == dict.fromkeys(("slow", "one", "two"), "length")
+    assert tokens_of(events, "slow") == wanted
+
+
+@pytest.mark.parametrize("host_bytes", [0, 1 << 30], ids=["to the log", "host memory"])
+@pytest.mark.parametrize("how", [{"aside": True}, {"hold": 60}], ids=["aside", "made ahead"])
+def test_what_no_caller_waits_for_gives_way_to_a_reply_and_comes_to_its_end(
+    host_bytes: int, how: dict[str, Any]
+) -> None:
+    alone = made(4096, None)
+    alone.handle(records.Open("aside"))
+    wanted = tokens_of(asked(alone, submit("aside", 50)), "aside")
+    host = small(host_bytes)
+    for name in ("aside", "asks"):
+        host.handle(records.Open(name))
+    events = host.handle(records.Submit("aside", 1, 0, PROMPT, Sampling(), 50, **how))
+    while len(tokens_of(events, "aside")) < 5:
+        events += host.advance()
+    long = tuple(5 + at % 1900 for at in range(440))
+    events += asked(host, submit("asks", 12, long))
+    assert finishes(events) == {"asks": "length", "aside": "length"}
+    assert host.beat().hibernated + host.beat().dropped > 0 and tokens_of(events, "aside") == wanted
+
+
+def test_prefill_under_way_is_not_moved_for_what_nobody_waits_for() -> None:
+    host = small()
+    host.handle(records.Open("hears", tuple(5 + at % 1900 for at in range(400))))
+    run(host, steps=2)
+    session = host.engine.session("hears")
+    assert session.num_pending > 1 and session.cache.length > 0
+    host.handle(records.Open("aside"))
+    events = asked(host, records.Submit("aside", 1, 0, PROMPT, Sampling(), 4, aside=True))
+    assert session.num_pending == 1 and host.beat().hibernated <= 1
+    assert host.beat().dropped == 0 and finishes(events)["aside"] in ("length", "out_of_pages")
 
 
 def test_only_where_nobody_can_be_moved_does_a_reply_run_out_of_pages() -> None:

@@ -43,7 +43,7 @@ def made(
     prefixes = Prefixes(engine, own_runs=own_runs) if shares else None
     hibernation = None
     if prefixes is not None:
-        hibernation = Hibernation(engine, host_bytes, idle_s=0.0, give_up=prefixes.give_up)
+        hibernation = Hibernation(engine, host_bytes, idle_s=0.0, beginnings=prefixes)
     return EngineHost(
         engine,
         DeadlineScheduler(64),
@@ -196,7 +196,91 @@ def test_who_waits_for_another_ones_computing_is_answered_all_the_same() -> None
     assert isinstance(events[-1], records.Ended) and events[-1].finish == "length"
 
 
-def test_under_pressure_beginnings_are_given_up_before_calls_move() -> None:
+def test_whoever_gets_there_first_frees_those_who_wait() -> None:
+    """The call that was to compute the beginning has been kept from it; another one's turn has needed all of it."""
+    host = made()
+    for name in "abc":
+        host.handle(opened(name, "t"))
+    first, second, third = (host.engine.session(name) for name in "abc")
+    assert (first.held, second.held, third.held) == (False, True, True)
+    first.stall()
+    events = host.handle(records.Submit("b", 1, len(PROMPT), (), Sampling(), 3))
+    while not any(isinstance(event, records.Ended) for event in events):
+        events += host.advance()
+    assert not second.held and not third.held
+    assert [session.num_pending for session in (first, third)] == [1, 1]
+    assert computed(host, records.Sync("b", len(second.tokens), LINES[0], ahead=len(LINES[0]))) >= len(LINES[0]) - 1
+    assert computed(host, opened("d", "t")) == 0
+
+
+def test_a_call_that_begins_otherwise_by_now_waits_for_nobody() -> None:
+    host = made()
+    for name in "ab":
+        host.handle(opened(name, "t"))
+    assert host.engine.session("b").held
+    host.handle(records.Sync("b", 0, tuple(reversed(PROMPT))))
+    assert not host.engine.session("b").held
+
+
+def test_a_beginning_too_large_to_be_kept_keeps_nobody_waiting() -> None:
+    host = made(pool_tokens=560)
+    for name in "abc":
+        host.handle(opened(name, "t"))
+    run(host)
+    assert [host.engine.session(name).num_pending for name in "abc"] == [1, 1, 1]
+    assert host.beat().kept_pages == 0
+
+
+@pytest.mark.parametrize("when", ["nobody", "a call computes it", "it is public", "a call is there first"])
+def test_pins_leave_nothing_behind_but_what_they_keep(when: str) -> None:
+    host = made()
+    if when == "a call computes it":
+        host.handle(opened("call", "a"))
+    elif when == "it is public":
+        computed(host, records.Pin(PROMPT, None))
+    host.handle(records.Pin(PROMPT, "a"))
+    if when == "a call is there first":
+        next(iter(host.engine.sessions.values())).stall()
+        host.handle(opened("call", "a"))
+        events = host.handle(records.Submit("call", 1, len(PROMPT), (), Sampling(), 1))
+        while not any(isinstance(event, records.Ended) for event in events):
+            events += host.advance()
+    host.handle(records.Pin(PROMPT[:8], "a"))  # too short for anybody to gain by it
+    run(host)
+    host.handle(records.Close("call"))
+    assert host.beat().sessions == 0
+    for owner in (host, host.scheduler, host.hibernation, host.prefixes):
+        left = {name: kept for name, kept in vars(owner).items() if isinstance(kept, dict | set) and kept}
+        assert left == {}, owner
+    assert host.prefixes is not None
+    pool = host.engine.target.new_cache().pool
+    while host.prefixes.give_up(pool, shared=False):
+        pass
+    assert host.beat().kept_pages == pool.pages_in_use > 0
+    assert computed(host, opened("again", "a")) == 0
+
+
+def test_a_beginning_in_use_outlives_a_call_that_has_been_quiet_for_longer() -> None:
+    host = made(pool_tokens=700)
+    computed(host, opened("quiet", None, tuple(at + 7 for at in range(250))))
+    computed(host, opened("first", "a"))
+    host.handle(records.Close("first"))
+    computed(host, opened("c2", None, tuple(at + 9 for at in range(250))))
+    assert host.beat().hibernated == 1 and not host.engine.session("quiet").resident
+    assert computed(host, opened("again", "a")) == 0
+
+
+def test_a_prompt_that_cannot_fit_takes_no_beginning_along() -> None:
+    host = made(pool_tokens=700)
+    computed(host, opened("first", "a"))
+    host.handle(records.Close("first"))
+    computed(host, records.Open("long", tuple(5 + at % 1900 for at in range(720))))
+    assert host.engine.session("long").cache.length == 0
+    host.handle(records.Close("long"))
+    assert computed(host, opened("again", "a")) == 0
+
+
+def test_under_pressure_beginnings_that_nobody_used_for_longer_are_given_up_before_calls_move() -> None:
     host = made(pool_tokens=700)
     computed(host, opened("first", "a"))
     host.handle(records.Close("first"))
@@ -237,7 +321,7 @@ def test_nothing_is_left_of_calls_and_beginnings() -> None:
     assert host.prefixes is not None
     pool = host.engine.target.new_cache().pool
     assert 0 < pool.pages_in_use <= 3 * (len(PROMPT) // 16 + 1)
-    while host.prefixes.give_up(pool, False):
+    while host.prefixes.give_up(pool, shared=False):
         pass
     assert pool.pages_in_use == 0
 

@@ -73,7 +73,11 @@ class Calls:
         return session
 
     def planned(self) -> list[str]:
-        return [work.session.name for work in self.scheduler.plan(self.engine)]
+        """Who shares the next step, which does for each what it was planned to do."""
+        names = [work.session.name for work in self.scheduler.plan(self.engine)]
+        for name in names:
+            self.scheduler.served(name)
+        return names
 
 
 class Known(Pace):
@@ -232,6 +236,44 @@ def test_nothing_that_is_heard_or_asked_aside_waits_for_ever(engine: Engine, clo
     assert served["heard"] >= 10 and served["aside"] >= 3
     for session in (heard, aside):
         engine.close(session)
+
+
+def test_what_was_planned_and_found_no_pages_grows_older(engine: Engine, clock: Clock) -> None:
+    line = calls(engine, DEAR_NODES)
+    line.heard("heard", 60)
+    for _ in range(4):
+        assert [work.session.name for work in line.scheduler.plan(engine)] == ["heard"]
+        clock.now += 0.15
+    line.asked("asks", 1)
+    assert "heard" in line.planned()
+
+
+def test_a_row_of_prompts_that_callers_wait_for_does_not_keep_others_unread_for_ever(
+    engine: Engine, clock: Clock
+) -> None:
+    line = calls(engine, DEAR_NODES)
+    line.heard("heard", 270)
+    line.asked("aside", 270, aside=True)
+    read = {"heard": 0, "aside": 0}
+    row: list[Session] = []
+    for step in range(150):
+        while len(row) < 2:
+            row.append(line.asked(f"waits {step} {len(row)}", 20))
+        plan = line.scheduler.plan(engine)
+        tokens = {work.session.name: min(work.max_tokens, work.session.num_unread) for work in plan}
+        others = {name: tokens.pop(name) for name in read if name in tokens}
+        assert plan[0].session in row and sum(tokens.values()) >= 20, "those who wait come first, and lose nothing"
+        assert len(others) <= 1 and sum(others.values()) <= schedule.SHORT_PROMPT
+        for name in others:
+            read[name] += 1
+        for done in engine.step(plan):
+            line.scheduler.served(done.session)
+        for session in [session for session in row if session.num_pending <= 1]:
+            row.remove(session)
+            line.scheduler.forget(session.name)
+            engine.close(session)
+        clock.now += 0.1
+    assert read["heard"] >= 8 and read["aside"] >= 4
 
 
 def test_a_deadline_of_its_own_makes_a_turn_more_urgent(engine: Engine, clock: Clock) -> None:

@@ -16,7 +16,11 @@ from engine.host import EngineHost
 from engine.load import load_proposer, load_target_for, measured_engine
 from engine.models.decoder import Decoder
 from engine.policy import NOTHING, Ask, Choice, FixedPolicy, Given
+from engine.proposers.cascade import Cascade
+from engine.proposers.eagle3 import load_eagle3
 from engine.proposers.none import NoProposer
+from engine.proposers.pairs.proposer import PairProposer
+from engine.proposers.suffix import SuffixProposer
 from engine.sampling import Sampling
 from engine.schedule import ArrivalScheduler, DeadlineScheduler, Scheduler
 from engine.text.reply import ReplyReader
@@ -136,3 +140,79 @@ def test_a_drafter_that_was_off_catches_up_and_drafts_as_if_it_had_never_been() 
         engine.close(session)
     one, other = trees
     assert one.tokens.tolist() == other.tokens.tolist() and one.parents.tolist() == other.parents.tolist()
+
+
+class ProbesOnce:
+    """A policy of plain decoding, but for one probe by the first reply in the step numbered ``at``."""
+
+    def __init__(self, at: int) -> None:
+        self._steps_left = at
+        self.probed: list[int] = []
+        """Nodes of the probe's trees."""
+
+    def choose(self, asks: Sequence[Ask], given: Given = NOTHING) -> list[Choice]:
+        self._steps_left -= 1
+        return [Choice(8, 0, "probing", True) if self._steps_left == at == 0 else Choice(1) for at in range(len(asks))]
+
+    def prune(self, choices: Sequence[Choice], trees: Sequence[DraftTree], given: Given = NOTHING) -> list[DraftTree]:
+        return list(trees)
+
+    def observe(self, choice: Choice, tree: DraftTree, path: Sequence[int]) -> None:
+        self.probed.append(len(tree))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_probe_of_a_drafter_that_was_off_stalls_nobody_and_is_not_what_drafting_costs(
+    shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where others share the steps it reads piece by piece what it missed, and drafts when it has; alone at once."""
+    monkeypatch.setattr("engine.drafting.CATCH_UP_TOKENS", 32)
+    monkeypatch.setattr("engine.proposers.pairs.proposer.CATCH_UP_TOGETHER", 32)
+    config = EngineConfig(str(MODEL), f"eagle3:{HEAD}", dtype="float64")
+    head = load_proposer(config, target())
+    assert isinstance(head, PairProposer)
+    read: list[int] = []
+    real_read, timed = head._read, []
+
+    def counted(pairs: dict) -> dict:  # type: ignore[type-arg]
+        read[-1] += sum(tokens.numel() for _, tokens in pairs.values())
+        return real_read(pairs)
+
+    monkeypatch.setattr(head, "_read", counted)
+    engine = Engine(target(), head, policy := ProbesOnce(20))
+    monkeypatch.setattr(engine.pace, "observe_draft", lambda way, nodes, sessions, seconds: timed.append(read[-1]))
+    prompts = [tuple(prompt.ids[:120]) for prompt in held_out(3)][: 3 if shared else 1]
+    sessions = [engine.open(f"c{number}", prompt, seed=1) for number, prompt in enumerate(prompts)]
+    turns = [engine.submit(session, Sampling(0.9, seed=3), max_tokens=40) for session in sessions]
+    while any(turn.finish is None for turn in turns):
+        read.append(0)
+        engine.step([Work(turn.session) for turn in turns if turn.finish is None])
+    missed = 120 + 20
+    (nodes,) = policy.probed
+    assert nodes > 1 and sum(read) >= missed - 2
+    assert max(read) <= 32 + 1 if shared else max(read) >= missed - 2
+    assert all(pairs <= 8 + 1 for pairs in timed)
+    plain = Engine(target(), NoProposer(), FixedPolicy(1))
+    for session, prompt in zip(sessions, prompts, strict=True):
+        alone = plain.submit(plain.open(session.name, prompt, seed=1), Sampling(0.9, seed=3), max_tokens=40)
+        while alone.finish is None:
+            plain.step([Work(alone.session)])
+        assert session.tokens == alone.session.tokens
+        plain.close(alone.session)
+        engine.close(session)
+
+
+def test_a_drafter_without_pages_to_catch_up_in_keeps_the_other_one_from_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.drafting.CATCH_UP_TOKENS", 32)
+    head = load_eagle3(HEAD, target(), pool_tokens=32, source=1)
+    engine = Engine(target(), Cascade([SuffixProposer(0), head], [0]), FixedPolicy(8))
+    prompt = tuple(held_out(1)[0].ids[:40]) * 4
+    sessions = [engine.open(name, prompt, seed=1) for name in ("one", "two")]
+    turns = [engine.submit(session, Sampling(), max_tokens=30) for session in sessions]
+    while any(turn.finish is None for turn in turns):
+        engine.step([Work(turn.session) for turn in turns if turn.finish is None])
+    assert all(turn.stats.drafted_by.get("suffix") for turn in turns)
+    for session in sessions:
+        engine.close(session)

@@ -251,3 +251,44 @@ def test_without_figures_of_the_engine_only_calls_are_counted() -> None:
     house.call(tokens=10**9)
     house.call(tokens=10**9)
     assert house.refusal().reason is Reason.TOO_MANY_CALLS
+
+
+def test_a_side_question_needs_room_beside_what_calls_were_promised() -> None:
+    house = House(pages=20, reserve_tokens=0, max_backlog_ms=None, fair_share_from=1.0)
+    held = [10 * PAGE]
+    seat, other = house.admission.take(""), house.admission.take("")
+    ask = seat.open(lambda: held[0])
+    other.open(lambda: 5 * PAGE)
+    ask(3 * PAGE, 2 * PAGE)
+    held[0] += 5 * PAGE  # the question is one of the call's now
+    with pytest.raises(Problem) as refused:
+        ask(1, 0)
+    assert refused.value.reason is Reason.PAGES_COMMITTED and refused.value.retry_after_s
+    other.leave()
+    ask(PAGE, 4 * PAGE)
+    with pytest.raises(Problem) as never:
+        ask(PAGE, 20 * PAGE)
+    assert never.value.reason is Reason.PAGES_COMMITTED and never.value.retry_after_s is None
+
+
+def test_side_questions_leave_other_tenants_their_share() -> None:
+    house = House(pages=20, reserve_tokens=0, max_backlog_ms=None, fair_share_from=0.5)
+    one, other = house.admission.take("one"), house.admission.take("other")
+    ask = one.open(lambda: 8 * PAGE)
+    other.open(lambda: PAGE)
+    ask(PAGE, 0)
+    with pytest.raises(Problem) as refused:
+        ask(PAGE, 2 * PAGE)
+    assert refused.value.reason is Reason.TENANT_ABOVE_SHARE
+
+
+def test_no_side_question_is_asked_while_too_much_waits() -> None:
+    house = House(pages=1000, reserve_tokens=0, max_backlog_ms=1000)
+    ask = house.admission.take("").open(lambda: 0)
+    house.beat = records.Beat(house.now, 0, 0, 0, 1000, 0.0, 0.01)
+    house.now += 1.0
+    for _ in range(2):
+        ask(60, 500)  # what waits is what must be computed, and what came since the engine's last word counts
+    with pytest.raises(Problem) as refused:
+        ask(60, 500)
+    assert refused.value.reason is Reason.ENGINE_BUSY and refused.value.retry_after_s

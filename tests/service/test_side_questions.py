@@ -11,7 +11,7 @@ from service import client_events as client
 from service import server_events as server
 from service.items import MessageItem
 from service.options import GenerationPatch, TurnOptions
-from service.problems import Reason
+from service.problems import Problem, Reason
 from service.side_questions import MOST
 from tests.service.calls import LINES, SYSTEM, TOOLS, CallUnderTest
 
@@ -134,6 +134,38 @@ def test_questions_that_cannot_be_asked_and_those_that_are_dropped():
     assert failures(call)[4:] == [(10 + MOST, Reason.TOO_MANY_QUESTIONS)]
     call.run()
     assert len(answers(call)) == MOST
+
+
+def test_questions_are_part_of_what_a_call_holds_and_are_refused_where_there_is_no_room():
+    asked, tokens, full = [], [], []
+
+    def ask(prompt, answer):
+        asked.append((prompt, answer))
+        if full:
+            raise Problem(Reason.PAGES_COMMITTED, "no room", retry_after_s=1.0)
+
+    def admit(length):
+        tokens.append(length)
+        return ask
+
+    call = CallUnderTest.unopened()
+    call.call.admit = admit
+    call.send(client.Open(system=SYSTEM, seed=7))
+    call.run()
+    own = tokens[0]()
+    assert own == call.conversation.length
+    call.send(client.Generate(1, "How are they?", generation=SHORT), client.Generate(2, "Why?", generation=SHORT))
+    assert [answer for _, answer in asked] == [10, 10] and all(0 < prompt < 30 for prompt, _ in asked)
+    assert tokens[0]() == own + sum(prompt + answer for prompt, answer in asked)
+    call.run()
+    assert set(answers(call)) == {1, 2} and tokens[0]() == own
+    full.append(True)
+    call.send(client.Generate(3, "Why?"))
+    assert failures(call) == [(3, Reason.PAGES_COMMITTED)]
+    full.clear()
+    call.send(client.Generate(3, "Why?", generation=SHORT))  # it was not asked, and may be asked again
+    call.run()
+    assert 3 in answers(call)
 
 
 def test_a_question_that_takes_too_long():

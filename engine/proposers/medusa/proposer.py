@@ -75,6 +75,9 @@ class MedusaProposer:
         assert features is not None
         draft.extend(features)
 
+    def behind(self, draft: Draft) -> int:
+        return 0
+
     def catch_up(self, draft: Draft) -> bool:
         return False
 

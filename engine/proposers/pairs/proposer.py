@@ -63,11 +63,15 @@ class PairProposer:
         if draft.overdue:
             draft.restart()
 
-    def catch_up(self, draft: Draft) -> bool:
-        """Make the pairs whose tokens are known. For times when nobody waits; ``propose`` does it otherwise."""
+    def behind(self, draft: Draft) -> int:
         assert isinstance(draft, PairDraft)
-        self._make_pairs([draft], [None])  # no more than MAX_WAITING of them
-        return False
+        return draft.num_ready(None)
+
+    def catch_up(self, draft: Draft) -> bool:
+        """Make some of the pairs whose tokens are known. For times when nobody waits; ``propose`` does it otherwise."""
+        assert isinstance(draft, PairDraft)
+        self._make_pairs([draft], [None], most=CATCH_UP_TOGETHER)
+        return draft.num_ready(None) > 0
 
     def propose(
         self, drafts: Sequence[Draft], roots: Sequence[int], noise: Sequence[Tensor | None], budget: int
@@ -89,18 +93,21 @@ class PairProposer:
                 trees[at] = candidates.tree(roots[at], budget, self.source, self.head.to_target)
         return trees
 
-    def _make_pairs(self, drafts: Sequence[PairDraft], roots: Sequence[int | None]) -> None:
+    def _make_pairs(self, drafts: Sequence[PairDraft], roots: Sequence[int | None], most: int | None = None) -> None:
         """Run the head over the pairs that can be made, those of all sessions together.
 
-        Of several sessions those with the fewest come first, and what is above ``CATCH_UP_TOGETHER`` waits for the next
-        step: where many were not drafted for, nobody's reply stands still until all have caught up.
+        Those with the fewest come first, and what is above ``most`` waits for the next step: where many were not
+        drafted for, nobody's reply stands still until all have caught up. Without a given ``most`` that is all of one
+        session's, and ``CATCH_UP_TOGETHER`` of several.
         """
+        if most is None:
+            most = CATCH_UP_TOGETHER if len(drafts) > 1 else sum(draft.num_ready(roots[0]) for draft in drafts)
         waiting: dict[PairDraft, tuple[Tensor, Tensor]] = {}
         known = dict(zip(drafts, roots, strict=True))
-        room = CATCH_UP_TOGETHER
+        room = most
         for draft in sorted(drafts, key=lambda draft: draft.num_ready(known[draft])):
             root, num_ready = known[draft], draft.num_ready(known[draft])
-            whole = num_ready <= room or len(drafts) == 1
+            whole = num_ready <= room
             count = num_ready if whole else min(room, draft.num_ready(None))
             if count > 0:
                 with self._alone_or_spared(drafts):

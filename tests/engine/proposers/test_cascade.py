@@ -39,6 +39,9 @@ class Scripted:
         draft.extend(tokens.numel())
         self.shown.append((tokens, features, top_ids))
 
+    def behind(self, draft: Draft) -> int:
+        return 0
+
     def catch_up(self, draft: Draft) -> bool:
         self.asked -= 100
         return False
