@@ -240,7 +240,9 @@ async def _read(requests: AsyncIterator[call_pb.CallRequest], call: Call, outbox
     except asyncio.CancelledError:
         raise
     except DecodeError:
-        call.abandon(unreadable())
+        if call.serves(outbox.end):  # else the client is back on another stream, which is none the worse for it
+            call.abandon(unreadable())
+        outbox.end(unreadable())
     except Exception as error:
         log.warning("stream broke off", extra={"session": call.session, "cause": type(error).__name__})
         call.detach(outbox.end)

@@ -173,5 +173,9 @@ async def local_pods(count: int, store_url: str = "", **options: Any) -> AsyncIt
 
 def client_of(pods: Sequence[LocalPod], **given: Any) -> Client:
     """A client of all of them, as behind one name."""
-    own = (("grpc.use_local_subchannel_pool", 1), ("grpc.min_reconnect_backoff_ms", 500))
+    own = (
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.min_reconnect_backoff_ms", 500),
+        ("grpc.http2.ping_timeout_ms", 10_000),  # a machine that runs tests may be silent for a while, and is not gone
+    )
     return Client("ipv4:" + ",".join(pod.address for pod in pods), options=own, **given)
