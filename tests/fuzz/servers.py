@@ -20,6 +20,7 @@ from engine.config import EngineConfig
 from engine.host import EngineHost
 from engine.load import load_host
 from service.config import EMBEDDED_MODEL, AdmissionConfig, CallConfig, ResumeConfig, ServerConfig, ServiceConfig
+from tests.e2e.pods import SECRET
 from tests.engine import checkpoints
 from tests.fuzz.damage import LARGEST
 from tests.service.calls import LocalEngine
@@ -66,7 +67,7 @@ def config() -> ServiceConfig:
         server=ServerConfig(port=0, max_message_bytes=LARGEST, hold_at_events=8, max_queued_events=512, unread_s=5.0),
         admission=AdmissionConfig(max_calls=24, reserve_tokens=64),
         call=CallConfig(max_reply_tokens=12, max_reply_tokens_limit=64, max_input_chars=2000, replay_events=32),
-        resume=ResumeConfig(keep_s=KEEP_S),
+        resume=ResumeConfig(keys=SECRET, keep_s=KEEP_S),
         engine=engine,
     )
 
