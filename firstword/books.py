@@ -34,6 +34,7 @@ class Books:
         self.seq = 0
         self.generation = 0
         self.records: OrderedDict[int, bytes] = OrderedDict()
+        self._last_record = 0
         self.token = b""
         self._client_seq = 0
         self._forgotten = 0
@@ -66,6 +67,7 @@ class Books:
         self._renew(response)
         if response.record:
             self.records[response.seq] = response.record
+            self._last_record = response.seq
             # What was sent before the newest that the server had is wholly in the record; the newest may not be.
             while self._sent and self._sent[0].client_seq < response.client_seq:
                 self._forgotten = self._sent.popleft().client_seq
@@ -82,6 +84,7 @@ class Books:
             last_generation=self.generation + self._asked_in_vain,
             records=self.records.values(),
             take_over=take_over,
+            last_record_seq=self._last_record,
         )
         self._asked_in_vain += 1
         return call_pb.CallRequest(open=client_pb.Open(resume=resume))

@@ -37,6 +37,7 @@ class Open:
 class Resume:
     """Go on with a call. last_seq: the last event that the client has, of the generation ``last_generation`` or an
     earlier one. records: of events that may be in no store. take_over: also from a server that is warm for it.
+    last_record: the newest event of which the client has had a record; 0 where it does not say.
     """
 
     token: bytes
@@ -44,6 +45,7 @@ class Resume:
     last_generation: int
     records: tuple[bytes, ...] = ()
     take_over: bool = False
+    last_record: int = 0
 
 
 @dataclass(frozen=True)

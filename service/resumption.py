@@ -64,7 +64,9 @@ async def _found(
         raise Problem(Reason.STORE_UNAVAILABLE, "the store does not answer", retry_after_s=RETRY_S)
     if found is None:
         raise Problem(Reason.UNKNOWN_CALL, "not all of the call is known", field="open.resume.records")
-    state, _ = found
+    state, known = found
+    if known < event.last_record:  # the store came back without it: it would be said again
+        raise Problem(Reason.UNKNOWN_CALL, "not all that was said is known", field="open.resume.last_record_seq")
     if (stale := services.live.get(key)) is not None:  # it may have been made while the store was asked
         if stale.generation > taken.generation:
             raise _superseded(stale.generation)

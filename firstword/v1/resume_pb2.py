@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66irstword/v1/resume.proto\x12\x0c\x66irstword.v1\"J\n\x0bResumeToken\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x1a\n\rexpires_in_ms\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_expires_in_ms\"m\n\x06Resume\x12\x14\n\x0cresume_token\x18\x01 \x01(\x0c\x12\x10\n\x08last_seq\x18\x02 \x01(\x04\x12\x17\n\x0flast_generation\x18\x03 \x01(\x04\x12\x0f\n\x07records\x18\x04 \x03(\x0c\x12\x11\n\ttake_over\x18\x05 \x01(\x08\"U\n\x0eUnfinishedTurn\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x18\n\x10text_code_points\x18\x02 \x01(\r\x12\x18\n\x10waiting_call_ids\x18\x03 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66irstword/v1/resume.proto\x12\x0c\x66irstword.v1\"J\n\x0bResumeToken\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x1a\n\rexpires_in_ms\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_expires_in_ms\"\x86\x01\n\x06Resume\x12\x14\n\x0cresume_token\x18\x01 \x01(\x0c\x12\x10\n\x08last_seq\x18\x02 \x01(\x04\x12\x17\n\x0flast_generation\x18\x03 \x01(\x04\x12\x0f\n\x07records\x18\x04 \x03(\x0c\x12\x11\n\ttake_over\x18\x05 \x01(\x08\x12\x17\n\x0flast_record_seq\x18\x06 \x01(\x04\"U\n\x0eUnfinishedTurn\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x18\n\x10text_code_points\x18\x02 \x01(\r\x12\x18\n\x10waiting_call_ids\x18\x03 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RESUMETOKEN']._serialized_start=43
   _globals['_RESUMETOKEN']._serialized_end=117
-  _globals['_RESUME']._serialized_start=119
-  _globals['_RESUME']._serialized_end=228
-  _globals['_UNFINISHEDTURN']._serialized_start=230
-  _globals['_UNFINISHEDTURN']._serialized_end=315
+  _globals['_RESUME']._serialized_start=120
+  _globals['_RESUME']._serialized_end=254
+  _globals['_UNFINISHEDTURN']._serialized_start=256
+  _globals['_UNFINISHEDTURN']._serialized_end=341
 # @@protoc_insertion_point(module_scope)

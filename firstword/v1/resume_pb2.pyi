@@ -57,6 +57,7 @@ class Resume(_message.Message):
     LAST_GENERATION_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
     TAKE_OVER_FIELD_NUMBER: _builtins.int
+    LAST_RECORD_SEQ_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.bytes
     """The newest resume token that the client was given. A forged, expired or other tenant's one ends the stream with
     PERMISSION_DENIED; a call that nothing is known of and for which no records are handed back, with NOT_FOUND.
@@ -74,6 +75,10 @@ class Resume(_message.Message):
     """Take the call over although another server is warm for it: that one was tried, and did not answer. Without it such a
     resume ends with UNAVAILABLE, reason WARM_ELSEWHERE, and the `address` of that server in ErrorInfo.metadata.
     """
+    last_record_seq: _builtins.int
+    """`CallResponse.seq` of the newest event received that had a `record`; 0: not told. Where less of the call is known, be
+    it that a store came back without it, the stream ends with NOT_FOUND: what was said since would be said again.
+    """
     @_builtins.property
     def records(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Every `CallResponse.record` after the highest `durable_seq` seen, in order of `seq`. A record that was changed ends
@@ -88,10 +93,11 @@ class Resume(_message.Message):
         last_generation: _builtins.int = ...,
         records: _abc.Iterable[_builtins.bytes] | None = ...,
         take_over: _builtins.bool = ...,
+        last_record_seq: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_generation", b"last_generation", "last_seq", b"last_seq", "records", b"records", "resume_token", b"resume_token", "take_over", b"take_over"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_generation", b"last_generation", "last_record_seq", b"last_record_seq", "last_seq", b"last_seq", "records", b"records", "resume_token", b"resume_token", "take_over", b"take_over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

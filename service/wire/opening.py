@@ -85,7 +85,14 @@ def resume(message: client_pb.Open) -> Resume:
         if getattr(wanted, name) > MAX_NUMBER:
             raise invalid(f"open.resume.{name}", "is above any that there can be")
     records = tuple(wanted.records)
-    return Resume(wanted.resume_token, wanted.last_seq, wanted.last_generation, records, wanted.take_over)
+    return Resume(
+        wanted.resume_token,
+        wanted.last_seq,
+        wanted.last_generation,
+        records,
+        wanted.take_over,
+        wanted.last_record_seq,
+    )
 
 
 def _caller_key(key: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+import redis.asyncio
 
 from firstword import Call, CallFailed, Client, Notice, ServiceBusy, TextDelta, Turn
 from firstword.books import RECORDS_LOST, Books
@@ -347,6 +348,31 @@ async def test_a_server_without_room_takes_no_call_from_the_one_that_is_warm(sto
                 await told(call, LINES[number % 2])
                 assert call.opened.session_id not in full.sessions
             assert call.failure is None and call._stream.books.generation == 1
+
+
+async def test_a_store_that_came_back_without_what_was_said_has_nothing_said_again(store: Valkey) -> None:
+    """It had told that all was safe, so the client let go of it, and then the server dies too: the call has failed."""
+    async with (
+        local_pods(2, store.url, lease_s=6.0, trust_after_s=0.1) as two,
+        client_of(two) as client,
+        redis.asyncio.Redis.from_url(store.url) as stored,
+        client.call(**LONG, progress_notices=True) as call,
+    ):
+        await told(call, LINES[0])
+        for heard in ("My name", "My name is", "My name is John"):
+            await asyncio.sleep(0.3)
+            await call.partial(heard)
+        await until(lambda: len(call._stream.books.records) <= 1)
+        pod = holder(two, call)
+        await pod._stop_working()
+        (log,) = await stored.keys("firstword:*:log")
+        seqs = sorted(map(int, await stored.hkeys(log)))
+        await stored.hdel(log, *(seq for seq in seqs if seq > seqs[2]))
+        await stored.hset(log[: -len("log")] + b"lease", "top", seqs[2])
+        await pod.kill()
+        with pytest.raises(CallFailed) as failed:
+            await call.ask(LINES[1])
+        assert failed.value.code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.DATA_LOSS)
 
 
 async def test_a_server_that_leaves_costs_no_new_call_anything() -> None:
