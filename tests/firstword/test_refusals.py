@@ -50,11 +50,11 @@ async def test_refusals_that_nothing_waits_for_are_told(
         async with client.call(max_tokens=4, on_notice=told.append) as call:
             await call.partial("x" * 20_000)
             await call.say("One moment.")
-            await call.played(text="something else")
+            await call.played(ms=500)  # there are no word timings
             assert (await call.ask("hello")).report is not None
         assert [error.field for error in told if isinstance(error, CallError)] == [
             "partial.text",
-            "playback_progress.heard.text",
+            "playback_progress.heard.played_ms",
         ]
         with caplog.at_level(logging.WARNING, "firstword"):
             async with client.call(max_tokens=4) as call:
@@ -110,7 +110,7 @@ async def test_a_write_under_way_does_not_hide_why_the_call_was_refused() -> Non
     async def refusal(stub: Any) -> tuple[grpc.StatusCode, str, str, float | None]:
         ended: asyncio.Future[CallFailed] = asyncio.get_running_loop().create_future()
         stream = CallStream(lambda response: None, ended.set_result, lambda: True, 5.0)
-        stream.start(lambda address: stub, ())
+        stream.start(lambda address: stub, lambda: ())
         for _ in range(5):
             if stream.failure is None:
                 stream.send(partial=client_events_pb2.Partial(text="x" * 1000))

@@ -69,10 +69,10 @@ class FragileEngine(LocalEngine):
         super().__init__(model(), chunk_tokens=2048)
         self.break_next = False
         self.deaths = 0
-        self._forward: Callable[..., list[Output]] = self._target.forward
+        self._forward: Callable[..., list[Output]] = self.model.forward
 
     def step(self) -> bool:
-        self._target.forward = self._forward_or_fail  # type: ignore[method-assign]
+        self.model.forward = self._forward_or_fail  # type: ignore[method-assign]
         try:
             return super().step()
         except Fault:
@@ -80,7 +80,7 @@ class FragileEngine(LocalEngine):
             self.die()
             return True
         finally:
-            del self._target.forward  # type: ignore[method-assign]
+            del self.model.forward  # type: ignore[method-assign]
 
     def open(self, session: str, *rest: Any) -> None:
         assert session not in self._sessions

@@ -101,7 +101,7 @@ async def test_a_call_survives_all_its_servers(two: list[LocalPod]) -> None:
                 if isinstance(event, TextDelta) and (deltas := deltas + 1) % 3 == 0:
                     await killed(two, call)
             assert turn.text == wanted[0]
-            assert call.resumes >= 2
+            assert call.resumes >= 1  # a busy machine sends few deltas, and many tokens in each
             assert call._stream.books.generation > call.resumes
 
 

@@ -72,7 +72,7 @@ SAMPLING = st.fixed_dictionaries(
         "top_k": UINT32,
         "top_p": st.floats(0, 1, exclude_min=True),
         "min_p": st.floats(0, 1),
-        "repetition_penalty": st.floats(0, 100, exclude_min=True),
+        "repetition_penalty": st.floats(0.01, 100),
         "seed": UINT64,
         "max_output_tokens": st.integers(1, 2**32 - 1),
         "stop_strings": st.lists(st.text(alphabet="ab日", min_size=1, max_size=20), max_size=16),
