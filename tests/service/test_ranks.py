@@ -56,6 +56,20 @@ async def test_a_lost_rank_costs_a_restart_and_no_word(blow: signal.Signals, cap
     await until(lambda: gone(rank))
 
 
+async def test_a_rank_that_stands_still_does_not_outlive_its_leader() -> None:
+    """It cannot see that its leader is gone, and would keep its share of the model."""
+    engine = EngineClient(CONFIG, WATCHDOG, States())
+    await engine.start()
+    try:
+        (rank,) = children(leader := pid(engine))
+        os.kill(rank, signal.SIGSTOP)
+        os.kill(leader, signal.SIGKILL)
+        await until(lambda: gone(rank))
+        await until(lambda: engine.restarts == 1)
+    finally:
+        await engine.stop()
+
+
 async def test_what_cannot_be_shared_is_said_by_name() -> None:
     engine = EngineClient(EngineConfig(str(EMBEDDED_MODEL), ranks=3), WATCHDOG)
     with pytest.raises(EngineStartError, match="ModelError: num_heads 4 cannot be shared among 3 ranks"):
