@@ -23,6 +23,7 @@ from engine.interfaces import Window
 from engine.models.decoder import Decoder
 from engine.policy import FixedPolicy
 from engine.proposers.pairs.proposer import PairProposer
+from engine.quantize import ScaledMatrix
 from engine.sampling import Sampling
 from engine.session import Session
 from engine.tree import DraftTree
@@ -128,7 +129,10 @@ def plain(bench: Bench, target: Decoder | None = None, name: str = "8B bf16") ->
         rows.append([context, graph, 1e3 / graph, eager, read / 1e9, read / graph / 1e6, 100 * share])
         bench.figures |= {f"plain_ms {name} {context}": graph, f"plain_share {name} {context}": 100 * share}
     header = ["context", "step ms, graph", "tokens/s", "ms, eager", "GB read", "GB/s", "% of copy bandwidth"]
-    return [Table(f"Plain decoding, {name}, {bench.kernels} kernels", header, rows)]
+    said = f"{bench.kernels} kernels"
+    if bench.device.type == "cuda" and any(isinstance(part, ScaledMatrix) for part in vars(target.layers[0]).values()):
+        said += ", products in eight bits by Triton's"
+    return [Table(f"Plain decoding, {name}, {said}", header, rows)]
 
 
 @torch.inference_mode()

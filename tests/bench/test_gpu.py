@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -229,6 +230,26 @@ def test_a_run_ends_in_its_time(tmp_path: Path) -> None:
     command += ["--out", str(tmp_path / "gpu.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
     assert "check: no time left\nforced: done" in done.stdout or "forced: done\ncheck: no time left" in done.stdout
+
+
+@pytest.mark.timeout(900)
+def test_the_dry_run_walks_every_stage(tmp_path: Path) -> None:
+    """What a card will be asked, on tiny shapes: whatever fails here would have cost a part of its lease."""
+    pytest.importorskip("triton", reason="Triton has no wheels for this platform")
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "bench.gpu", "--dry-run", "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=880, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(out.read_text())
+    assert {name: stage["state"] for name, stage in found["stages"].items()} == {stage.name: "done" for stage in STAGES}
+    unmeasured = {target["what"] for target in found["targets"] if target["measured"] == "not measured"}
+    assert unmeasured == {"the same at 16k over 4k"}, "a dry run has one history"
+    assert found["figures"]["kernels_correct"] and found["figures"]["products_correct"]
+    assert found["figures"]["graph_text_equals_eager"] and found["figures"]["graph_steps"] == 1.0
+    for name in ("grown", "grown_large"):
+        ((_, *ways),) = [part["rows"] for part in found["stages"][name]["tables"]]
+        assert len(ways) >= 2 and all(way[-1] == "1/1" for way in ways), "a drafter failed, or changed what is said"
 
 
 def test_every_target_stands_in_the_page_with_its_stage() -> None:
