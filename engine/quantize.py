@@ -91,7 +91,8 @@ def reader(precision: str, scheme: Scheme | None) -> ReadMatrix:
 def published(scheme: Scheme) -> ReadMatrix:
     """Reads a checkpoint's own eight bits and scales. Raises ModelError where they are not what its config says."""
     if scheme.block is not None and not all(isinstance(size, int) and size > 0 for size in scheme.block):
-        raise ModelError(f"blocks of {scheme.block} weights are not understood; (rows, inputs) were expected")
+        said = f"block_structure or weight_block_size begins with {scheme.block}"
+        raise ModelError(f"{said}, which are no numbers; [rows, inputs] were expected")
 
     def read(weights: TensorSource, names: list[str], shapes: list[tuple[int, ...]]) -> ScaledMatrix:
         assert isinstance(weights, Weights)
