@@ -110,7 +110,7 @@ class EngineProcess:
         """End it, whatever it is doing. Idempotent."""
         if self._process is not None:
             if not self._killed:
-                # It leads a group of its own, with the other ranks where there are some: one that stands still outlives
+                # It leads a group of its own, with the other ranks where there are some: one that hangs may outlive
                 # its leader, and keeps a GPU's memory. While it does, the group's number is nobody else's.
                 self._killed = True
                 with contextlib.suppress(ProcessLookupError):
