@@ -68,6 +68,7 @@ def load_host(config: EngineConfig, ranks: Ranks | None = None) -> tuple[EngineH
     Raises ModelError by name for whatever cannot be served.
     """
     torch.set_num_threads(config.threads)
+    use_device(config)
     target = load_target_for(config) if ranks is None else _load_leading(config, ranks)
     codec = Codec.load(config.model, target.vocab_size)
     proposer = load_proposer(config, target)
@@ -92,6 +93,16 @@ def load_host(config: EngineConfig, ranks: Ranks | None = None) -> tuple[EngineH
         costs="; ".join(filter(None, (describe(engine), note))),
     )
     return host, ready
+
+
+def use_device(config: EngineConfig) -> None:
+    """Make the configured GPU the current one: graphs, events and kernels go to that, whatever their tensors are on.
+
+    Raises ModelError where it is not there.
+    """
+    device = device_of(config.device, 0)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def _load_leading(config: EngineConfig, ranks: Ranks) -> Decoder:

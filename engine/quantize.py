@@ -6,6 +6,7 @@ the model's own dtype. Scales go by row, and by block of the input where a check
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from engine.weights import TensorSource, Weights, pack
 LARGEST = {FP8: 448.0, torch.int8: 127.0}
 PRECISIONS = {"full": None, "fp8": FP8, "int8": torch.int8}
 """What weights may be made into at load."""
+TRITON = importlib.util.find_spec("triton") is not None
+"""Whether there is a kernel for products on a GPU; it is Triton's with ``kernels = "plain"`` too."""
 
 ReadMatrix = Callable[[TensorSource, list[str], list[tuple[int, ...]]], Weight]
 """Reads several matrices that share their input, stacked, in the form that a forward wants."""
@@ -39,7 +42,7 @@ class ScaledMatrix:
         return self.weight.shape
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        if x.device.type == "cuda":
+        if x.device.type == "cuda" and TRITON:
             from engine.kernels.fused.matmul import scaled_linear
 
             y = scaled_linear(x, self.weight, self.scale, self.block)
@@ -87,6 +90,9 @@ def reader(precision: str, scheme: Scheme | None) -> ReadMatrix:
 
 def published(scheme: Scheme) -> ReadMatrix:
     """Reads a checkpoint's own eight bits and scales. Raises ModelError where they are not what its config says."""
+    if scheme.block is not None and not all(isinstance(size, int) and size > 0 for size in scheme.block):
+        said = f"block_structure or weight_block_size begins with {scheme.block}"
+        raise ModelError(f"{said}, which are no numbers; [rows, inputs] were expected")
 
     def read(weights: TensorSource, names: list[str], shapes: list[tuple[int, ...]]) -> ScaledMatrix:
         assert isinstance(weights, Weights)

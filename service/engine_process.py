@@ -42,6 +42,7 @@ class EngineProcess:
         self._ready: asyncio.Future[records.Ready] = asyncio.get_running_loop().create_future()
         self._heard_at = 0.0
         self._last_words = ""
+        self._killed = False
 
     @property
     def pid(self) -> int:
@@ -108,8 +109,10 @@ class EngineProcess:
     async def kill(self) -> None:
         """End it, whatever it is doing. Idempotent."""
         if self._process is not None:
-            if self._process.returncode is None:
-                # It leads a group of its own, with the other ranks where there are some.
+            if not self._killed:
+                # It leads a group of its own, with the other ranks where there are some: one that hangs may outlive
+                # its leader, and keeps a GPU's memory. While it does, the group's number is nobody else's.
+                self._killed = True
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)
             await self._process.wait()

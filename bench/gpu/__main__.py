@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -33,7 +34,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n")[0])
     names = [stage.name for stage in STAGES]
     parser.add_argument("--stages", type=lambda text: text.split(","), default=names, metavar="A,B,...")
-    parser.add_argument("--minutes", type=float, default=9.0, help="no stage begins once so much time has passed")
+    parser.add_argument(
+        "--minutes", type=float, help="of the run: a stage begins where its time box fits (9; a dry run has all day)"
+    )
     parser.add_argument("--kernels", choices=("auto", "triton", "plain"), default="auto")
     parser.add_argument("--model", type=Path, default=Path("models/receptionist"))
     parser.add_argument("--out", type=Path, default=Path("build/gpu.json"))
@@ -46,6 +49,8 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if unknown := set(arguments.stages) - set(names):
         parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
+    if arguments.minutes is None:
+        arguments.minutes = math.inf if arguments.dry_run else 9.0
     if arguments.device == "cpu" and not arguments.dry_run and not arguments.list:
         parser.error("there is no GPU here; --dry-run walks the stages on the CPU")
     return arguments
@@ -64,20 +69,25 @@ def main() -> None:
     if arguments.after is not None:
         bench.figures |= json.loads(arguments.after.read_text())["figures"]
         bench.copy_gb_s = bench.figures.get("copy_gb_s", 0.0)
+        if bench.figures.get("kernels_correct") is False:
+            bench.kernels = "plain"
     facts = machine.facts(device)
+    card = str(facts.get("name", device))
     print("# GPU" + (" (dry run: every figure is the CPU's, on tiny shapes)" if arguments.dry_run else ""))
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     record = Record(arguments.out, {"facts": facts, "dry_run": arguments.dry_run, "stages": {}}, bench.figures)
     begun, states = time.monotonic(), dict.fromkeys(arguments.stages, "no time left")
+    bench.ends = begun + 60 * arguments.minutes
     chosen = [stage for stage in STAGES if stage.name in arguments.stages]
     for number, stage in enumerate(chosen):
-        if time.monotonic() - begun > 60 * arguments.minutes:
-            break
+        if time.monotonic() + stage.seconds > bench.ends:
+            continue
         try:
             states[stage.name] = run_stage(bench, stage, record)
         except DeviceLost as lost:
             _begin_again(arguments, [later.name for later in chosen[number + 1 :]], begun, str(lost))
-    targets = verdict(bench.figures, bench.sizes, str(facts.get("name", device)))
+        record.add_targets(verdict(bench.figures, bench.sizes, card))
+    targets = verdict(bench.figures, bench.sizes, card)
     record.add_targets(targets)
     print(f"\n## Targets\n\n{targets}")
     print("\n## Stages\n\n" + "\n".join(f"{name}: {state}" for name, state in states.items()))
@@ -93,6 +103,7 @@ def _begin_again(arguments: argparse.Namespace, names: list[str], begun: float, 
     rest = arguments.out.with_name(f"{arguments.out.stem}-rest{arguments.out.suffix}")
     command = [sys.executable, "-m", "bench.gpu", "--stages", ",".join(names), "--minutes", f"{minutes:.2f}"]
     command += ["--after", str(arguments.out), "--out", str(rest), "--model", str(arguments.model)]
+    command += ["--device", arguments.device]
     os.execv(sys.executable, [*command, "--kernels", "plain"])
 
 

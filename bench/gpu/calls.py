@@ -78,6 +78,7 @@ def grpc(bench: Bench) -> list[Table]:
     except ImportError as error:
         raise NotRun(str(error)) from error
 
+    bench.drop()  # the server is a process of its own, with a model of its own
     seconds: dict[int, float] = {}
 
     async def measure() -> None:

@@ -36,7 +36,7 @@ def random_case(
     page_tokens: int | None = None,
 ) -> Case:
     """Up to three windows; or one of ``rows`` rows behind ``length`` positions, where they are given. page_tokens: any
-    where it is not given, and every one is a kernel of its own.
+    where it is not given, and every one is a kernel of its own. All integers are of 64 bits, as forwards have them.
     """
     page = page_tokens or rng.choice([4, 16])
     num_windows = rng.randrange(1, 4) if rows is None else 1
@@ -64,21 +64,29 @@ def random_case(
         places = torch.arange(known + first, known + first + count)
         slots.append(torch.tensor(tables[number])[places // page] * page + places % page)
         at += count
-    table = torch.zeros(num_windows, width, dtype=torch.int32)
+    table = torch.zeros(num_windows, width, dtype=torch.int64)
     for number, pages in enumerate(tables):
         table[number, : len(pages)] = torch.tensor(pages)
     described = Rows(
         positions=torch.cat(positions).to(device),
         slots=torch.cat(slots).to(device),
         tables=table.to(device),
-        lengths=torch.tensor(lengths, dtype=torch.int32, device=device),
-        computed=torch.tensor(computed, dtype=torch.int32, device=device),
-        starts=torch.tensor([0, *counts]).cumsum(0).int().to(device),
+        lengths=torch.tensor(lengths, device=device),
+        computed=torch.tensor(computed, device=device),
+        starts=torch.tensor([0, *counts]).cumsum(0).to(device),
         ancestors=None if chains else bits.to(device),
         max_rows=max(counts),
         page_tokens=page,
     )
     return Case(described, lengths, computed, trees, tables, (sum(needed) + 5) * page)
+
+
+def several(rng: random.Random, device: torch.device, *, page_tokens: int, most_rows: int, most_length: int) -> Case:
+    """Two or three windows, some of whose nodes were computed before: a level of a draft, a batch."""
+    while True:
+        case = random_case(rng, device, page_tokens=page_tokens, most_rows=most_rows, most_length=most_length)
+        if len(case.lengths) > 1 and any(case.computed):
+            return case
 
 
 def ancestors_of(parents: list[int]) -> Tensor:

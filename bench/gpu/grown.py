@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.gpu.calls import asked
-from bench.gpu.stages import Bench, Table
+from bench.gpu.stages import Bench, Table, in_words
 from bench.gpu.steps import pool_tokens
 from bench.gpu.targets import LARGE, SMALL
 from bench.grow.exact import Grown, grow_target
 from bench.grow.exact_drafters import grow_head, grow_medusa, grow_module
-from bench.harness import Prompt
+from bench.harness import Prompt, stop_tokens
 from engine.engine import Engine, Work
 from engine.graphs.draft import GraphProposer
 from engine.graphs.engine import GraphEngine
@@ -30,6 +33,9 @@ from engine.proposers.pairs.proposer import PairProposer
 from engine.proposers.recycling import RecyclingProposer
 from engine.proposers.suffix import SuffixProposer
 from engine.sampling import Sampling
+
+PLAIN = "plain, graphs"
+"""What every other way is held against."""
 
 
 def _grow(bench: Bench, model: Path, shape: DecoderConfig, room: int, precision: str = "full") -> Grown:
@@ -61,80 +67,122 @@ def grown_draft(bench: Bench) -> Decoder:
     return _grow(bench, bench.model / "draft", bench.sizes.draft, 8192).target
 
 
+@dataclass
+class Way:
+    """Replies by one way of decoding: what they took from the second step of each on, or why there are none."""
+
+    name: str
+    tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    said: list[list[int]] = field(default_factory=list)
+    error: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds if self.steps else math.nan
+
+    def row(self, base: Way) -> list[Any]:
+        """Of a table, against plain decoding by graphs and the text that the first way has said."""
+        if not self.steps:
+            return [self.name, *[math.nan] * 3, self.error or "no time left", ""]
+        figures = [self.rate, self.tokens / self.steps, 1e3 * self.seconds / self.steps, self.rate / base.rate]
+        same = sum(mine == theirs for mine, theirs in zip(self.said, base.said, strict=False))
+        return [self.name, *figures, f"{same}/{len(self.said)}"]
+
+
+@dataclass
+class Decoding:
+    """Every way is asked the same and is a figure as soon as it has answered: one that fails harms no other."""
+
+    bench: Bench
+    shape: str
+    target: Decoder
+    questions: Sequence[Prompt]
+    ways: list[Way] = field(default_factory=list)
+
+    def engine(self, name: str, make: Callable[[], Engine]) -> None:
+        """By the loop of an engine."""
+        way = Way(name)
+        self.ways.append(way)
+        if self.bench.left < 0:
+            return
+        try:
+            _decode(self.bench, make(), self.questions, way)
+        except Exception as error:
+            traceback.print_exc()
+            self.ways[-1] = Way(name, error=in_words(error))
+            return
+        self.bench.figures[f"grown {self.shape} tokens_s {name}"] = way.rate
+
+    def graphs(self, name: str, make: Callable[[], Proposer], budget: int) -> None:
+        """In cycles where the drafter is a pair head, else with static forwards."""
+        made: list[Graphs] = []
+
+        def engine() -> Engine:
+            proposer, policy = make(), FixedPolicy(budget)
+            graphs = Graphs(self.target, proposer, budgets=(max(2, budget),), most_windows=1)
+            made.append(graphs)
+            if isinstance(graphs.proposer, GraphProposer):
+                return GraphEngine(graphs, policy)
+            return Engine(graphs.target, proposer, policy)
+
+        self.engine(name, engine)
+        for graphs in made:
+            graphs.release()
+
+    def eagle3(self, head: PairProposer, budgets: Sequence[int]) -> None:
+        for budget in budgets:
+            self.graphs(f"eagle3, graphs, {budget} nodes", lambda: head, budget)
+
+    def table(self) -> Table:
+        base = next(way for way in self.ways if way.name == PLAIN)
+        header = ["way", "tokens/s", "tokens a step", "ms a step", f"x {PLAIN}", f"same text as {PLAIN}"]
+        title = f"MEASURED on the embedded model grown to {self.shape}, greedy: the acceptance is the receptionist's"
+        return Table(title, header, [way.row(base) for way in self.ways])
+
+
 @torch.inference_mode()
 def grown(bench: Bench) -> list[Table]:
     """MEASURED tokens per second: the receptionist's own acceptance at the large shape's cost."""
     grown, head = grown_pair(bench)
     target, room = grown.target, pool_tokens(bench)
-    questions = asked(bench, 6 if bench.device.type == "cuda" else 1)
-    rows = [_decoded(bench, "plain, eager", Engine(target, NoProposer(), FixedPolicy(1)), questions)]
-    rows.append(_by_graphs(bench, "plain, graphs", target, NoProposer(), 1, questions))
-    rows += _with_eagle3(bench, target, head, bench.sizes.budgets, questions)
-    from engine.proposers.draft_model import DraftModelProposer  # needs tokenizers, and nothing else here does
-
-    small = load_target(bench.model, pool_tokens=16)
-    module = grow_module(bench.model / "mtp", small, grown, room)
-    for name, proposer, budget in (
-        ("suffix", SuffixProposer(), 16),
-        ("recycling", RecyclingProposer(), 24),
-        ("medusa", grow_medusa(bench.model / "medusa", grown), 24),
-        ("mtp", module, 8),
-        ("draft model of 1B", DraftModelProposer(grown_draft(bench), target.vocab_size), 8),
-        ("suffix+eagle3", merged(head), 24),
+    ways = Decoding(bench, SMALL, target, asked(bench, 12 if bench.device.type == "cuda" else 1))
+    ways.graphs(PLAIN, NoProposer, 1)
+    ways.eagle3(head, bench.sizes.budgets)
+    ways.engine("plain, eager", lambda: Engine(target, NoProposer(), FixedPolicy(1)))
+    for name, make, budget in (
+        ("suffix", SuffixProposer, 16),
+        ("recycling", RecyclingProposer, 24),
+        ("medusa", lambda: grow_medusa(bench.model / "medusa", grown), 24),
+        ("mtp", lambda: grow_module(bench.model / "mtp", load_target(bench.model, pool_tokens=16), grown, room), 8),
+        ("draft model of 1B", lambda: _draft_model(bench, target), 8),
+        ("suffix+eagle3", lambda: merged(head), 24),
     ):
-        rows.append(_by_graphs(bench, f"{name}, graphs, {budget} nodes", target, proposer, budget, questions))
-    rows.append(_decoded(bench, "eagle3, eager loop, 24 nodes", Engine(target, head, FixedPolicy(24)), questions))
-    return [_compared(bench, SMALL, rows)]
+        ways.graphs(f"{name}, graphs, {budget} nodes", make, budget)
+    ways.engine("eagle3, eager loop, 24 nodes", lambda: Engine(target, head, FixedPolicy(24)))
+    return [ways.table()]
 
 
 @torch.inference_mode()
 def grown_large(bench: Bench) -> list[Table]:
     """The same of 70B in FP8, plain and with EAGLE-3."""
     bench.needs_memory(82e9)
+    bench.needs_products()
     bench.drop()
     room = 8192
     grown = _grow(bench, bench.model, bench.sizes.large, room, "fp8")
-    head = grow_head(bench.model / "eagle3", grown, room)
-    questions = asked(bench, 3 if bench.device.type == "cuda" else 1)
-    rows = [_by_graphs(bench, "plain, graphs", grown.target, NoProposer(), 1, questions)]
-    rows += _with_eagle3(bench, grown.target, head, bench.sizes.budgets[-3:], questions)
-    return [_compared(bench, LARGE, rows)]
+    ways = Decoding(bench, LARGE, grown.target, asked(bench, 6 if bench.device.type == "cuda" else 1))
+    ways.graphs(PLAIN, NoProposer, 1)
+    ways.eagle3(grow_head(bench.model / "eagle3", grown, room), bench.sizes.budgets[-3:])
+    return [ways.table()]
 
 
-def _with_eagle3(
-    bench: Bench, target: Decoder, head: PairProposer, budgets: Sequence[int], questions: Sequence[Prompt]
-) -> list[list[Any]]:
-    names = [(f"eagle3, graphs, {budget} nodes", budget) for budget in budgets]
-    return [_by_graphs(bench, name, target, head, budget, questions) for name, budget in names]
+def _draft_model(bench: Bench, target: Decoder) -> Proposer:
+    from engine.proposers.draft_model import DraftModelProposer  # needs tokenizers, and nothing else here does
 
-
-def _by_graphs(
-    bench: Bench, name: str, target: Decoder, proposer: Proposer, budget: int, questions: Sequence[Prompt]
-) -> list[Any]:
-    """As ``_decoded``: in cycles where the drafter is a pair head, else with static forwards."""
-    if bench.left < 0:
-        return [name, *[float("nan")] * 3, "", []]
-    graphs = Graphs(target, proposer, budgets=(max(2, budget),), most_windows=1)
-    policy = FixedPolicy(budget)
-    if isinstance(graphs.proposer, GraphProposer):
-        engine: Engine = GraphEngine(graphs, policy)
-    else:
-        engine = Engine(graphs.target, proposer, policy)
-    row = _decoded(bench, name, engine, questions)
-    graphs.release()
-    return row
-
-
-def _compared(bench: Bench, shape: str, rows: list[list[Any]]) -> Table:
-    base = next((row[1] for row in rows if row[0] == "plain, graphs"), float("nan"))
-    said = rows[0][5]
-    for row in rows:
-        row[4] = row[1] / base
-        row[5] = f"{sum(a == b for a, b in zip(row[5], said, strict=False))}/{len(row[5])}"
-        bench.figures[f"grown {shape} tokens_s {row[0]}"] = row[1]
-    header = ["way", "tokens/s", "tokens a step", "ms a step", "x plain, graphs", f"same text as {rows[0][0]}"]
-    title = f"MEASURED on the embedded model grown to {shape}, greedy: the acceptance is the receptionist's"
-    return Table(title, header, rows)
+    return DraftModelProposer(grown_draft(bench), target.vocab_size)
 
 
 def merged(head: PairProposer) -> Proposer:
@@ -143,26 +191,23 @@ def merged(head: PairProposer) -> Proposer:
     return Cascade([SuffixProposer(), second])
 
 
-def _decoded(bench: Bench, name: str, engine: Engine, questions: Sequence[Prompt]) -> list[Any]:
-    """[name, tokens/s, tokens a step, ms a step, -, replies]: from the second step of each reply on."""
-    tokens, steps, seconds, said = 0, 0, 0.0, []
+def _decode(bench: Bench, engine: Engine, questions: Sequence[Prompt], way: Way) -> None:
+    """Whole replies, to the token that ends them: what a model says behind that is nobody's acceptance."""
+    stop = stop_tokens(bench.model)
     for number, prompt in enumerate(questions):
         if bench.left < 0:
             break
         for timed in (False, True) if number == 0 else (True,):  # once to warm up
             session = engine.open("bench", prompt.ids)
-            turn = engine.submit(session, Sampling(), max_tokens=bench.sizes.reply_tokens)
+            turn = engine.submit(session, Sampling(), max_tokens=bench.sizes.reply_tokens, stop_tokens=stop)
             while turn.num_tokens == 0:
                 engine.step([Work(session, max_tokens=4096)])
             before, counted, started = turn.num_tokens, turn.stats.steps, time.perf_counter()
             while turn.finish is None:
                 engine.step([Work(session)])
             if timed:
-                seconds += time.perf_counter() - started
-                tokens += turn.num_tokens - before
-                steps += turn.stats.steps - counted
-                said.append(turn.tokens)
+                way.seconds += time.perf_counter() - started
+                way.tokens += turn.num_tokens - before
+                way.steps += turn.stats.steps - counted
+                way.said.append(turn.tokens)
             engine.close(session)
-    if not steps:
-        return [name, *[float("nan")] * 3, "", []]
-    return [name, tokens / seconds, tokens / steps, 1e3 * seconds / steps, "", said]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -13,6 +15,7 @@ from bench.gpu.stages import Bench, Table
 from engine.interfaces import Window
 from engine.models.decoder import Decoder, load_target
 from engine.proposers.pairs.proposer import PairProposer
+from engine.quantize import PRECISIONS
 from engine.tree import DraftTree
 
 NAME = "70B fp8"
@@ -21,6 +24,7 @@ NAME = "70B fp8"
 def large_pair(bench: Bench) -> tuple[Decoder, PairProposer]:
     """Random weights, made a layer at a time and quantised at once, and a head in bfloat16."""
     bench.needs_memory(82e9)
+    bench.needs_products()
 
     def make() -> tuple[Decoder, PairProposer]:
         room = max(bench.sizes.contexts[:2]) + 2048
@@ -33,50 +37,58 @@ def large_pair(bench: Bench) -> tuple[Decoder, PairProposer]:
     return pair
 
 
-def large(bench: Bench) -> list[Table]:
+def large(bench: Bench) -> Iterator[Table]:
     """Plain steps, trees, cycles, and the projection from published acceptance."""
     sizes = bench.sizes
     pair = large_pair(bench)
     bench.sizes = replace(sizes, contexts=sizes.contexts[:2], nodes=sizes.nodes[::3], budgets=sizes.budgets[-2:])
     try:
-        tables = steps.plain(bench, pair[0], NAME) + steps.verify(bench, pair[0], NAME)
-        tables += steps.cycles(bench, pair, NAME)
-        return tables + steps.forced(bench, NAME, "Llama-3.3-70B, T=0")
+        yield from steps.plain(bench, pair[0], NAME)
+        yield from steps.verify(bench, pair[0], NAME)
+        yield from steps.cycles(bench, pair, NAME)
+        yield from steps.forced(bench, NAME, "Llama-3.3-70B, T=0")
     finally:
         bench.sizes = sizes
 
 
-@torch.inference_mode()
-def quality(bench: Bench) -> list[Table]:
-    """Logits with weights in eight bits against those with the weights as they are: trained, and random."""
-    rows = []
+def quality(bench: Bench) -> Iterator[Table]:
+    """Logits with weights in eight bits against those with the weights as they are: random, and trained."""
+    bench.needs_products()
+    sizes, device, kernels = bench.sizes, bench.device, bench.kernels
+    few = replace(sizes.small, num_layers=min(4, sizes.small.num_layers))
+    tokens = [(7 * i) % few.vocab_size for i in range(200)]
+
+    def random(precision: str) -> Decoder:
+        return random_target(few, sizes, device, pool_tokens=1024, kernels=kernels, precision=precision)
+
+    yield Table("Quality of weights in eight bits, 4 layers of 8B, random", QUALITY, _eight_bits(bench, random, tokens))
     prompt = asked(bench, 1)[0].ids
-    for dtype in (torch.float32, torch.bfloat16) if bench.device.type == "cuda" else (torch.float32,):
-        exact = None
-        for precision in ("full", "fp8", "int8"):
-            target = load_target(
-                bench.model,
-                dtype=dtype,
-                device=bench.device,
-                pool_tokens=4096,
-                kernels=bench.kernels,
-                precision=precision,
+    for dtype in (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,):
+
+        def embedded(precision: str, dtype: torch.dtype = dtype) -> Decoder:
+            return load_target(
+                bench.model, dtype=dtype, device=device, pool_tokens=4096, kernels=kernels, precision=precision
             )
-            logits = _logits(target, prompt)
-            exact = logits if exact is None else exact
-            rows.append(["embedded", str(dtype).removeprefix("torch."), precision, *_compared(logits, exact)])
-    few = replace(bench.sizes.small, num_layers=min(4, bench.sizes.small.num_layers))
+
+        title = f"Quality of weights in eight bits, the embedded model in {str(dtype).removeprefix('torch.')}"
+        yield Table(title, QUALITY, _eight_bits(bench, embedded, prompt))
+
+
+QUALITY = ["layers' matrices", "relative error", "same most likely token", "KL, nats"]
+
+
+@torch.inference_mode()
+def _eight_bits(bench: Bench, made: Callable[[str], Decoder], tokens: list[int]) -> list[list[Any]]:
+    """Each precision against the first, which is full."""
+    rows: list[list[Any]] = []
     exact = None
-    for precision in ("full", "fp8", "int8"):
-        target = random_target(
-            few, bench.sizes, bench.device, pool_tokens=1024, kernels=bench.kernels, precision=precision
-        )
-        logits = _logits(target, [(7 * i) % few.vocab_size for i in range(200)])
+    for precision in PRECISIONS:
+        if bench.left < 0:
+            break
+        logits = _logits(made(precision), tokens)
         exact = logits if exact is None else exact
-        rows.append(["random, 4 layers of 8B", str(bench.sizes.dtype)[6:], precision, *_compared(logits, exact)])
-        del target
-    header = ["weights", "dtype", "layers' matrices", "relative error", "same most likely token", "KL, nats"]
-    return [Table("Quality of weights in eight bits", header, rows)]
+        rows.append([precision, *_compared(logits, exact)])
+    return rows
 
 
 def _logits(target: Decoder, tokens: list[int]) -> torch.Tensor:

@@ -32,6 +32,8 @@ def hibernation(bench: Bench) -> list[Table]:
         return returned, time.perf_counter() - started
 
     for context in bench.sizes.contexts:
+        if bench.left < 0:
+            break
         cache = filled(target, context)
         num_bytes = cache.movable_pages * pool.bytes_per_page
         # The first takes the pinned memory that the others find.

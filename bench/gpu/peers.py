@@ -9,8 +9,9 @@ import torch
 
 from bench.gpu.calls import asked
 from bench.gpu.grown import grown_draft, grown_pair
-from bench.gpu.stages import Bench, NotRun, Table
+from bench.gpu.stages import Bench, NotRun, Table, in_words
 from bench.gpu.targets import SMALL
+from bench.harness import stop_tokens
 from engine.models.decoder import Decoder
 
 PROMPT_LOOKUP = 10
@@ -25,7 +26,7 @@ def peers(bench: Bench) -> list[Table]:
     grown, _ = grown_pair(bench)
     model, assistant = same_weights(grown.target), same_weights(grown_draft(bench))
     real = OnlyReal(grown.small.vocab_size)
-    questions = [prompt.ids for prompt in asked(bench, 3 if bench.device.type == "cuda" else 1)]
+    questions = [prompt.ids for prompt in asked(bench, 6 if bench.device.type == "cuda" else 1)]
     ways: list[tuple[str, dict[str, Any]]] = [
         ("greedy", {}),
         ("prompt lookup", {"prompt_lookup_num_tokens": PROMPT_LOOKUP}),
@@ -43,7 +44,7 @@ def peers(bench: Bench) -> list[Table]:
         try:
             rate = _tokens_per_second(model, questions, bench, {**options, "logits_processor": [real]})
         except Exception as error:
-            rows.append([name, float("nan"), f"{type(error).__name__}: {str(error)[:80]}", float("nan")])
+            rows.append([name, float("nan"), in_words(error), float("nan")])
             continue
         rows.append([name, rate, "", rate / ours])
     header = ["transformers generate", "tokens/s", "", "x our plain, graphs"]
@@ -122,7 +123,7 @@ def _tokens_per_second(model: Any, questions: list[list[int]], bench: Bench, opt
                 seconds += whole - one
         if bench.left < 0:
             break
-    return tokens / seconds
+    return tokens / seconds if tokens else float("nan")
 
 
 def _generate(model: Any, ids: list[int], most: int, bench: Bench, options: dict[str, Any]) -> tuple[float, int]:
@@ -134,8 +135,8 @@ def _generate(model: Any, ids: list[int], most: int, bench: Bench, options: dict
         prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=most,
-        min_new_tokens=most,
         do_sample=False,
+        eos_token_id=sorted(stop_tokens(bench.model)),  # whole replies, as ours
         pad_token_id=0,
         **options,
     )

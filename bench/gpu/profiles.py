@@ -24,6 +24,8 @@ def profile(bench: Bench) -> list[Table]:
     step, given = static_step(target, context, 1)
     tables = [_profiled(bench, f"A plain step behind {context}", step.replay)]
     close(step, given)
+    if bench.left < 0:
+        return tables
     engine = graph_engine(target, head, nodes)
     session = decoding(engine, context, bench.sizes.prefill)
     title = f"A step of the engine behind {context}, a cycle of {nodes} nodes"

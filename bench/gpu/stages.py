@@ -5,10 +5,11 @@ from __future__ import annotations
 import faulthandler
 import gc
 import json
+import math
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ import torch
 from bench.gpu.sizes import Sizes
 from bench.harness import table
 
+OVERTIME_S = 45.0
+"""How long a stage may run on when the whole run should have ended."""
+
 
 class NotRun(Exception):
     """A stage has no place here; the message says why."""
@@ -25,6 +29,11 @@ class NotRun(Exception):
 
 class DeviceLost(Exception):
     """The device takes no more work from this process."""
+
+
+def in_words(error: Exception) -> str:
+    """For a cell of a table."""
+    return f"{type(error).__name__}: {str(error)[:80]}"
 
 
 @dataclass
@@ -44,7 +53,7 @@ class Bench:
     """What stages share. kernels: what computes a step beside its products; ``plain`` once the kernels have failed.
 
     patience: what time boxes are multiplied by. copy_gb_s: the measured copy bandwidth, which steps are held against; 0
-    while it is not known.
+    while it is not known. deadline: of the running stage. ends: when the whole run does; both by the monotonic clock.
     """
 
     device: torch.device
@@ -54,6 +63,7 @@ class Bench:
     patience: float = 1.0
     copy_gb_s: float = 0.0
     deadline: float = 0.0
+    ends: float = math.inf
     figures: dict[str, Any] = field(default_factory=dict)
     """Of stages before, by name: a stage may build on another's."""
     _held: tuple[object, Any] | None = None
@@ -76,6 +86,13 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def needs_products(self) -> None:
+        """Raises NotRun where ``check`` found products with weights in eight bits to be wrong: no plain ones would run
+        in their place.
+        """
+        if self.figures.get("products_correct") is False:
+            raise NotRun("products with weights in eight bits are wrong on this device, as check has found")
+
     def needs_memory(self, num_bytes: float) -> None:
         """Raises NotRun where the device has less; on a CPU whatever is asked fits."""
         if self.device.type == "cuda":
@@ -86,11 +103,13 @@ class Bench:
 
 @dataclass(frozen=True)
 class Stage:
-    """seconds: its time box, which its loops look at. run: gives its tables, and may leave figures in the bench."""
+    """seconds: its time box, which its loops look at. run: gives its tables, and may leave figures in the bench. Those
+    that were given before it failed are kept.
+    """
 
     name: str
     seconds: float
-    run: Callable[[Bench], list[Table]]
+    run: Callable[[Bench], Iterable[Table]]
 
 
 @dataclass
@@ -116,7 +135,8 @@ class Record:
 
 
 def run_stage(bench: Bench, stage: Stage, record: Record) -> str:
-    """Run one stage, print and record it. Returns "done", "failed" or "not run".
+    """Run one stage, print and record it. Returns "done", "failed" or "not run"; "done in part" where only the rest of
+    it was not run.
 
     Raises DeviceLost where the device takes no more work afterwards.
     """
@@ -125,21 +145,21 @@ def run_stage(bench: Bench, stage: Stage, record: Record) -> str:
     started = time.monotonic()
     bench.deadline = started + box
     # A kernel that hangs must not take the whole lease: then the process says where it stands, and ends.
-    faulthandler.dump_traceback_later(4 * box + 60, exit=True, file=sys.__stderr__)
-    entry: dict[str, Any]
+    patience = min(4 * box + 60, max(bench.ends - started, 0.0) + OVERTIME_S)
+    if math.isfinite(patience):
+        faulthandler.dump_traceback_later(patience, exit=True, file=sys.__stderr__)
+    entry: dict[str, Any] = {"state": "done", "tables": []}
     try:
-        tables = stage.run(bench)
-        for part in tables:
+        for part in stage.run(bench):
             print(part, flush=True)
-        parts = [{"title": part.title, "header": part.header, "rows": part.rows} for part in tables]
-        entry = {"state": "done", "tables": parts}
+            entry["tables"].append({"title": part.title, "header": part.header, "rows": part.rows})
     except NotRun as reason:
         print(f"not run: {reason}", flush=True)
-        entry = {"state": "not run", "reason": str(reason)}
+        entry |= {"state": "done in part" if entry["tables"] else "not run", "reason": str(reason)}
     except Exception:
         trace = traceback.format_exc()
         print(f"FAILED\n{trace[-4000:]}", flush=True)
-        entry = {"state": "failed", "traceback": trace}
+        entry |= {"state": "failed", "traceback": trace}
     finally:
         faulthandler.cancel_dump_traceback_later()
     entry |= {"seconds": time.monotonic() - started, "kernels": bench.kernels}
@@ -147,10 +167,11 @@ def run_stage(bench: Bench, stage: Stage, record: Record) -> str:
         entry["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
     record.add(stage.name, entry)
     print(f"({entry['state']} in {entry['seconds']:.1f} s)", flush=True)
-    if entry["state"] == "failed" and bench.device.type == "cuda":
+    if bench.device.type == "cuda":  # a part that failed is a row of a stage that is done
         try:
             torch.cuda.synchronize()
-            bench.drop()
+            if entry["state"] == "failed":
+                bench.drop()
         except Exception as error:
             raise DeviceLost(str(error)) from error
     return str(entry["state"])

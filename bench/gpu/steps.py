@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+import traceback
 from typing import Any
 
 import torch
 
 from bench.gpu.machine import copy_gb_per_s, facts, host_ms, link_gb_per_s, median_ms, wait
 from bench.gpu.sizes import random_head, random_target, step_bytes
-from bench.gpu.stages import Bench, Table
+from bench.gpu.stages import Bench, Table, in_words
+from bench.gpu.targets import most_accepted
 from engine.cache import KVCache
 from engine.engine import Work
 from engine.graphs.capture import held_bytes
@@ -21,6 +23,7 @@ from engine.interfaces import Window
 from engine.models.decoder import Decoder
 from engine.policy import FixedPolicy
 from engine.proposers.pairs.proposer import PairProposer
+from engine.quantize import ScaledMatrix
 from engine.sampling import Sampling
 from engine.session import Session
 from engine.tree import DraftTree
@@ -114,6 +117,8 @@ def plain(bench: Bench, target: Decoder | None = None, name: str = "8B bf16") ->
     target = target or small_pair(bench)[0]
     rows = []
     for context in bench.sizes.contexts:
+        if bench.left < 0:
+            break
         cached = 2 * target.config.num_layers * target.config.num_kv_heads * target.config.head_dim * context
         read = step_bytes(target) + cached * target.dtype.itemsize
         graph = step_ms(bench, target, context, 1)
@@ -124,7 +129,10 @@ def plain(bench: Bench, target: Decoder | None = None, name: str = "8B bf16") ->
         rows.append([context, graph, 1e3 / graph, eager, read / 1e9, read / graph / 1e6, 100 * share])
         bench.figures |= {f"plain_ms {name} {context}": graph, f"plain_share {name} {context}": 100 * share}
     header = ["context", "step ms, graph", "tokens/s", "ms, eager", "GB read", "GB/s", "% of copy bandwidth"]
-    return [Table(f"Plain decoding, {name}, {bench.kernels} kernels", header, rows)]
+    said = f"{bench.kernels} kernels"
+    if bench.device.type == "cuda" and any(isinstance(part, ScaledMatrix) for part in vars(target.layers[0]).values()):
+        said += ", products in eight bits by Triton's"
+    return [Table(f"Plain decoding, {name}, {said}", header, rows)]
 
 
 @torch.inference_mode()
@@ -169,24 +177,37 @@ def cycles(bench: Bench, pair: tuple[Decoder, PairProposer] | None = None, name:
         for context in bench.sizes.contexts[:2]:
             if bench.left < 0:
                 break
-            started = time.perf_counter()
-            engine = graph_engine(target, head, budget)
-            session = decoding(engine, context, bench.sizes.prefill)
-            cycle = engine.graphs.cycle(budget)
-            captured = time.perf_counter() - started
-            draw = median_ms(cycle.replay_draft, bench.device, seconds=0.3)
-            check = median_ms(cycle.replay_verify, bench.device, seconds=0.3)
-            engine.forget_device()
-            whole = _whole_cycle_ms(engine, session)
-            engine.close(session)
-            engine.graphs.release()
-            forward = step_ms(bench, target, context, budget)
-            shares = {"draft": 100 * draw / whole, "beside": 100 * (1 - forward / whole)}
-            rows.append([budget, context, cycle.levels, whole, draw, check, forward, *shares.values(), captured])
-            bench.figures |= {f"cycle_{what} {name} {context} {budget}": share for what, share in shares.items()}
-            bench.figures[f"cycle_ms {name} {context} {budget}"] = whole
+            try:
+                rows.append([budget, context, *_cycle(bench, target, head, name, context, budget)])
+            except Exception as error:
+                traceback.print_exc()
+                rows.append([budget, context, in_words(error), *[float("nan")] * 7])
     header = ["nodes", "context", "levels", "cycle ms", "draft ms", "verify ms", "forward ms", "draft % of cycle"]
     return [Table(f"EAGLE-3 cycles, {name}", [*header, "all but the forward %", "s to capture"], rows)]
+
+
+def _cycle(
+    bench: Bench, target: Decoder, head: PairProposer, name: str, context: int, budget: int
+) -> tuple[float, ...]:
+    """A row of ``cycles``, from its levels on."""
+    started = time.perf_counter()
+    engine = graph_engine(target, head, budget)
+    try:
+        session = decoding(engine, context, bench.sizes.prefill)
+        cycle = engine.graphs.cycle(budget)
+        captured = time.perf_counter() - started
+        draw = median_ms(cycle.replay_draft, bench.device, seconds=0.3)
+        check = median_ms(cycle.replay_verify, bench.device, seconds=0.3)
+        engine.forget_device()
+        whole = _whole_cycle_ms(engine, session)
+        engine.close(session)
+    finally:
+        engine.graphs.release()
+    forward = step_ms(bench, target, context, budget)
+    shares = {"draft": 100 * draw / whole, "beside": 100 * (1 - forward / whole)}
+    bench.figures |= {f"cycle_{what} {name} {context} {budget}": share for what, share in shares.items()}
+    bench.figures[f"cycle_ms {name} {context} {budget}"] = whole
+    return cycle.levels, whole, draw, check, forward, *shares.values(), captured
 
 
 def _whole_cycle_ms(engine: GraphEngine, session: Session, steps: int = 20) -> float:
@@ -211,6 +232,8 @@ def forced(bench: Bench, name: str = "8B bf16", paper: str = "Llama-3.1-8B, T=0"
         context, budget = key.removeprefix(f"cycle_ms {name} ").split()
         plain_ms = bench.figures.get(f"plain_ms {name} {context}", float("nan"))
         for what, length in lengths.items():
+            if length > most_accepted(int(budget)):
+                continue
             rows.append([budget, context, what, length, 1e3 * length / cycle, length * plain_ms / cycle])
     header = ["nodes", "context", "acceptance from", "tokens a cycle", "tokens/s, projected", "x plain, projected"]
     return [Table(f"PROJECTED from published acceptance, {paper.split(',')[0]}", header, rows)]
@@ -218,12 +241,16 @@ def forced(bench: Bench, name: str = "8B bf16", paper: str = "Llama-3.1-8B, T=0"
 
 @torch.inference_mode()
 def start(bench: Bench) -> list[Table]:
-    """What a start takes: every static step of an engine with a pair head, captured, and the memory that they keep. The
-    first time kernels are compiled besides, which are on the disk from then on.
+    """What a start takes: every static step of an engine with a pair head, captured, and the memory that they keep.
+
+    The first time kernels are compiled besides, or read from the disk where an earlier process has compiled them; the
+    second time this process has them loaded.
     """
     target, head = small_pair(bench)
     rows = []
-    for what in ("kernels compiled, where they were not yet", "kernels from the disk"):
+    for what in ("kernels compiled or read from the disk", "kernels compiled and loaded"):
+        if bench.left < 0:
+            break
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
         before, began = held_bytes(bench.device), time.perf_counter()
@@ -232,8 +259,9 @@ def start(bench: Bench) -> list[Table]:
         wait(bench.device)
         seconds, kept = time.perf_counter() - began, (held_bytes(bench.device) - before) / 1e9
         rows.append([what, graphs.num_steps, seconds, kept])
-        bench.figures |= {"capture_s": seconds, "capture_gb": kept}
         graphs.release()
+        if len(rows) == 2:
+            bench.figures |= {"capture_s": seconds, "capture_gb": kept}
     title = "Static steps captured at start: windows of 1 to 64 nodes for 1 to 8 calls, drafts and cycles"
     return [Table(title, ["", "steps", "s", "GB that they keep"], rows)]
 

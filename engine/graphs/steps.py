@@ -20,7 +20,9 @@ BUDGETS = (8, 16, 24, 32, 60)
 
 
 class Graphs:
-    """target, proposer: wrapped where they have static steps. A pair head has; another drafter stays what it is."""
+    """target, proposer: wrapped where they have static steps. A pair head that searches trees has; another drafter, and
+    a head that drafts chains of any length, stays what it is.
+    """
 
     def __init__(
         self, decoder: Decoder, proposer: Proposer, *, budgets: Sequence[int] = BUDGETS, most_windows: int = 8
@@ -30,7 +32,7 @@ class Graphs:
         self.target = GraphTarget(decoder, proposer.taps, most_windows=most_windows)
         self._memory = graph_memory(decoder.device)
         self.proposer: Proposer = proposer
-        if isinstance(proposer, PairProposer):
+        if isinstance(proposer, PairProposer) and not proposer._chain:
             self.proposer = GraphProposer(
                 proposer,
                 decoder.ops,

@@ -78,7 +78,8 @@ class GraphTarget(WrappedTarget):
         self._taps = tuple(taps)
         self._memory = graph_memory(decoder.device)
         self.sink = sink_of(decoder.pool) if sink is None else sink
-        self._pages = -(-decoder.max_context_tokens // decoder.pool.page_tokens) + 1
+        # A kernel looks up all rows of a step, those past a window's tree too, which may begin where the context ends.
+        self._pages = -(-(decoder.max_context_tokens + MOST_NODES) // decoder.pool.page_tokens)
         self._windows = [1 << power for power in range(most_windows.bit_length()) if 1 << power <= most_windows]
         self._steps: dict[tuple[int, int], StaticForward] = {}
 

@@ -22,8 +22,8 @@ class Rows:
     """n rows of B windows, those of one window next to each other.
 
     positions: int64 [n], for RoPE. slots: int64 [n], where a row's key and value go.
-    tables: [B, P], the page tables. lengths: [B], committed positions, which every row of the window sees.
-    computed: [B], scratch nodes behind them that were written by an earlier level. starts: [B + 1], where
+    tables: int64 [B, P], the page tables. lengths: int64 [B], committed positions, which every row of the window sees.
+    computed: int64 [B], scratch nodes behind them that were written by an earlier level. starts: int64 [B + 1], where
     each window's rows begin. ancestors: int64 [n, words], bit j where the row sees scratch node j of its window (its
     own is ``computed`` plus its place in the window); None where every row sees all scratch up to its own node.
     max_rows: of any window. page_tokens: of a page. Rows of a window past the live ones write to a sink and see what

@@ -9,6 +9,7 @@ import os
 import select
 import sys
 import threading
+import traceback
 from multiprocessing.connection import Connection
 
 import torch
@@ -107,7 +108,13 @@ def main(argv: list[str]) -> None:
         connection.poll(None)  # rank 0 says it where it is heard, and hangs up
         return
     connection.send(Loaded())
-    follow(Follower(target), connection)
+    try:
+        follow(Follower(target), connection)
+    except Exception:
+        # At once: what is under way between the ranks would be waited for at an ordinary end, and never comes.
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -77,10 +77,18 @@ def other_ranks(config: EngineConfig, on_lost: Callable[[str], None]) -> Iterato
         tempfile.TemporaryDirectory(prefix="engine-ranks-", ignore_cleanup_errors=True) as meeting,
         contextlib.ExitStack() as stack,
     ):
+        stack.callback(_part)  # the last of all: the others are gone by then
         start = Start(config, f"file://{meeting}/store")
         connections = [stack.enter_context(_started(rank, start, on_lost)) for rank in range(1, config.ranks)]
         shard = join(0, config.ranks, start.address, device_of(config.device, 0))
         yield Ranks(shard, connections)
+
+
+def _part() -> None:
+    """Dissolve the group, of which nobody else is left. Over NCCL all ranks would have to, together: there it ends with
+    this process.
+    """
+    if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
 
 

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from bench.gpu.check import _kernels
+from bench.gpu.grown import PLAIN, Decoding
+from bench.gpu.large import large, quality
 from bench.gpu.registry import STAGES
 from bench.gpu.sizes import DRY, FULL, random_head, random_target, step_bytes
 from bench.gpu.stages import Bench, NotRun, Record, Stage, Table, run_stage
+from bench.gpu.steps import forced
 from bench.gpu.targets import TARGETS, verdict
+from bench.harness import Prompt, stop_tokens
+from engine.kernels.plain import PlainOps
+from engine.models.decoder import load_target
+from engine.proposers.eagle3 import load_eagle3
+from engine.proposers.none import NoProposer
 from engine.quantize import ScaledMatrix
 from tests.engine.embedded import MODEL
+from tests.engine.equal import embedded_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -109,12 +124,15 @@ def test_targets_are_met_or_not_or_not_measured() -> None:
     figures = {
         "kernels_correct": True,
         "graph_text_equals_eager": False,
+        "graph_steps": 1.0,
         "plain_share 8B bf16 4096": 86.0,
         "plain_ms 8B bf16 4096": 4.0,
         "verify_ms 8B bf16 4096 32": 4.5,
         "cycle_ms 8B bf16 4096 32": 8.4,
         "cycle_ms 8B bf16 4096 60": 7.0,
         "cycle_ms 8B bf16 1024 8": 1.0,
+        "cycle_ms 8B bf16 4096 8": 5.0,
+        "cycle_ms 8B bf16 4096 24": 6.0,
         "first_p95_ms 4096": 10.0,
         "first_p95_ms 16384": 12.5,
         "grown 8B bf16 tokens_s plain, graphs": 100.0,
@@ -125,6 +143,7 @@ def test_targets_are_met_or_not_or_not_measured() -> None:
     assert list(said.values()) == [
         ["yes", "met"],
         ["no", "NOT met"],
+        ["1 x", "met"],
         ["not measured", ""],
         ["86 %", "met"],
         ["1.12 x", "NOT met"],
@@ -135,6 +154,102 @@ def test_targets_are_met_or_not_or_not_measured() -> None:
         ["1.8 x", "NOT met"],
         *[["not measured", ""]] * 3,
     ]
+
+
+def test_nothing_is_projected_that_a_tree_cannot_bring() -> None:
+    """Eight nodes stand in four levels: with the target's own token that is five at most."""
+    shared = bench()
+    shared.figures |= {"cycle_ms 8B bf16 48 8": 5.0, "cycle_ms 8B bf16 48 24": 6.0}
+    (table,) = forced(shared)
+    lengths = {nodes: {row[3] for row in table.rows if row[0] == nodes} for nodes in ("8", "24")}
+    assert lengths == {"8": {4.2, 5.0, 4.24}, "24": {4.2, 5.0, 6.13, 6.23, 5.34, 4.24}}
+
+
+def test_what_came_before_a_failure_is_kept(tmp_path: Path) -> None:
+    def broken(bench: Bench) -> Iterator[Table]:
+        yield Table("First", ["a"], [[1]])
+        raise RuntimeError("later")
+
+    def short(bench: Bench) -> Iterator[Table]:
+        yield Table("First", ["a"], [[1]])
+        raise NotRun("no prompts")
+
+    shared = bench()
+    record = Record(tmp_path / "gpu.json", {"stages": {}}, shared.figures)
+    states = [run_stage(shared, Stage(f.__name__, 5, f), record) for f in (broken, short)]
+    assert states == ["failed", "done in part"]
+    written = json.loads((tmp_path / "gpu.json").read_text())["stages"]
+    assert [[table["title"] for table in written[name]["tables"]] for name in ("broken", "short")] == [["First"]] * 2
+
+
+def test_a_way_that_fails_harms_no_other_and_replies_end_where_they_end() -> None:
+    """On the embedded model itself, which ends its replies well before the room that they have."""
+    target = load_target(MODEL, pool_tokens=2048, max_context_tokens=1024)
+    shared = bench()
+    shared.deadline = math.inf
+    shared.sizes = replace(DRY, reply_tokens=100)
+    ways = Decoding(shared, "8B bf16", target, [Prompt(embedded_prompts(1)[0], tool=False)])
+    ways.graphs(PLAIN, NoProposer, 1)
+    ways.graphs("broken", lambda: load_eagle3(Path("nowhere"), target, pool_tokens=64), 8)
+    ways.eagle3(load_eagle3(MODEL / "eagle3", target, pool_tokens=2048), [8])
+    rows = {row[0]: row[1:] for row in ways.table().rows}
+    (said,) = ways.ways[0].said
+    assert said[-1] in stop_tokens(MODEL) and len(said) < 100
+    assert rows["broken"][3].startswith("ModelError")
+    assert rows["eagle3, graphs, 8 nodes"][-1] == "1/1"
+    assert rows["eagle3, graphs, 8 nodes"][1] > 1.2 and rows[PLAIN][1] == 1.0
+    assert set(shared.figures) == {f"grown 8B bf16 tokens_s {name}" for name in (PLAIN, "eagle3, graphs, 8 nodes")}
+
+
+def test_wrong_kernels_and_products_are_remembered() -> None:
+    class Wrong(PlainOps):
+        name = "triton"
+
+        def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+            return super().gate(gate_up) + 1
+
+    shared = bench()
+    shared.deadline = math.inf
+    rows: list[list[Any]] = []
+    _kernels(shared, Wrong(), rows)
+    assert {row[0] for row in rows if not row[-1]} == {"SwiGLU"}
+    assert shared.figures == {"kernels_correct": False, "products_correct": True}
+    shared = bench()
+    shared.deadline = math.inf
+    _kernels(shared, PlainOps(), rows)
+    assert "kernels_correct" not in shared.figures, "plain operations say nothing of the kernels"
+    shared.figures["products_correct"] = False
+    for stage in (large, quality):
+        with pytest.raises(NotRun, match="products with weights in eight bits are wrong"):
+            next(iter(stage(shared)))
+
+
+def test_a_run_ends_in_its_time(tmp_path: Path) -> None:
+    """A stage whose box does not fit is left out, and a shorter one behind it is not."""
+    command = [sys.executable, "-m", "bench.gpu", "--dry-run", "--minutes", "0.5", "--stages", "forced,check"]
+    command += ["--out", str(tmp_path / "gpu.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    assert "check: no time left\nforced: done" in done.stdout or "forced: done\ncheck: no time left" in done.stdout
+
+
+@pytest.mark.timeout(900)
+def test_the_dry_run_walks_every_stage(tmp_path: Path) -> None:
+    """What a card will be asked, on tiny shapes: whatever fails here would have cost a part of its lease."""
+    pytest.importorskip("triton", reason="Triton has no wheels for this platform")
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "bench.gpu", "--dry-run", "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=880, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(out.read_text())
+    assert {name: stage["state"] for name, stage in found["stages"].items()} == {stage.name: "done" for stage in STAGES}
+    unmeasured = {target["what"] for target in found["targets"] if target["measured"] == "not measured"}
+    assert unmeasured == {"the same at 16k over 4k"}, "a dry run has one history"
+    assert found["figures"]["kernels_correct"] and found["figures"]["products_correct"]
+    assert found["figures"]["graph_text_equals_eager"] and found["figures"]["graph_steps"] == 1.0
+    for name in ("grown", "grown_large"):
+        ((_, *ways),) = [part["rows"] for part in found["stages"][name]["tables"]]
+        assert len(ways) >= 2 and all(way[-1] == "1/1" for way in ways), "a drafter failed, or changed what is said"
 
 
 def test_every_target_stands_in_the_page_with_its_stage() -> None:

@@ -141,6 +141,7 @@ def test_published_layouts_give_the_matrices_that_they_stand_for(
         ({"quant_method": "compressed-tensors", "config_groups": {}}, "0 groups"),
         (config_of(torch.int8, "channel"), r"torch\.float8_e4m3fn, and the config says torch\.int8"),
         ({"quant_method": "fp8", "weight_block_size": [16, 16]}, "weight_scale_inv is missing"),
+        (config_of(FP8, "block", block_structure="128x128"), "block_structure or weight_block_size .* no numbers"),
         (None, "which nothing in the config explains"),
     ],
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +15,7 @@ from engine.config import EngineConfig
 from engine.session import Finish
 from service.config import EMBEDDED_MODEL, WatchdogConfig
 from service.engine_client import EngineClient
-from service.engine_process import EngineStartError
+from service.engine_process import EngineProcess, EngineStartError
 from tests.e2e.server import children
 from tests.service.test_engine_client import States, ask, opened, pid, whole
 from tests.service.waiting import until
@@ -54,6 +57,24 @@ async def test_a_lost_rank_costs_a_restart_and_no_word(blow: signal.Signals, cap
     finally:
         await engine.stop()
     await until(lambda: gone(rank))
+
+
+async def test_what_a_leader_leaves_behind_is_ended_too(tmp_path: Path) -> None:
+    """A rank that hangs sees nothing of its leader's end, and would keep its share of a GPU's memory. Here it is a
+    process that ignores everything but the last signal: one that merely stands still is ended by Linux itself.
+    """
+    engine, noted = EngineProcess(lambda record: None), tmp_path / "pid"
+    script = f"trap '' HUP TERM; sleep 600 & echo $! > {noted}"
+    engine._process = await asyncio.create_subprocess_exec("sh", "-c", script, start_new_session=True)
+    await engine._process.wait()
+    left = int(noted.read_text())
+    try:
+        assert not gone(left)
+        await engine.kill()
+        await until(lambda: gone(left))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(left, signal.SIGKILL)
 
 
 async def test_what_cannot_be_shared_is_said_by_name() -> None:

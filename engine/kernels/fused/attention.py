@@ -137,7 +137,11 @@ def _tile(
     return higher, total, sums
 
 
-@triton.jit(do_not_specialize=["n", "blocks", "width", "words"])
+# What the host describes comes as pieces of one tensor: where each begins must not decide which kernel there is.
+@triton.jit(
+    do_not_specialize=["n", "blocks", "width", "words"],
+    do_not_specialize_on_alignment=["tables", "lengths", "computed", "starts", "ancestors"],
+)
 def _attend_split(
     query,
     kv,

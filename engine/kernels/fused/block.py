@@ -98,7 +98,7 @@ def write(qkv: Tensor, norms: HeadNorms | None, kv: Tensor, rows: Rows, rotary: 
     return query
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])  # pieces of one tensor
 def _write(
     qkv,
     query_norm,

@@ -42,7 +42,7 @@ def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor, block: int) -> Tenso
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _scaled_linear(
     x,
     weight,

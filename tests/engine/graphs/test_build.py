@@ -8,6 +8,8 @@ import pytest
 
 from engine import records
 from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.errors import ModelError
 from engine.graphs.engine import GraphEngine
 from engine.load import load_host
 from engine.sampling import Sampling
@@ -36,3 +38,15 @@ def test_hosts_say_the_same(drafter: str) -> None:
     static, kind = said(drafter, graphs=True)
     assert (kind is GraphEngine) == (drafter != "suffix")
     assert static == said(drafter)[0]
+
+
+def test_chains_have_no_static_drafts() -> None:
+    """They may be of any length, and a static step searches a tree."""
+    chained, kind = said(f"eagle3:{HEAD}", graphs=True, draft_shape="chain")
+    assert kind is Engine
+    assert chained == said(f"eagle3:{HEAD}", draft_shape="chain")[0]
+
+
+def test_a_gpu_that_is_not_there_is_said_before_anything_is_loaded() -> None:
+    with pytest.raises(ModelError, match="would have GPU 90"):
+        load_host(EngineConfig("nowhere", device="cuda:90"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from engine.errors import ModelError
 from engine.host import EngineHost
 from engine.load import load_host
 from engine.ranks.launch import other_ranks
+from engine.ranks.orders import Forget
 from engine.sampling import Sampling
 from tests.engine.embedded import HEAD, MODEL
 from tests.engine.equal import embedded_prompts
@@ -129,3 +131,19 @@ def test_what_a_rank_cannot_load_is_said_by_its_name(tmp_path: Path) -> None:
     ):
         assert others is not None
         others.wait_until_loaded()
+
+
+def test_a_rank_that_fails_is_gone() -> None:
+    lost: list[str] = []
+    heard = threading.Event()
+
+    def on_lost(cause: str) -> None:
+        lost.append(cause)
+        heard.set()
+
+    with other_ranks(EngineConfig(str(MODEL), ranks=2), on_lost) as others:
+        assert others is not None
+        others.wait_until_loaded()
+        others.tell(Forget(99))
+        assert heard.wait(60)
+    assert lost == ["rank 1 of 2 has ended with status 1"]
