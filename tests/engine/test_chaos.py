@@ -261,7 +261,8 @@ class House:
             self.run(self.chance.randrange(3))
             self.do([records.Cancel(caller.name, caller.turn)] if caller.busy else [])
         else:
-            self.do([records.Close(caller.name), *caller.open()])
+            self.do([records.Close(caller.name)])
+            self.do(caller.open())
 
     def act(self, caller: Caller) -> None:
         if caller.role in HURT and self.chance.random() < 0.2:
