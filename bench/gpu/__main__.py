@@ -63,6 +63,8 @@ def main() -> None:
             print(f"{stage.name:12} {stage.seconds:5.0f} s")
         return
     device = torch.device("cpu" if arguments.dry_run else arguments.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # streams, events, captures and launches are of the current one
     torch.set_num_threads(1 if arguments.dry_run else torch.get_num_threads())
     dry = arguments.dry_run
     bench = Bench(device, DRY if dry else FULL, arguments.model, arguments.kernels, patience=10.0 if dry else 1.0)
