@@ -7,6 +7,9 @@ state is one number.
 
 from __future__ import annotations
 
+ROUNDING_S = 1e-8
+"""What rounding may make of nothing, where clocks count from long ago."""
+
 
 class TokenBucket:
     """``rate`` times a second in the long run, ``burst`` (at least 1) at once. Times are seconds of a clock of the
@@ -24,7 +27,7 @@ class TokenBucket:
         """0 where it may happen now, and it counts; else how many seconds it is too early, and it does not count."""
         free_at = max(self._free_at, now) + self._step_s
         early = free_at - now - self._burst_s
-        if early > self._step_s * 1e-6:  # what rounding makes of nothing
+        if early > self._step_s * 1e-6 + ROUNDING_S:
             return early
         self._free_at = free_at
         return 0.0

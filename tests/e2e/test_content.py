@@ -152,8 +152,8 @@ async def refused_events(call: CallStream) -> None:
     """Each is answered by an error."""
     word = WORDS["refused"]
     before = len(errors(call))
+    await call.send(interrupt=client_pb.Interrupt(turn_id=call.turn_id, heard=client_pb.Heard(text=WORDS["heard"])))
     wrong = [
-        {"interrupt": client_pb.Interrupt(turn_id=call.turn_id, heard=client_pb.Heard(text=WORDS["heard"]))},
         {"tool_result": client_pb.ToolResult(turn_id=1, call_id="none", output=word)},
         {"final": client_pb.Final(turn_id=1, text=word)},
         {"final": client_pb.Final(turn_id=call.turn_id + 1, text=word * 5000)},
@@ -202,7 +202,7 @@ def found(text: str | bytes) -> set[str]:
 def test_all_of_it_was_said_and_refused(name: str, servers: dict[str, Watched]) -> None:
     """Else what follows would show nothing."""
     watched = servers[name]
-    assert len(watched.errors) >= 7 + len(broken_requests())
+    assert len(watched.errors) >= 6 + len(broken_requests())
     codes = [code for code, _ in watched.ends]
     assert codes[0] is grpc.StatusCode.OK
     assert grpc.StatusCode.RESOURCE_EXHAUSTED in codes and grpc.StatusCode.INVALID_ARGUMENT in codes

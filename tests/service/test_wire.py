@@ -68,7 +68,7 @@ def test_partial(turn_id: int, revision: int, text: str) -> None:
 SAMPLING = st.fixed_dictionaries(
     {},
     optional={
-        "temperature": st.floats(0, 100),
+        "temperature": st.just(0.0) | st.floats(1e-6, 100),
         "top_k": UINT32,
         "top_p": st.floats(0, 1, exclude_min=True),
         "min_p": st.floats(0, 1),
