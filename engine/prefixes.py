@@ -7,6 +7,7 @@ and pages; knows no text.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from engine.cache import ABSENT, PagePool
 from engine.engine import Engine
+from engine.errors import OutOfPages
 from engine.session import Session
 from engine.text.common import common_length
 
@@ -126,8 +128,11 @@ class Prefixes:
         prefix.used = time.monotonic()
         session.adopt(prefix.session, positions)
         for cache in session.caches if self._own_runs else ():
-            if cache.pool.free_pages - cache.num_pages >= cache.pool.num_pages * OWN_RUN_FREE:
-                cache.unshare()
+            # Those that are in host memory come back first. It is a luxury: where there is no room, there is none.
+            wanted = len(cache.pages) + cache.pages.count(ABSENT)
+            if cache.pool.free_pages - wanted >= cache.pool.num_pages * OWN_RUN_FREE:
+                with contextlib.suppress(OutOfPages):
+                    cache.unshare()
 
     def learn(self, session: Session) -> None:
         """More of the session is computed, or its log is another: its beginning is kept once all of that is there.
