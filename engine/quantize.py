@@ -22,7 +22,16 @@ from engine.weights import TensorSource, Weights, pack
 LARGEST = {FP8: 448.0, torch.int8: 127.0}
 PRECISIONS = {"full": None, "fp8": FP8, "int8": torch.int8}
 """What weights may be made into at load."""
-TRITON = importlib.util.find_spec("triton") is not None
+
+
+def _has_triton() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ModuleNotFoundError:  # somebody keeps it from being found
+        return False
+
+
+TRITON = _has_triton()
 """Whether there is a kernel for products on a GPU; it is Triton's with ``kernels = "plain"`` too."""
 
 ReadMatrix = Callable[[TensorSource, list[str], list[tuple[int, ...]]], Weight]

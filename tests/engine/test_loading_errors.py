@@ -112,7 +112,7 @@ def test_an_engine_that_cannot_start_says_what_was_raised(
     assert isinstance(failed, records.Failed) and failed.reason == "ModelError"
     assert capsys.readouterr().err == ""
 
-    def load_host(config: EngineConfig) -> None:
+    def load_host(config: EngineConfig, *ranks: object) -> None:
         raise torch.OutOfMemoryError("31 GiB are wanted")
 
     monkeypatch.setattr(worker, "load_host", load_host)
