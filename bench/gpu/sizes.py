@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.grow.exact_drafters import DRAFT_VOCAB, head_matrices
 from engine.models.config import DecoderConfig
 from engine.models.decoder import Decoder, assemble
 from engine.proposers.eagle3.checkpoint import HeadConfig
@@ -137,21 +138,13 @@ def random_target(
 def random_head(target: Decoder, *, pool_tokens: int) -> PairProposer:
     """An EAGLE-3 head in the published heads' proportions: as wide as its target, and 32,000 tokens."""
     config = target.config
-    hidden, inner = config.hidden_size, config.intermediate_size
-    q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    vocab = min(32_000, config.vocab_size)
+    hidden, vocab = config.hidden_size, min(DRAFT_VOCAB, config.vocab_size)
     shapes = {
         "fc.weight": (hidden, 3 * hidden),
         "hidden_norm.weight": (hidden,),
         "input_layernorm.weight": (hidden,),
         "post_attention_layernorm.weight": (hidden,),
-        "self_attn.q_proj.weight": (q_rows, 2 * hidden),
-        "self_attn.k_proj.weight": (kv_rows, 2 * hidden),
-        "self_attn.v_proj.weight": (kv_rows, 2 * hidden),
-        "self_attn.o_proj.weight": (hidden, q_rows),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
+        **head_matrices(config),
         "norm.weight": (hidden,),
         "lm_head.weight": (vocab, hidden),
     }

@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.grow import files
 from bench.grow.drafters import MEDUSA
 from bench.grow.exact import Grown, GrownTensors
+from engine.models.config import DecoderConfig
 from engine.models.decoder import Decoder
 from engine.proposers.eagle3.checkpoint import read_head
 from engine.proposers.eagle3.head import Head
@@ -44,16 +45,11 @@ class MaskedHead(Head):
         return super().predict(x, self.mask if noise is None else noise + self.mask)
 
 
-def grow_head(directory: Path, grown: Grown, pool_tokens: int) -> PairProposer:
-    """The EAGLE-3 head in proportion: as wide as the target, with the draft vocabulary of the published heads."""
-    target, small, source, layers = grown.target, grown.small, grown.source, grown.layers
-    head, tensors = read_head(directory, small)
-    config, hidden, inner = target.config, target.config.hidden_size, target.config.intermediate_size
-    taps = tuple(layers[tap - 1] + 1 if tap else 0 for tap in head.taps)
-    real = tensors["lm_head.weight"].shape[0]
-    vocab = min(DRAFT_VOCAB, real + config.vocab_size - small.vocab_size)
+def head_matrices(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the matrices in the block of an EAGLE-3 head as wide as its target."""
+    hidden, inner = config.hidden_size, config.intermediate_size
     q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    shapes = {
+    return {
         "self_attn.q_proj.weight": (q_rows, 2 * hidden),
         "self_attn.k_proj.weight": (kv_rows, 2 * hidden),
         "self_attn.v_proj.weight": (kv_rows, 2 * hidden),
@@ -62,6 +58,17 @@ def grow_head(directory: Path, grown: Grown, pool_tokens: int) -> PairProposer:
         "mlp.up_proj.weight": (inner, hidden),
         "mlp.down_proj.weight": (hidden, inner),
     }
+
+
+def grow_head(directory: Path, grown: Grown, pool_tokens: int) -> PairProposer:
+    """The EAGLE-3 head in proportion: as wide as the target, with the draft vocabulary of the published heads."""
+    target, small, source, layers = grown.target, grown.small, grown.source, grown.layers
+    head, tensors = read_head(directory, small)
+    config, hidden = target.config, target.config.hidden_size
+    taps = tuple(layers[tap - 1] + 1 if tap else 0 for tap in head.taps)
+    real = tensors["lm_head.weight"].shape[0]
+    vocab = min(DRAFT_VOCAB, real + config.vocab_size - small.vocab_size)
+    shapes = head_matrices(config)
     wide = {}
     for name, tensor in tensors.items():
         if name == "fc.weight":

@@ -130,15 +130,13 @@ class PairDraft:
 
     def start_over(self) -> None:
         """Give up all that is known: pairs that were taken could not be made."""
-        self.base = self._waiting_from = self.length
-        self._tokens.clear()
-        self._waiting, self._num_waiting = [], 0
-        self.cache.truncate(0)
-        self.root_pair = None
+        self._restart(0)
 
     def restart(self) -> None:
         """Start over with a window: the pairs before it are given up, and their keys with them."""
-        keep = MAX_WAITING // 2
+        self._restart(MAX_WAITING // 2)
+
+    def _restart(self, keep: int) -> None:
         first = self.length - keep
         features = torch.cat(self._waiting)[first - self._waiting_from :].clone()
         self._tokens = self._tokens[first - self.base :]

@@ -54,8 +54,12 @@ def path_to(tree: DraftTree, node: int) -> list[int]:
 
 def check(target: Decoder, slow: heads.SlowHead, tree: DraftTree, tokens: list[int], root: int) -> None:
     """Every node's score is the probability that the slow head gives its path."""
+    check_scores(slow, tree, features(target, tokens), tokens, root)
+
+
+def check_scores(slow: heads.SlowHead, tree: DraftTree, known: Tensor, tokens: list[int], root: int) -> None:
+    """The same where the head knows no more than these features and tokens."""
     tree.check()
-    known = features(target, tokens)
     for node in range(1, len(tree)):
         wanted = slow.log_prob(known, tokens, root, path_to(tree, node))
         assert math.log(float(tree.score[node])) == pytest.approx(wanted, abs=1e-5)
@@ -197,9 +201,7 @@ def test_a_draft_whose_pairs_could_not_be_made_starts_over(
     proposer.observe(draft, torch.tensor(tokens[12:]), f[12:], None)
     tree = proposer.propose([draft], [7], [None], 6)[0]
     assert len(tree) == 6
-    for node in range(1, len(tree)):
-        wanted = slow.log_prob(f[12:], tokens[12:], 7, path_to(tree, node))
-        assert math.log(float(tree.score[node])) == pytest.approx(wanted, abs=1e-5)
+    check_scores(slow, tree, f[12:], tokens[12:], 7)
     draft.close()
     assert proposer.pool.pages_in_use == 0
 
@@ -217,10 +219,7 @@ def test_a_draft_that_was_off_for_long_restarts_with_a_window(
         proposer.observe(draft, torch.tensor(tokens[start : start + 4]), f[start : start + 4], None)
     assert draft.base > 0
     tree = proposer.propose([draft], [7], [None], 6)[0]
-    windowed = tokens[draft.base :]
-    for node in range(1, len(tree)):
-        wanted = slow.log_prob(f[draft.base :], windowed, 7, path_to(tree, node))
-        assert math.log(float(tree.score[node])) == pytest.approx(wanted, abs=1e-5)
+    check_scores(slow, tree, f[draft.base :], tokens[draft.base :], 7)
     draft.truncate(draft.base - 2)
     assert draft.length == draft.base
     draft.close()
