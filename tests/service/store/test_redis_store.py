@@ -447,18 +447,23 @@ async def test_a_store_that_is_slow(server: Valkey) -> None:
         await written(log, max(records))
 
 
+async def overflow(server: Valkey, log: CallLog, told: Told, seqs: range) -> None:
+    """While the store is away more is said than is kept for it: the whole call is written when it is back."""
+    server.freeze()
+    for seq in seqs:
+        log.append(seq, bytes(64 * 1024))
+    told.at = seqs[-1]
+    server.thaw()
+    await written(log, seqs[-1])
+
+
 async def test_what_is_never_written_does_not_grow_for_ever(server: Valkey) -> None:
     async with Pods(server.url) as pods:
         one, told = await pods.pod(), Told()
         log = one.begin(KEY, told.ownership())
         fill(log, range(1, 3))
         await written(log, 2)
-        server.freeze()
-        for seq in range(3, 40):
-            log.append(seq, bytes(64 * 1024))
-        told.at = 39
-        server.thaw()
-        await written(log, 39)
+        await overflow(server, log, told, range(3, 40))
         assert (await taken(one)).records == {1: b"record 1", 2: b"record 2", 39: b"whole 39"}
 
 
@@ -469,12 +474,7 @@ async def test_a_client_that_has_not_received_the_whole_goes_on_from_before_it(s
         log = one.begin(KEY, told.ownership())
         records = fill(log, range(1, 9))
         await written(log, 8)
-        server.freeze()
-        for seq in range(9, 46):
-            log.append(seq, bytes(64 * 1024))
-        told.at = 45
-        server.thaw()
-        await written(log, 45)
+        await overflow(server, log, told, range(9, 46))
         assert (await taken(one, last_seq=44)).records == records
 
 
