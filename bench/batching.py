@@ -26,11 +26,8 @@ from bench import harness
 from bench.drafters.counts import HELD_OUT, OTHER, prompts_of
 from bench.drafters.methods import Method
 from engine.config import EngineConfig
-from engine.costs import measure_costs
 from engine.engine import Engine, Work
-from engine.load import choose_policy, load_proposer, load_target_for
-from engine.pace import Pace, StepCosts
-from engine.proposers.table import cheaper_ways
+from engine.load import load_proposer, load_target_for, measured_engine
 from engine.sampling import Sampling
 from engine.session import Turn
 
@@ -88,11 +85,7 @@ class Replies:
     def begin(self, engine: Engine, number: int) -> Turn:
         """The reply's session is read and its drafter has caught up."""
         prompt = self._prompts[number % len(self._prompts)].ids
-        session = engine.open(f"reply-{number}", prompt, seed=number)
-        while session.num_pending > 1:
-            engine.step([Work(session, max_tokens=4096)])
-        while engine.catch_up(session):
-            pass
+        session = harness.warm(engine, prompt, seed=number, name=f"reply-{number}")
         return engine.submit(session, self._sampling, max_tokens=MAX_TOKENS, stop_tokens=self._stop)
 
 
@@ -102,19 +95,10 @@ def contenders(model: Path, names: Sequence[str], calls: int) -> list[Contender]
     pool = (calls + SPARE_CONTEXTS) * 2048
     target = load_target_for(EngineConfig(model=str(model), threads=1, pool_tokens=pool))
     made = []
-    costs: dict[str, StepCosts] = {}
     for name in names:
         settings = {key: str(value).replace("{model}", str(model)) for key, value in WAYS[name].items()}
         config = EngineConfig(**{**base, "pool_tokens": pool, **settings})  # type: ignore[arg-type]
-        proposer = load_proposer(config, target)
-        cheaper = cheaper_ways(proposer)
-        ways = [proposer, *cheaper]
-        if str(config.drafter) not in costs:
-            costs[str(config.drafter)] = measure_costs(target, ways)
-        pace = Pace(costs[str(config.drafter)])
-        policy = choose_policy(config, pace, [way.name for way in ways])
-        engine = Engine(target, proposer, policy, coupled=config.couples, cheaper=cheaper, pace=pace)
-        made.append(Contender(name, engine))
+        made.append(Contender(name, measured_engine(target, load_proposer(config, target), config)))
     return made
 
 

@@ -77,9 +77,9 @@ def stop_tokens(model: Path) -> frozenset[int]:
     return frozenset(eos if isinstance(eos, list) else [eos])
 
 
-def warm(engine: Engine, prompt: Sequence[int], *, seed: int = 0) -> Session:
+def warm(engine: Engine, prompt: Sequence[int], *, seed: int = 0, name: str = "bench") -> Session:
     """A session that has read all of the prompt but its last token, its drafter too."""
-    session = engine.open("bench", prompt, seed=seed)
+    session = engine.open(name, prompt, seed=seed)
     while session.num_pending > 1:
         engine.step([Work(session, max_tokens=4096)])
     while engine.catch_up(session):
