@@ -275,12 +275,12 @@ class Hibernation:
         return False
 
     def _hibernate(self, session: Session) -> None:
-        needed = sum(cache.movable_pages * cache.pool.bytes_per_page for cache in session.caches)
-        while self.bytes_in_host + needed > self._budget >= needed and self._in_host:
+        while self.bytes_in_host + _movable_bytes(session) > self._budget:
+            # Whoever is dropped may have shared pages with the session, which has more to move from then on.
+            if _movable_bytes(session) > self._budget or not self._in_host:
+                self._drop(session)
+                return
             self._drop(self._engine.sessions[next(iter(self._in_host))])
-        if self.bytes_in_host + needed > self._budget:
-            self._drop(session)
-            return
         del self._asked[session.name]
         self._in_host[session.name] = None
         session.offload()
@@ -298,6 +298,11 @@ class Hibernation:
         self._asked[session.name] = time.monotonic()
         if session.turn is None:
             session.stall()  # its prefill begins again when there are pages
+
+
+def _movable_bytes(session: Session) -> int:
+    """That would be in host memory if it went there now."""
+    return sum(cache.movable_pages * cache.pool.bytes_per_page for cache in session.caches)
 
 
 def _pages_wanted(session: Session, *, trees: bool = False) -> int:

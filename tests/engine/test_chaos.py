@@ -183,21 +183,17 @@ def new_reader(command: records.Submit) -> ReplyReader:
     return reader_of(codec(), command)
 
 
-@cache
-def parts() -> tuple[Any, Any, Any, EngineConfig]:
-    config = EngineConfig(str(MODEL), f"suffix+eagle3:{HEAD}", dtype="float64", pool_tokens=POOL_TOKENS)
-    target = load_target_for(config)
-    proposer = load_proposer(config, target)
-    return target, proposer, measured_engine(target, proposer, config).pace.costs, config
+CONFIG = EngineConfig(str(MODEL), f"suffix+eagle3:{HEAD}", dtype="float64", pool_tokens=POOL_TOKENS)
 
 
 class House:
     """The engine's host, with drafters that raise now and then, and its callers."""
 
     def __init__(self, chance: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
-        target, proposer, _, config = parts()
+        target = load_target_for(CONFIG)
+        proposer = load_proposer(CONFIG, target)
         self.chance, self.everybody = chance, callers()
-        self.engine = measured_engine(target, proposer, config)
+        self.engine = measured_engine(target, proposer, CONFIG)
         assert isinstance(self.engine.drafting.policy, MeasuredPolicy)
         self.prefixes = Prefixes(self.engine)
         self.hibernation = Hibernation(self.engine, HOST_BYTES, idle_s=0.0, beginnings=self.prefixes)

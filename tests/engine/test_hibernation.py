@@ -242,6 +242,18 @@ def test_a_dropped_call_is_prefilled_by_ordinary_work_when_it_is_announced_and_n
     assert reply(host, "a").stats.cached_tokens == len(PROMPT) - 1
 
 
+def test_whoever_shared_pages_with_a_call_that_is_dropped_does_not_take_more_of_host_memory_than_there_is() -> None:
+    roomy = small()
+    assert roomy.hibernation is not None
+    budget = (1 << 30) // roomy.hibernation.host_pages * 3 // 2  # of one page of each pool, and not of two
+    host = small(host_bytes=budget)
+    prefilled(host, "a")
+    host.handle(records.Fork("a", "b"))  # each has a last page of its own, and shares the others
+    prefilled(host, "c", "d")
+    beat = host.beat()
+    assert beat.hibernated and beat.dropped and beat.host_bytes <= budget
+
+
 def test_who_was_asked_for_something_last_stays() -> None:
     host = small()
     prefilled(host, "a", "b")
