@@ -103,8 +103,8 @@ bench-hibernation: $(READY) ## First tokens of calls that were quiet beyond the 
 bench-prefixes: $(READY) ## What sharing the beginnings of calls saves, and what it costs
 	$(PY) -m bench.prefixes
 
-bench-store: $(READY) ## What the store costs a first token: paired turns, with Redis and without any
-	$(PY) -m bench.store_cost
+bench-overhead: $(READY) ## What Redis and telemetry add to a first token: 2,000 paired turns, with both and with neither
+	$(PY) -m bench.overhead
 
 bench-suffix: $(READY) ## Cost per token of self-speculation, from 1,000 to 100,000 tokens
 	$(PY) -m bench.suffix
