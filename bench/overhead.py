@@ -35,24 +35,22 @@ PAUSE_S = 0.01
 
 
 async def first_text_us(call: Call) -> float:
-    """Microseconds from the commit of a turn to its first text; nothing of the turn stays in the history."""
+    """Microseconds from the commit of a turn to its first text."""
     turn = await call.ask(USER_TEXT)
     assert turn.report is not None and turn.report.timings.first_text_ms is not None
     await asyncio.sleep(PAUSE_S)
     return turn.report.timings.first_text_ms * 1000
 
 
-def whole(url: str, collector: str) -> dict[str, str]:
+def whole(url: str, receiver: Receiver) -> dict[str, str]:
     """The environment of a server as it runs in production."""
     return {
         **settings(),
+        **receiver.endpoint,
         "FIRSTWORD_STORE__URL": url,
         "FIRSTWORD_STORE__ENCRYPTION_KEYS": base64.b64encode(secrets.token_bytes(32)).decode(),
         "FIRSTWORD_RESUME__KEYS": secrets.token_hex(16),
-        "OTEL_TRACES_EXPORTER": "otlp",
         "OTEL_METRICS_EXPORTER": "otlp,prometheus",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
-        "OTEL_EXPORTER_OTLP_INSECURE": "true",
         "OTEL_EXPORTER_PROMETHEUS_PORT": "0",
     }
 
@@ -104,7 +102,7 @@ def main() -> None:
         server.start()
         try:
             with Receiver() as receiver:
-                environment = whole(f"redis://127.0.0.1:{server.port}/0", f"http://127.0.0.1:{receiver.port}")
+                environment = whole(f"redis://127.0.0.1:{server.port}/0", receiver)
                 pairs = asyncio.run(measure(environment, given.turns))
                 turns = sum(span.name.startswith("chat ") for span in receiver.spans)
         finally:

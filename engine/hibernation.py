@@ -275,9 +275,9 @@ class Hibernation:
         return False
 
     def _hibernate(self, session: Session) -> None:
-        while self.bytes_in_host + _movable_bytes(session) > self._budget:
-            # Whoever is dropped may have shared pages with the session, which has more to move from then on.
-            if _movable_bytes(session) > self._budget or not self._in_host:
+        # Whoever is dropped may have shared pages with the session, which has more to move from then on.
+        while self.bytes_in_host + (needed := _movable_bytes(session)) > self._budget:
+            if needed > self._budget or not self._in_host:
                 self._drop(session)
                 return
             self._drop(self._engine.sessions[next(iter(self._in_host))])

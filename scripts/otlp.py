@@ -60,15 +60,18 @@ class Receiver:
         self._server.stop(1.0).wait()
 
     @property
-    def environment(self) -> dict[str, str]:
-        """What a service needs to export here, and soon."""
+    def endpoint(self) -> dict[str, str]:
+        """What a service needs to export here, as often as it does by default."""
         return {
             "OTEL_TRACES_EXPORTER": "otlp",
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.port}",
             "OTEL_EXPORTER_OTLP_INSECURE": "true",
-            "OTEL_BSP_SCHEDULE_DELAY": "100",
-            "OTEL_METRIC_EXPORT_INTERVAL": "500",
         }
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a service needs to export here, and soon."""
+        return self.endpoint | {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_METRIC_EXPORT_INTERVAL": "500"}
 
     @property
     def spans(self) -> list[Received]:
