@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import redis.asyncio
 
+from service.call_records import read
 from service.signing import Signing
 from tests.soak.caller import Heard
+
+CATCH_UP_S = 10.0
+"""How long the store may take to hear of a call's end, when it is there."""
 
 
 @dataclass
 class Verdict:
-    """The sums over all calls. wrong: every violation, in words."""
+    """The sums over all calls. behind: calls whose last holder died before the store, which had been away, heard of it.
+    wrong: every violation, in words.
+    """
 
     calls: int = 0
     turns: int = 0
@@ -23,6 +31,7 @@ class Verdict:
     resumes: int = 0
     resumed_calls: int = 0
     stored_records: int = 0
+    behind: int = 0
     wrong: list[str] = field(default_factory=list)
 
     def add(self, heard: Heard, wanted: Heard) -> None:
@@ -38,16 +47,39 @@ class Verdict:
                 self.wrong.append(f"{heard.session}: turn {number} is {found}, uninterrupted it is {expected}")
 
     async def compare(self, heard: Heard, client: redis.asyncio.Redis, signing: Signing, secret: str) -> None:
-        """Look for records in the store that the client was not told of: a server that lost the call wrote them."""
-        stored = await client.hgetall(f"firstword:{{{_name(heard.session, secret)}}}:log")
+        """Look for records in the store that the client was not told of: a server that lost the call wrote them.
+
+        A store that was away when the call changed hands has not heard of it before its new holder has written. One
+        that was killed never does: then the store still has what the client knows to be superseded.
+        """
+        held, stored = await _of_store(heard, client, secret)
+        newest = max(heard.generations)
+        self.behind += held < newest
         for key, value in stored.items():
             seq, record = int(key), bytes(value)[1:]  # behind the mark that it is not encrypted
             self.stored_records += 1
-            if seq > heard.last_seq or heard.records.get(seq) == record:
+            told = heard.records.get(seq)
+            if seq > heard.last_seq or told == record:
                 continue
             if b'"prev":0' in signing.payload(record):
                 continue  # the whole call, written for a store that had lost it
+            if told is not None and read(signing, told).generation > held >= read(signing, record).generation:
+                continue
             self.wrong.append(f"{heard.session}: the store has another record of event {seq} than the client")
+
+
+async def _of_store(heard: Heard, client: redis.asyncio.Redis, secret: str) -> tuple[int, dict[bytes, bytes]]:
+    """The generation that the store knows of, and its records: once it has heard of the call's end, if it ever does."""
+    keys = [f"firstword:{{{_name(heard.session, secret)}}}:{kind}" for kind in ("lease", "log")]
+    until = time.monotonic() + CATCH_UP_S
+    while True:
+        pipeline = client.pipeline(transaction=True)
+        for name in keys:
+            pipeline.hgetall(name)
+        lease, stored = await pipeline.execute()
+        if b"closed" in lease or time.monotonic() > until:
+            return int(lease.get(b"gen", 0)), stored
+        await asyncio.sleep(0.1)
 
 
 def _name(session: str, secret: str) -> str:
@@ -68,6 +100,7 @@ def report(verdict: Verdict, faults: Mapping[str, int], seconds: float, seed: in
         f"| turns, each equal to the uninterrupted call's | {verdict.turns} |",
         f"| events received, each once and in order | {verdict.events} |",
         f"| records in the store that were compared | {verdict.stored_records} |",
+        f"| calls whose last holder died before the store had heard of it | {verdict.behind} |",
         f"| words lost or said twice, replies that differ, writes of a server that had lost the call | {lost} |",
     ]
     return "\n".join([*lines, *(f"- {what}" for what in verdict.wrong[:20])])
