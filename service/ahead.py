@@ -15,7 +15,7 @@ from service.call_services import Later, Record
 from service.client_events import EagerEndOfTurn
 from service.options import AnswerAhead, Generation
 from service.problems import generation_problem
-from service.reply import Segment
+from service.reply import RecordSink, Segment, Steps
 from service.server_events import AheadState
 
 
@@ -28,7 +28,7 @@ class HeldReply:
     generation: Generation
     segment: Segment
     records: list[Record] = field(default_factory=list)
-    sink: Callable[[Segment, Record], None] | None = None
+    sink: RecordSink | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -51,12 +51,26 @@ class HeldReply:
         else:
             self.records.append(record)
 
-    def release(self, sink: Callable[[Segment, Record], None]) -> None:
-        """Hand on all that was held, and from now on whatever comes."""
+    def release(self, sink: RecordSink) -> None:
+        """Hand on all that was held, and from now on whatever comes.
+
+        Held text goes out as one: an event for each step, with a record to be signed, would keep the first one waiting.
+        """
         self.sink = sink
         held, self.records = self.records, []
+        steps: list[records.Progress] = []
         for record in held:
-            sink(self.segment, record)
+            if isinstance(record, records.Progress):
+                steps.append(record)
+                if not record.calls:
+                    continue
+            if steps:
+                sink(self.segment, Steps(tuple(steps)))
+                steps = []
+            if not isinstance(record, records.Progress):
+                sink(self.segment, record)
+        if steps:
+            sink(self.segment, Steps(tuple(steps)))
 
 
 class Ahead:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from engine.records import Progress
 from engine.text.codec import IncrementalDecoder
 from service.client_events import Heard, WordTiming
 from service.heard import extent, joined
@@ -33,7 +34,14 @@ class Phase(enum.Enum):
     OVER = "over"
 
 
-RecordSink = Callable[["Segment", "Record"], None]
+@dataclass(frozen=True)
+class Steps:
+    """Steps of a generation that are told as one. Only the last may have tool calls."""
+
+    progress: tuple[Progress, ...]
+
+
+RecordSink = Callable[["Segment", "Record | Steps"], None]
 """Takes what an engine says of a generation."""
 
 

@@ -121,26 +121,27 @@ class Reporter:
         self._open.append(reply)
         self._recorder.begun()
 
-    def progress(self, reply: Reply, segment: Segment, record: records.Progress) -> None:
-        """One step of a generation: more text, or tool calls."""
+    def progress(self, reply: Reply, segment: Segment, steps: Sequence[records.Progress]) -> None:
+        """Steps of a generation, told as one: more text, then tool calls."""
         before, in_segment = len(reply.text), len(segment.text)
-        spans = segment.grow(record.tokens, record.accepted, record.text)
+        spans = [span for step in steps for span in segment.grow(step.tokens, step.accepted, step.text)]
+        text = segment.text[in_segment:]
+        ends = tuple(before - in_segment + end for step in steps for end in step.clause_ends)
         account = reply.record
-        if record.text or record.clause_ends:
+        if text or ends:
             now = time.monotonic()
-            ends = tuple(before - in_segment + end for end in record.clause_ends)
             segment.clause_ends += len(ends)
             gain, since_s = segment.take_unsent(), now - account.committed
-            counts = (gain.tokens, gain.accepted)
-            self._emit(TextDelta(reply.turn_id, record.text, before, ends, *counts, spans, since_s))
+            self._emit(TextDelta(reply.turn_id, text, before, ends, gain.tokens, gain.accepted, tuple(spans), since_s))
             account.first_text = account.first_text or now
             account.first_clause = account.first_clause or (now if ends else 0.0)
-        if record.drafting is not None and record.drafting[0] != reply.mode:
-            if reply.mode:
-                self.notice(ModeChange(reply.turn_id, *record.drafting))
-            reply.mode = record.drafting[0]
-        segment.malformed_calls += record.malformed_calls
-        for made in record.calls:
+        for drafting in (step.drafting for step in steps):
+            if drafting is not None and drafting[0] != reply.mode:
+                if reply.mode:
+                    self.notice(ModeChange(reply.turn_id, *drafting))
+                reply.mode = drafting[0]
+        segment.malformed_calls += sum(step.malformed_calls for step in steps)
+        for made in (made for step in steps for made in step.calls):
             call_id = f"{self._session}-{secrets.token_hex(6)}"
             call = ToolCallItem(self._history.new_id(), call_id, made.name, made.arguments)
             segment.calls.append(call)

@@ -53,7 +53,7 @@ class TextDelta:
     """More of a turn's text.
 
     offset: code points of the turn's text before it. clause_ends: offsets into the whole turn's text, known since the
-    last delta. accepted: of the step's ``tokens``, those that the drafter had guessed. spans: the text in pieces, as
+    last delta. accepted: of its ``tokens``, those that the drafter had guessed. spans: the text in pieces, as
     (length, drafted). since_commit_s: age of the turn.
     """
 

@@ -21,7 +21,7 @@ from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT,
 from service.items import ToolCallItem, ToolResultItem
 from service.options import Fallback
 from service.problems import Guardrail, Problem, Reason, engine_problem, generation_problem
-from service.reply import Phase, RecordSink, Reply, Segment
+from service.reply import Phase, RecordSink, Reply, Segment, Steps
 from service.reporter import Reporter
 from service.server_events import AnswerSource, TurnEnd
 from service.terms import Terms
@@ -172,8 +172,9 @@ class Speaking:
             except Problem as unanswered:  # by another model, which has no room for what the tools gave
                 self.end(reply, unanswered)
 
-    def _progress(self, reply: Reply, segment: Segment, record: records.Progress) -> None:
-        """One step of the newest generation. A tool call above a limit is not made, and ends the turn."""
+    def _progress(self, reply: Reply, segment: Segment, steps: Sequence[records.Progress]) -> None:
+        """Steps of the newest generation, as in ``Steps``. A tool call above a limit is not made, and ends the turn."""
+        *earlier, record = steps
         made = sum(len(segment.calls) for segment in reply.segments)
         allowed, broken = self._tools.admit(len(record.calls), made)
         if broken is not None:
@@ -181,7 +182,7 @@ class Speaking:
             malformed = record.malformed_calls + dropped  # the history must not hold what it wrote of them either
             record = replace(record, calls=record.calls[:allowed], malformed_calls=malformed)
         before = len(segment.calls)
-        self._reporter.progress(reply, segment, record)
+        self._reporter.progress(reply, segment, (*earlier, record))
         for call in segment.calls[before:]:
             self._tools.sent(call)
         exhausted = self._tools.exhausted if record.calls else None
@@ -196,8 +197,8 @@ class Speaking:
 
     # From the engine
 
-    def _on_record(self, reply: Reply, segment: Segment, record: Record) -> None:
-        """Take one record of a generation."""
+    def _on_record(self, reply: Reply, segment: Segment, record: Record | Steps) -> None:
+        """Take one record of a generation, or several that are told as one."""
         if self._closed or segment not in reply.segments:
             return
         alive = reply.phase is Phase.GENERATING and segment is reply.current
@@ -207,7 +208,10 @@ class Speaking:
                     self._fallbacks.expect(reply, record.at)
                 case records.Progress():
                     if alive:
-                        self._progress(reply, segment, record)
+                        self._progress(reply, segment, (record,))
+                case Steps(steps):
+                    if alive:
+                        self._progress(reply, segment, steps)
                 case records.Ended():
                     reply.record.stats.append(record.stats)
                     if alive:

@@ -59,6 +59,20 @@ def test_a_released_reply_is_the_one_that_the_final_would_have_had(steps, temper
         )
 
 
+def test_what_was_held_is_told_at_once_and_as_one():
+    expected, _ = plain_reply(LINES[0])
+    call = CallUnderTest(opening())
+    call.send(client.EagerEndOfTurn(1, 1, LINES[0], SHORT))
+    call.run()
+    call.send(client.Final(1, LINES[0], SHORT))
+    (told,) = call.of(server.TextDelta)
+    assert told.text == expected and told.offset == 0
+    assert sum(length for length, _ in told.spans) == len(told.text)
+    call.run()
+    (end,) = call.of(server.TurnEnded)
+    assert call.of(server.TextDelta) == [told] and told.tokens == end.account.output_tokens > 2
+
+
 def test_a_final_with_other_words_or_options_is_answered_as_if_nothing_had_been_made():
     for final in (client.Final(1, LINES[1], SHORT), client.Final(1, LINES[0], TurnOptions())):
         expected, log = plain_reply(final.text, final.options)
