@@ -245,6 +245,7 @@ class EngineHost:
                 self.grammars.prepare(command.constraint)
             case records.Close():
                 self._close(command.session, events)
+                events.append(records.Closed(command.session))
             case records.Ping():
                 events.append(self.beat())
 

@@ -262,6 +262,13 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Closed:
+    """A ``Close`` was carried out: what comes next under this name is of another session."""
+
+    session: str
+
+
+@dataclass(frozen=True)
 class Dying:
     """The process ends now, for this reason, in words. Sent last."""
 
@@ -300,4 +307,4 @@ class Beat:
     kept_pages: int = 0
 
 
-Event = Ready | Prefilled | Expected | Progress | Ended | Failed | Beat | Dying
+Event = Ready | Prefilled | Expected | Progress | Ended | Failed | Closed | Beat | Dying

@@ -10,6 +10,7 @@ import asyncio
 import enum
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from engine import records
@@ -47,6 +48,8 @@ class EngineClient:
         self._watchdog = watchdog
         self._on_state = on_state
         self._sessions: dict[str, SessionMirror] = {}
+        self._closing: Counter[str] = Counter()
+        """By name, sessions that were closed and may still be heard of: one that is open may have the same name."""
         self._pins: list[records.Pin] = []
         self._process: EngineProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -146,8 +149,9 @@ class EngineClient:
 
     def close(self, session: str) -> None:
         """End a session; nothing is heard of it any more. Idempotent."""
-        if self._sessions.pop(session, None) is not None:
-            self._send(records.Close(session))
+        if self._sessions.pop(session, None) is not None and self._process is not None:
+            self._closing[session] += 1
+            self._process.send(records.Close(session))
 
     def _send(self, command: records.Command) -> None:
         """Send, unless the process is being replaced: then the mirrors say it all when it is back."""
@@ -163,8 +167,12 @@ class EngineClient:
         if isinstance(record, records.Beat):
             self.beat = record
             return
-        mirror = self._sessions.get(getattr(record, "session", ""))
-        if mirror is None:
+        session = getattr(record, "session", "")
+        if isinstance(record, records.Closed):
+            self._closing -= Counter([session])  # which drops what comes to nothing
+            return
+        mirror = self._sessions.get(session)
+        if mirror is None or session in self._closing:
             return  # closed: what was under way when it was is of no interest
         match record:
             case records.Progress():
@@ -194,6 +202,7 @@ class EngineClient:
             served_from = time.monotonic()
             cause = await process.death(self._watchdog.silence_s)
             self._process = None
+            self._closing.clear()
             self._set_state(EngineState.RESTARTING)
             await process.kill()
             self.restarts += 1

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -170,6 +171,20 @@ async def test_a_hung_engine_is_killed_and_its_reply_goes_on(engine: EngineClien
     assert engine.restarts == restarts + 1
     with pytest.raises(ProcessLookupError):
         os.kill(hung, 0)
+
+
+async def test_a_session_hears_nothing_of_one_that_had_its_name(engine: EngineClient) -> None:
+    """As where a call is taken over by the server that still holds it: the same reply goes on under the same number."""
+    expected = await whole(engine)
+    with opened(engine, "s"):
+        first = ask(engine, "s", 1, 0)
+        await first.begun()
+        time.sleep(0.3)  # noqa: ASYNC251 - what the engine says meanwhile is unread when the name is another's
+    with opened(engine, "s"):
+        again = ask(engine, "s", 1, 0)
+        assert (await again.end()).finish == Finish.STOP_TOKEN.value
+        assert again.text == expected
+        assert not first.ended.done()
 
 
 async def test_keeping_more_than_there_is_is_refused_at_once(engine: EngineClient) -> None:
