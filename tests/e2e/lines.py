@@ -93,6 +93,8 @@ class Lines:
         self._connections.add(connection)
         try:
             await asyncio.gather(self._pass(connection, reader, far_writer), self._pass(connection, far_reader, writer))
+        except asyncio.CancelledError:
+            pass  # the loop ends; asyncio's server would log that its handler did
         finally:
             self._connections.discard(connection)
             connection.cut()
