@@ -91,10 +91,15 @@ async def _open_for_business(
     pin_prompts(engine, chat, config.prompt, ready.max_context_tokens)
     telemetry = Telemetry(ready.model, config.telemetry)
     engines.watch(telemetry, {**others, ready.model: engine})
-    servicer.admission = Admission(
-        config.admission, lambda: engine.beat, ready.page_tokens, telemetry, tenants=config.tenant
-    )
     store = _store(config, server, servicer, telemetry)
+    servicer.admission = Admission(
+        config.admission,
+        lambda: engine.beat,
+        ready.page_tokens,
+        telemetry,
+        tenants=config.tenant,
+        elsewhere=store.calls_elsewhere,
+    )
     await store.start()
     servicer.services = CallServices(
         engine=engine,
@@ -121,7 +126,7 @@ def _store(config: ServiceConfig, server: Server, servicer: CallServicer, teleme
     address = config.server.advertise
     if not address and config.server.host not in ("0.0.0.0", "::", "[::]"):
         address = f"{config.server.host}:{server.port}"
-    store = store_of(config, address, lambda: servicer.load)
+    store = store_of(config, address, lambda: servicer.load, lambda: servicer.tenants)
     telemetry.watch(names.STORE_PENDING, "{call}", "Calls with records to be written", lambda: store.pending)
     telemetry.watch(names.STORE_BEHIND, "1", "1 while the store does not keep up", lambda: float(store.behind))
     telemetry.watch(names.STORE_FAILURES, "{failure}", "Writes that failed", lambda: store.failures, grows=True)

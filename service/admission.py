@@ -114,6 +114,7 @@ class Admission:
 
     beat: what the engine has said last of itself; None: nothing yet, and only calls are counted. page_tokens: size of
     a page. clock: monotonic seconds, the engine's own. tenants: limits of single ones, in place of the configuration's.
+    elsewhere: how many calls of a tenant other processes hold.
     """
 
     def __init__(
@@ -124,9 +125,11 @@ class Admission:
         telemetry: Telemetry,
         clock: Callable[[], float] = time.monotonic,
         tenants: Mapping[str, TenantConfig] | None = None,
+        elsewhere: Callable[[str], int] = lambda tenant: 0,
     ) -> None:
         self._config = config
         self._limits = dict(tenants or {})
+        self._elsewhere = elsewhere
         self._paces: dict[str, TokenBucket] = {}
         self._beat = beat
         self._page_tokens = page_tokens
@@ -148,6 +151,11 @@ class Admission:
     def seats(self) -> int:
         return sum(len(tenant.seats) for tenant in self._tenants.values())
 
+    @property
+    def seats_of(self) -> Mapping[str, int]:
+        """By tenant."""
+        return {name: len(tenant.seats) for name, tenant in self._tenants.items()}
+
     def ask(self, tenant: str) -> None:
         """A new call is wanted. Raises Problem where the tenant asks too often; whoever comes back does not ask."""
         own = self._limits.get(tenant)
@@ -163,11 +171,11 @@ class Admission:
             message = f"the tenant opens more than {limit} calls a minute"
             raise Problem(Reason.TENANT_TOO_MANY_OPENS, message, retry_after_s=max(wait, SOONEST_S))
 
-    def take(self, tenant: str) -> Seat:
-        """A place for a call. Raises Problem where there is none."""
+    def take(self, tenant: str, *, resumed: bool = False) -> Seat:
+        """A place for a call. Raises Problem where there is none. resumed: it may still count where it comes from."""
         with self._told(tenant):
             self._require_short_queue()
-            self._require_seat(tenant)
+            self._require_seat(tenant, 0 if resumed else self._elsewhere(tenant))
         self._wanting.pop(tenant, None)
         seat = Seat(tenant, self)
         self._tenants.setdefault(tenant, _Tenant(Departures(self._clock()))).seats.add(seat)
@@ -220,16 +228,15 @@ class Admission:
                 self._wanting[tenant] = self._clock() + 2 * problem.retry_after_s
             raise
 
-    def _require_seat(self, name: str) -> None:
-        """Room among the calls, the tenant's and all."""
+    def _require_seat(self, name: str, elsewhere: int) -> None:
+        """Room among the calls, the tenant's and all. elsewhere: of the tenant's, which count for its limit only."""
         config, used = self._config, self.seats
         tenant = self._tenants.get(name)
         own = 0 if tenant is None else len(tenant.seats)
         limit = self._max_calls(name)
-        if limit is not None and own >= limit:
-            raise self._refusal(
-                Reason.TENANT_TOO_MANY_CALLS, f"{own} calls of this tenant are open, of at most {limit}", tenant
-            )
+        if limit is not None and own + elsewhere >= limit:
+            message = f"{own + elsewhere} calls of this tenant are open, of at most {limit}"
+            raise self._refusal(Reason.TENANT_TOO_MANY_CALLS, message, tenant)
         budget = _Budget(config.max_calls, used, own, 1)
         if budget.exhausted:
             raise self._refusal(Reason.TOO_MANY_CALLS, f"{used} calls are open")

@@ -69,6 +69,11 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         admission = self.admission
         return (0, 0) if admission is None else (admission.seats, admission.max_calls)
 
+    @property
+    def tenants(self) -> Mapping[str, int]:
+        """Calls that are held, by tenant."""
+        return {} if self.admission is None else self.admission.seats_of
+
     async def Call(  # type: ignore[override]  # grpc.aio also takes a coroutine that writes to the context itself
         self, request_iterator: AsyncIterator[call_pb.CallRequest], context: Context
     ) -> None:
@@ -112,7 +117,7 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         event = wire.client_event(request)
 
         def make() -> OneCall:
-            seat = self._seat(services, tenant)
+            seat = self._seat(services, tenant, resumed=isinstance(event, Resume))
             return Call(services, outbox.put, outbox.end, metadata, seat.open, seat.leave, tenant)
 
         if isinstance(event, Resume):
@@ -196,13 +201,13 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
             raise Problem(Reason.ENGINE_UNAVAILABLE, "the model is being loaded", retry_after_s=1.0)
         return self.services
 
-    def _seat(self, services: CallServices, tenant: str) -> Seat:
+    def _seat(self, services: CallServices, tenant: str, *, resumed: bool) -> Seat:
         """A place for a call. Raises Problem where there is none: whoever is there goes before who may come back, of
         the same tenant first.
         """
         assert self.admission is not None
         try:
-            return self.admission.take(tenant)
+            return self.admission.take(tenant, resumed=resumed)
         except Problem as refused:
             anybodys = refused.reason is Reason.TOO_MANY_CALLS
             unattended = (call for call in services.live.values() if not call.attended)
@@ -210,7 +215,7 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
             if not left or refused.reason not in SEATS_WANTED:
                 raise
             min(left, key=lambda call: call.tenant != tenant).disconnect()
-            return self.admission.take(tenant)
+            return self.admission.take(tenant, resumed=resumed)
 
 
 def unreadable() -> Problem:

@@ -1,8 +1,14 @@
-"""Which pods there are, as they say themselves: address, load, whether they will go. Silent ones are forgotten."""
+"""Which pods there are, as they say themselves: address, load, whether they will go. Silent ones are forgotten.
+
+With their load pods say whose calls they hold, so that a tenant's limit holds for all of them together. Nobody waits
+for that where a call is opened: what others hold is known from the last beat.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,25 +20,35 @@ PODS = "firstword:pods"
 @dataclass
 class Pod:
     """address: at which clients reach this pod and no other; empty: they cannot. load: (calls that it holds, calls that
-    it can hold).
+    it can hold). tenants: how many it holds of each tenant.
     """
 
     id: str
     address: str
     load: Callable[[], tuple[int, int]]
+    tenants: Callable[[], Mapping[str, int]] = dict
     draining: bool = False
 
 
 class Directory:
-    """lease_s: silence after which a pod is forgotten."""
+    """lease_s: silence after which a pod is forgotten. hidden: the name of a tenant in Redis."""
 
-    def __init__(self, client: redis.asyncio.Redis, pod: Pod, lease_s: float) -> None:
+    def __init__(self, client: redis.asyncio.Redis, pod: Pod, lease_s: float, hidden: Callable[[str], str]) -> None:
         self._redis = client
         self._pod = pod
+        self._lease_s = lease_s
         self._lease_ms = round(lease_s * 1000)
+        self._hidden = hidden
+        self._elsewhere: Counter[str] = Counter()
+        self._counted_at = float("-inf")
+
+    def calls_elsewhere(self, tenant: str) -> int:
+        """How many calls of a tenant the other pods held at the last beat; 0 where that is too long ago."""
+        stale = time.monotonic() - self._counted_at > self._lease_s
+        return 0 if stale else self._elsewhere[self._hidden(tenant)]
 
     async def beat(self) -> None:
-        """Say that this pod is there."""
+        """Say that this pod is there, and hear what the others hold."""
         calls, most = self._pod.load()
         name = _name(self._pod.id)
         told: dict[Any, Any] = {
@@ -41,15 +57,33 @@ class Directory:
             "room": most - calls,
             "draining": int(self._pod.draining),
         }
+        held: dict[Any, Any] = {self._hidden(tenant): count for tenant, count in self._pod.tenants().items()}
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.hset(name, mapping=told)
         pipeline.pexpire(name, self._lease_ms)
+        pipeline.delete(_tenants(self._pod.id))
+        if held:
+            pipeline.hset(_tenants(self._pod.id), mapping=held)
+            pipeline.pexpire(_tenants(self._pod.id), self._lease_ms)
         pipeline.sadd(PODS, self._pod.id)
-        await pipeline.execute()
+        pipeline.smembers(PODS)
+        *_, pods = await pipeline.execute()
+        await self._count({_text(pod) for pod in pods} - {self._pod.id})
+
+    async def _count(self, pods: set[str]) -> None:
+        """Add up what these pods hold."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for pod in pods:
+            pipeline.hgetall(_tenants(pod))
+        elsewhere: Counter[str] = Counter()
+        for held in await pipeline.execute() if pods else ():
+            elsewhere.update({_text(tenant): int(count) for tenant, count in held.items()})
+        self._elsewhere, self._counted_at = elsewhere, time.monotonic()
 
     async def leave(self) -> None:
         """This pod is going."""
         await self._redis.delete(_name(self._pod.id))
+        await self._redis.delete(_tenants(self._pod.id))
         await self._redis.srem(PODS, self._pod.id)
 
     async def address_of(self, pod: str) -> str:
@@ -78,3 +112,7 @@ def _text(value: bytes | str | None) -> str:
 
 def _name(pod: str) -> str:
     return f"firstword:pod:{pod}"
+
+
+def _tenants(pod: str) -> str:
+    return f"firstword:pod:{pod}:tenants"

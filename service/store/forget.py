@@ -35,7 +35,7 @@ def main() -> int:
 
 
 async def _forgotten(config: ServiceConfig, tenant: str, caller: str) -> int:
-    store = store_of(config, "", lambda: (0, 0))
+    store = store_of(config, "", lambda: (0, 0), dict)
     try:
         return await store.forget(tenant, caller)
     finally:

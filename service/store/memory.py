@@ -40,6 +40,9 @@ class MemoryStore:
     ) -> Taken | Elsewhere | Superseded | None:
         return Taken(generation, {})
 
+    def calls_elsewhere(self, tenant: str) -> int:
+        return 0
+
     async def successor(self) -> str:
         return ""
 

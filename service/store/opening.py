@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from service.config import ServiceConfig
 from service.store.directory import Pod
@@ -10,8 +10,13 @@ from service.store.redis_store import RedisOptions, RedisStore, new_pod_id
 from service.store.sealing import AesGcm
 
 
-def store_of(config: ServiceConfig, address: str, load: Callable[[], tuple[int, int]]) -> RedisStore:
-    """Redis, as ``[store]`` says. address, load: of this pod, as in ``Pod``."""
+def store_of(
+    config: ServiceConfig,
+    address: str,
+    load: Callable[[], tuple[int, int]],
+    tenants: Callable[[], Mapping[str, int]],
+) -> RedisStore:
+    """Redis, as ``[store]`` says. address, load, tenants: of this pod, as in ``Pod``."""
     chosen = config.store
     options = RedisOptions(
         url=chosen.url,
@@ -21,4 +26,4 @@ def store_of(config: ServiceConfig, address: str, load: Callable[[], tuple[int, 
         trust_after_s=chosen.trust_after_s,
         name_key=config.resume.secrets[-1].encode(),
     )
-    return RedisStore(options, Pod(new_pod_id(), address, load), AesGcm(chosen.keys))
+    return RedisStore(options, Pod(new_pod_id(), address, load, tenants), AesGcm(chosen.keys))

@@ -122,6 +122,10 @@ class Store(Protocol):
         """
         ...
 
+    def calls_elsewhere(self, tenant: str) -> int:
+        """How many calls of a tenant other pods hold, as far as is known: a moment ago, and 0 while nothing is."""
+        ...
+
     async def successor(self) -> str:
         """Address of another pod with room; empty where none is known. Raises StoreUnavailable."""
         ...

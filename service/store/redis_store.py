@@ -66,7 +66,7 @@ class RedisStore:
             retry=None,  # what failed is tried again here, where more may have come meanwhile
             protocol=2,
         )
-        self._directory = Directory(self._redis, pod, options.lease_s)
+        self._directory = Directory(self._redis, pod, options.lease_s, lambda tenant: self._hidden("tenant", tenant))
         self._logs: dict[CallKey, WriteBehind] = {}
         self._ending: list[WriteBehind] = []
         self._news = asyncio.Event()
@@ -135,6 +135,9 @@ class RedisStore:
             return Superseded(int(held))
         pairs = zip(stored[::2], stored[1::2], strict=True)
         return Taken(int(held), self._unsealed(key, {int(seq): record for seq, record in pairs}))
+
+    def calls_elsewhere(self, tenant: str) -> int:
+        return self._directory.calls_elsewhere(tenant)
 
     async def successor(self) -> str:
         return await self._asked(self._directory.successor())

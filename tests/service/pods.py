@@ -82,7 +82,14 @@ class LocalPod:
         self.store = self._store(servicer)
         await self.store.start()
         telemetry = Telemetry(MODEL)
-        servicer.admission = Admission(config.admission, lambda: None, 16, telemetry, tenants=config.tenant)
+        servicer.admission = Admission(
+            config.admission,
+            lambda: None,
+            16,
+            telemetry,
+            tenants=config.tenant,
+            elsewhere=self.store.calls_elsewhere,
+        )
         servicer.services = self.services = CallServices(
             engine=self.engine,
             new_conversation=lambda opening: Conversation.opened(chat(), opening),
@@ -149,7 +156,7 @@ class LocalPod:
         if not self._store_config.url:
             return MemoryStore()
         config = ServiceConfig(store=self._store_config, resume=ResumeConfig(keys=SECRET))
-        return store_of(config, self.address, lambda: servicer.load)
+        return store_of(config, self.address, lambda: servicer.load, lambda: servicer.tenants)
 
     async def _work(self) -> None:
         """The engine's steps, between which the sockets are served."""

@@ -20,7 +20,7 @@ KEY = "a secret of all servers"
 async def a_call_of(url: str, caller: str) -> None:
     """Store one."""
     config = ServiceConfig(store=StoreConfig(url=url, timeout_s=5.0), resume=ResumeConfig(keys=KEY))
-    store = store_of(config, "", lambda: (0, 1))
+    store = store_of(config, "", lambda: (0, 1), dict)
     await store.start()
     owned = Ownership(1, 0, 0, caller, lambda: (1, b""), lambda lost: None, lambda durable: None)
     store.begin(CallKey("", "call-1"), owned).append(1, b"record")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import count
@@ -74,8 +74,15 @@ class Pods:
         }
         self._stack = AsyncExitStack()
 
-    async def pod(self, address: str = "", *, keys: tuple[str, ...] = (), load: tuple[int, int] = (0, 8)) -> RedisStore:
-        pod = Pod(new_pod_id(), address, lambda: load)
+    async def pod(
+        self,
+        address: str = "",
+        *,
+        keys: tuple[str, ...] = (),
+        load: tuple[int, int] = (0, 8),
+        tenants: Mapping[str, int] | None = None,
+    ) -> RedisStore:
+        pod = Pod(new_pod_id(), address, lambda: load, lambda: tenants or {})
         store = RedisStore(RedisOptions(self._url, **self._options), pod, AesGcm(keys))
         await store.start()
         self._stack.push_async_callback(store.stop, 0.0)

@@ -1,0 +1,86 @@
+"""What a tenant may hold counts on all servers of a store, which hear of each other's calls in the background."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from firstword import ServiceBusy
+from tests.firstword.receptionist import LINES, SYSTEM
+from tests.service.pods import client_of, local_pods
+from tests.service.store.test_redis_store import Pods
+from tests.service.store.valkey import Valkey, valkey
+from tests.service.waiting import until
+
+TENANT = "a tenant's name"
+
+
+@pytest.fixture
+def server() -> Iterator[Valkey]:
+    with valkey() as running:
+        yield running
+
+
+async def test_pods_hear_what_the_others_hold_as_long_as_these_are_there(server: Valkey) -> None:
+    held = {TENANT: 3, "": 1}
+    async with Pods(server.url) as pods:
+        one = await pods.pod(tenants={TENANT: 8})
+        other, third = await pods.pod(tenants=held), await pods.pod(tenants={TENANT: 2})
+        await until(lambda: one.calls_elsewhere(TENANT) == 5)
+        await until(lambda: third.calls_elsewhere(TENANT) == 11)
+        await until(lambda: third.calls_elsewhere("") == 1)
+        assert one.calls_elsewhere("who has none") == 0
+        held.clear()
+        await until(lambda: one.calls_elsewhere(TENANT) == 2 and one.calls_elsewhere("") == 0)
+        held[TENANT] = 4
+        await until(lambda: one.calls_elsewhere(TENANT) == 6)
+        await other.halt()  # as one that dies: it is forgotten with its lease
+        await until(lambda: one.calls_elsewhere(TENANT) == 2)
+        await third.stop(0.0)
+        await until(lambda: one.calls_elsewhere(TENANT) == 0)
+
+
+async def test_a_store_that_is_away_counts_nobody(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, _ = await pods.pod(), await pods.pod(tenants={TENANT: 3})
+        await until(lambda: one.calls_elsewhere(TENANT) == 3)
+        server.kill()
+        await until(lambda: one.calls_elsewhere(TENANT) == 0)
+        server.start()
+        await until(lambda: one.calls_elsewhere(TENANT) == 3)
+
+
+async def test_no_tenants_name_is_in_the_store(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, _ = await pods.pod(), await pods.pod(tenants={TENANT: 3})
+        await until(lambda: one.calls_elsewhere(TENANT) == 3)
+        with redis.Redis.from_url(server.url) as client:
+            found = b" ".join(
+                [*client.keys(), *(field for key in client.scan_iter("*:tenants") for field in client.hgetall(key))]
+            )
+        assert b":tenants" in found and TENANT.encode() not in found
+
+
+async def test_a_limit_holds_for_all_servers_together_and_keeps_nobody_from_coming_back(server: Valkey) -> None:
+    sections = {"admission": {"max_calls_per_tenant": 2}, "resume": {"keep_s": 60.0}}
+    async with (
+        local_pods(2, server.url, lease_s=0.6, sections=sections) as (one, other),
+        client_of([one]) as at_one,
+        client_of([other]) as at_other,
+        client_of([one, other], resume_timeout_s=30.0) as anywhere,
+        at_other.call(system=SYSTEM),
+        anywhere.call(system=SYSTEM, seed=5, max_tokens=8) as moving,
+    ):
+        await until(lambda: one.store.calls_elsewhere("") + len(one.sessions) == 2)
+        with pytest.raises(ServiceBusy, match="2 calls of this tenant are open, of at most 2") as refused:
+            await at_one.call(system=SYSTEM).__aenter__()
+        assert refused.value.reason == "TENANT_TOO_MANY_CALLS"
+        held_at, goes_to = (one, other) if moving.opened.session_id in one.sessions else (other, one)
+        await until(lambda: goes_to.store.calls_elsewhere("") > 0)
+        held_at.lines.lead_to(0)
+        held_at.lines.cut_all()  # its calls still count there
+        turn = await moving.final(LINES[0])
+        await turn.run()
+        assert moving.opened.session_id in goes_to.sessions and moving.resumes
