@@ -161,6 +161,7 @@ class HistoryCause(enum.StrEnum):
     UPDATE = "update"
     DROPPED_OLDEST = "dropped_oldest"
     SUMMARISED = "summarised"
+    TOOL_RESULT = "tool_result"
     UNKNOWN = "unknown"
 
 

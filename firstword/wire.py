@@ -63,6 +63,7 @@ _CAUSES = {
     server_pb.HISTORY_CAUSE_UPDATE: events.HistoryCause.UPDATE,
     server_pb.HISTORY_CAUSE_DROPPED_OLDEST: events.HistoryCause.DROPPED_OLDEST,
     server_pb.HISTORY_CAUSE_SUMMARISED: events.HistoryCause.SUMMARISED,
+    server_pb.HISTORY_CAUSE_TOOL_RESULT: events.HistoryCause.TOOL_RESULT,
 }
 _SOURCES = {
     server_pb.ANSWER_SOURCE_MODEL: events.AnswerSource.MODEL,

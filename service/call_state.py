@@ -28,7 +28,7 @@ class Written:
 
 @dataclass(frozen=True)
 class SegmentState:
-    """A ``service.reply.Segment``. results: in the order in which they came."""
+    """A ``service.reply.Segment``. results: in the order in which they came. standing_in: ids of calls."""
 
     number: int
     start: int
@@ -42,6 +42,7 @@ class SegmentState:
     malformed_calls: int
     results: tuple[ToolResultItem, ...]
     wants_reply: bool
+    standing_in: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class ReplyState:
 @dataclass(frozen=True)
 class Status:
     """The small things. generation, tools: of the terms in force. waiting: updates that are not yet. questions: that
-    have no answer yet.
+    have no answer yet. late: results of tools that wait for the end of a turn.
     """
 
     version: int
@@ -87,6 +88,7 @@ class Status:
     tools: dict[str, int | None]
     waiting: tuple[Update, ...]
     questions: tuple[Generate, ...]
+    late: tuple[ToolResultItem, ...] = ()
 
 
 @dataclass(frozen=True)

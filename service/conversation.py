@@ -270,6 +270,27 @@ class Conversation:
         if results:
             self._put(self._result_tokens(results), *results)
 
+    def put_late_result(self, result: ToolResultItem, limit: int) -> Callable[[int], int] | None:
+        """Put a result in the place of the one of the same name. Returns where each end of an item is since; None, and
+        changes nothing, where none is there, or that one is, or there are more than ``limit`` tokens with it.
+        """
+        at = next((at for at, span in enumerate(self.spans) if any(item.id == result.id for item in span.items)), 0)
+        if at == 0:  # before everything else stands what the call was opened with
+            return None
+        span = self.spans[at]
+        if result in span.items:
+            return None
+        results = [result if item.id == result.id else item for item in span.items]
+        tokens = self._result_tokens([item for item in results if isinstance(item, ToolResultItem)])
+        shift = len(tokens) - (span.end - span.start)
+        if self.length + shift > limit:
+            return None
+        self._tokens[span.start : span.end] = tokens
+        self._changed_from(span.start)
+        behind = [Span(later.items, later.start + shift, later.end + shift) for later in self.spans[at + 1 :]]
+        self.spans[at:] = [Span(tuple(results), span.start, span.end + shift), *behind]
+        return lambda end: end if end < span.end else end + shift
+
     def result_tokens(self, results: Sequence[ToolResultItem]) -> int:
         """How many tokens ``put_results`` will append."""
         return len(self._result_tokens(results))

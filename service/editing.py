@@ -1,15 +1,17 @@
 """What changes a call from outside its turns: new instructions, and a conversation that the client has edited.
 
-Owns updates that wait for the end of a turn, and the comparison of two views of a history. Decides no turn.
+Owns updates and late results of tools that wait for the end of a turn, and the comparison of two views of a history.
+Decides no turn.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from service.client_events import Items, Update
-from service.history import History
+from service.history import UNHELD_RESULT, History
 from service.instructions import Instructions
 from service.items import Item, MessageItem, ToolCallItem, ToolResultItem
 from service.problems import Problem, Reason
@@ -33,11 +35,25 @@ class Editing:
         self._emit = emit
         self._refuse = refuse
         self._waiting: list[tuple[Update, Instructions, Terms]] = []
+        self._late: list[ToolResultItem] = []
 
     @property
     def waiting(self) -> tuple[Update, ...]:
         """What is to be put into force."""
         return tuple(update for update, _, _ in self._waiting)
+
+    @property
+    def late(self) -> tuple[ToolResultItem, ...]:
+        """Results of tools that are to take the place of what stands for them."""
+        return tuple(self._late)
+
+    def knows(self, result: ToolResultItem) -> bool:
+        """Whether a late result is waiting already."""
+        return any(late.call_id == result.call_id for late in self._late)
+
+    def put_late(self, result: ToolResultItem) -> None:
+        """Take a late result, for when no turn is in progress."""
+        self._late.append(result)
 
     @property
     def terms(self) -> Terms:
@@ -56,6 +72,14 @@ class Editing:
         """No turn is in progress: put what waits into force. Gives, for each, where an end of an item is since. The
         turn that it has waited for may have left no room, and what was refused is nothing for the next to build on.
         """
+        while self._late:
+            result = self._late.pop(0)
+            unheld = replace(result, output=UNHELD_RESULT)
+            done = self._history.put_late_result(result) or self._history.put_late_result(unheld)
+            if done is not None:
+                kept, moved = done
+                yield moved
+                self._changed(HistoryCause.TOOL_RESULT, kept)
         while self._waiting:
             event, _, _ = self._waiting.pop(0)
             try:

@@ -120,6 +120,7 @@ class History:
             malformed_calls=state.malformed_calls,
             results={result.call_id: result for result in state.results},
             wants_reply=state.wants_reply,
+            standing_in=set(state.standing_in),
         )
         segment.read_again(self.shadows[model].decoder() if state.foreign and model else self._conversation.decoder())
         return segment
@@ -349,7 +350,8 @@ class History:
     def rewrite(self, reply: Reply, chars: int) -> str:
         """Make the history hold the first ``chars`` code points of the reply, and the tools it has used.
 
-        Returns the text that it holds then. A tool call whose result is still to come is put there with that.
+        Returns the text that it holds then. Tool calls of which none has a result are put there with the first one;
+        until the others have theirs, something stands for it.
         """
         conversation = self._conversation
         conversation.rewind(reply.before)
@@ -357,12 +359,37 @@ class History:
         for segment in reply.segments:
             heard = min(len(segment.text), max(0, chars))
             chars -= len(segment.text)
-            calls = () if segment.outstanding else tuple(segment.calls)
+            if segment.answered:
+                self._stand_in(segment)
+            calls = tuple(segment.calls) if len(segment.results) == len(segment.calls) else ()
             if heard > 0 or calls:
                 text += conversation.put_heard(segment, heard, calls)
             if calls:
                 self.put_results(segment)
         return text
+
+    def _stand_in(self, segment: Segment) -> None:
+        """Some of a generation's calls were carried out, so all of them stay."""
+        for call in segment.outstanding:
+            if call.call_id not in segment.results:
+                segment.answer(self.result(call, INTERRUPTED_RESULT), stands_in=True)
+
+    def late_result(self, call_id: str, output: str, *, is_error: bool) -> ToolResultItem | None:
+        """The result of a call in whose place another one stands in the history: the model was told that the call was
+        interrupted, or had no answer in time. None where that is not so.
+        """
+        found = (item for item in self.items if isinstance(item, ToolResultItem) and item.call_id == call_id)
+        standing = next((item for item in found if item.output in (INTERRUPTED_RESULT, TIMED_OUT_RESULT)), None)
+        return None if standing is None else replace(standing, output=output, is_error=is_error)
+
+    def put_late_result(self, result: ToolResultItem) -> tuple[int, Callable[[int], int]] | None:
+        """Put a result in the place of what stands for it. As ``instruct``; None where that is there no more."""
+        before = self._conversation.tokens
+        moved = self._conversation.put_late_result(result, self._services.max_context_tokens - 1)
+        if moved is None:
+            return None
+        self.version += 1
+        return common_length(before, self._conversation.tokens), moved
 
     # What the engine is told
 

@@ -125,6 +125,7 @@ class Journal:
             dict(terms.tools),
             turns.waiting,
             self._questions.open,
+            turns.late,
         )
 
     def _reply_state(self, reply: Reply) -> ReplyState:
@@ -163,6 +164,7 @@ def _segment_state(segment: Segment) -> SegmentState:
         malformed_calls=segment.malformed_calls,
         results=tuple(segment.results.values()),
         wants_reply=segment.wants_reply,
+        standing_in=tuple(sorted(segment.standing_in)),
     )
 
 
@@ -186,13 +188,16 @@ def _mark(replies: list[Reply], reporter: Reporter) -> tuple[Any, ...]:
             reply.settled,
             reply.ending,
             reply in open_,
-            tuple(
-                (s.number, s.item_id, len(s.calls), len(s.results), s.malformed_calls, s.wants_reply)
-                for s in reply.segments
-            ),
+            tuple(map(_segment_mark, reply.segments)),
         )
         for reply in replies
     )
+
+
+def _segment_mark(segment: Segment) -> tuple[Any, ...]:
+    results = tuple(segment.results.values()), len(segment.standing_in)
+    told = len(segment.calls), segment.malformed_calls
+    return segment.number, segment.item_id, *told, *results, segment.wants_reply
 
 
 def _grown(replies: list[Reply]) -> tuple[int, int, int]:

@@ -60,7 +60,7 @@ class Segment:
     number: its name at the engine. start: where its own tokens begin in the log. item_id: of its message in the
     history. foreign: its tokens are another model's ids. may_call: whether it may call tools. clause_ends: that were
     told. decoder: over all its tokens, to know which text the drafter had guessed. unsent: tokens behind text that was
-    not emitted yet.
+    not emitted yet. standing_in: calls whose result is none, and stands in the history for one that is still to come.
     """
 
     number: int
@@ -75,6 +75,7 @@ class Segment:
     calls: list[ToolCallItem] = field(default_factory=list)
     malformed_calls: int = 0
     results: dict[str, ToolResultItem] = field(default_factory=dict)
+    standing_in: set[str] = field(default_factory=set)
     wants_reply: bool = False
     unsent: Gain = Gain(0, 0)
     _drafted: bytearray = field(default_factory=bytearray)
@@ -82,7 +83,17 @@ class Segment:
 
     @property
     def outstanding(self) -> list[ToolCallItem]:
-        return [call for call in self.calls if call.call_id not in self.results]
+        return [call for call in self.calls if call.call_id not in self.results or call.call_id in self.standing_in]
+
+    @property
+    def answered(self) -> bool:
+        """Whether any of its calls has a result."""
+        return len(self.results) > len(self.standing_in)
+
+    def answer(self, result: ToolResultItem, *, stands_in: bool = False) -> None:
+        """A result is there, or what stands for it until it is."""
+        self.results[result.call_id] = result
+        (self.standing_in.add if stands_in else self.standing_in.discard)(result.call_id)
 
     def grow(self, tokens: Sequence[int], accepted: int, text: str) -> tuple[tuple[int, bool], ...]:
         """Take one step's tokens, the first ``accepted`` of which were guessed, and the text that became safe to emit.

@@ -152,6 +152,7 @@ class HistoryCause(Enum):
     UPDATE = "update"
     DROPPED_OLDEST = "dropped_oldest"
     SUMMARISED = "summarised"
+    TOOL_RESULT = "tool_result"
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ class Speaking:
         abandoned = reply.outstanding
         for call in abandoned:
             self._tools.forget(call.call_id)
-            reply.current.results[call.call_id] = self._history.result(call, INTERRUPTED_RESULT)
+            standing = reply.current.results.get(call.call_id)
+            reply.current.answer(standing or self._history.result(call, INTERRUPTED_RESULT))
         return abandoned
 
     def is_answered(self, call_id: str) -> bool:
@@ -115,12 +116,11 @@ class Speaking:
             tool.answered, tool.result = time.monotonic(), result.output
             if tool.outcome == "abandoned":
                 tool.outcome = "failed" if result.is_error else "answered"
-        segment.results[result.call_id] = result
+        segment.answer(result)
         segment.wants_reply |= wants_reply
-        if segment.outstanding:
-            return
         if reply.phase is Phase.WAITING:
-            self._go_on(reply)
+            if not segment.outstanding:
+                self._go_on(reply)
         elif reply.cut is not None:
             reply.kept = self._history.rewrite(reply, reply.cut)
             self._on_cut()
@@ -190,10 +190,14 @@ class Speaking:
             self._reporter.limit_reached(reply, *exhausted)
         if broken is not None:
             self._reporter.limit_reached(reply, *broken)
-            reply.phase, reply.cut_by, reply.cut = Phase.OVER, TurnEnd.LIMIT_REACHED, len(reply.text)
-            reply.kept = self._history.rewrite(reply, reply.cut)
+            self._cut_off(reply, TurnEnd.LIMIT_REACHED)
             self._history.version += 1
             self._on_cut()
+
+    def _cut_off(self, reply: Reply, cut_by: TurnEnd) -> None:
+        """Something other than the caller has cut the reply. Its calls are not gone on from, but their results stay."""
+        reply.phase, reply.cut_by, reply.cut = Phase.OVER, cut_by, len(reply.text)
+        reply.kept = self._history.rewrite(reply, reply.cut)
 
     # From the engine
 
@@ -241,6 +245,7 @@ class Speaking:
         reply.record.finish = record.finish
         self._history.adopt(segment)
         if problem is not None:
+            self._cut_off(reply, TurnEnd.FAILED)
             self.end(reply, problem)
         elif segment.malformed_calls and not segment.calls:
             self._end_without_calls(reply)

@@ -21,6 +21,7 @@ from service.client_events import Final, Respond, Say
 from service.compaction import Compaction, Moved
 from service.editing import Editing
 from service.history import History
+from service.items import ToolResultItem
 from service.listening import Hypothesis, Listening
 from service.options import Fallback, TurnOptions
 from service.problems import Problem, Reason, engine_problem
@@ -103,6 +104,11 @@ class Turns:
         """What is to come into force when no turn is in progress."""
         return self._editing.waiting
 
+    @property
+    def late(self) -> tuple[ToolResultItem, ...]:
+        """Results that are to take their place in the history when no turn is in progress."""
+        return self._editing.late
+
     def start(self, seed: int) -> None:
         """Open the call's session in the engine."""
         self._history.open(seed, self._terms.generation, self._engine_failed)
@@ -116,6 +122,8 @@ class Turns:
         self._taken = dict(state.taken)
         for update in status.waiting:
             self._editing.update(update)
+        for result in status.late:
+            self._editing.put_late(result)
         self._speaking.tools.restore(status.tool_calls, state.answered, () if newest is None else newest.outstanding)
 
     def go_on(self) -> None:
@@ -233,10 +241,9 @@ class Turns:
 
     def tool_result(self, event: client_events.ToolResult) -> None:
         """What a tool gave. With the last result that is waited for, the reply goes on."""
-        if self._speaking.is_answered(event.call_id):
+        if event.turn_id < self.last_turn or self._speaking.is_answered(event.call_id):
+            self._late_result(event)
             return
-        if event.turn_id < self.last_turn:
-            raise self._stale("tool_result.turn_id")
         reply = self._reply if self._reply is not None and self._reply.turn_id == event.turn_id else None
         segments = [] if reply is None else reply.segments
         made = [(segment, call) for segment in segments for call in segment.calls if call.call_id == event.call_id]
@@ -249,8 +256,26 @@ class Turns:
             return
         result = self._history.result(call, event.output, is_error=event.is_error, item_id=event.item_id)
         if reply.phase is Phase.OVER:
-            self._history.require_results([*segment.results.values(), result], reply=False)
+            results = segment.results | {result.call_id: result}
+            self._history.require_results(list(results.values()), reply=False)
         self._speaking.take_result(reply, segment, result, wants_reply=not event.no_reply)
+
+    def _late_result(self, event: client_events.ToolResult) -> None:
+        """Nobody waits for it any more, but the model must not go on believing that nothing has come of its call."""
+        result = self._history.late_result(event.call_id, event.output, is_error=event.is_error)
+        if result is None or self._editing.knows(result):
+            if not self._speaking.is_answered(event.call_id):
+                raise self._stale("tool_result.turn_id")
+            return
+        self._terms.check_input(event.output, "tool_result.output")
+        self._speaking.tools.answered(event.call_id)
+        for segment in [] if self._reply is None else self._reply.segments:
+            if event.call_id in segment.results:
+                segment.answer(result)
+        self._editing.put_late(result)
+        self._listening.abandon()
+        if self._reply is None or self._reply.phase is Phase.OVER:
+            self._settle()
 
     # Edits
 

@@ -111,6 +111,8 @@ class _HistoryCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HistoryC
     """The oldest turns were dropped, for the context was full."""
     HISTORY_CAUSE_SUMMARISED: _HistoryCause.ValueType  # 4
     """The oldest turns were replaced by a summary, for the context was full."""
+    HISTORY_CAUSE_TOOL_RESULT: _HistoryCause.ValueType  # 5
+    """A tool's result came late, and took the place of what had stood for it."""
 
 class HistoryCause(_HistoryCause, metaclass=_HistoryCauseEnumTypeWrapper):
     """Why the history changed."""
@@ -125,6 +127,8 @@ HISTORY_CAUSE_DROPPED_OLDEST: HistoryCause.ValueType  # 3
 """The oldest turns were dropped, for the context was full."""
 HISTORY_CAUSE_SUMMARISED: HistoryCause.ValueType  # 4
 """The oldest turns were replaced by a summary, for the context was full."""
+HISTORY_CAUSE_TOOL_RESULT: HistoryCause.ValueType  # 5
+"""A tool's result came late, and took the place of what had stood for it."""
 Global___HistoryCause: _TypeAlias = HistoryCause  # noqa: Y015
 
 @_typing.final

@@ -23,6 +23,7 @@ _CAUSES = {
     events.HistoryCause.UPDATE: server_pb.HISTORY_CAUSE_UPDATE,
     events.HistoryCause.DROPPED_OLDEST: server_pb.HISTORY_CAUSE_DROPPED_OLDEST,
     events.HistoryCause.SUMMARISED: server_pb.HISTORY_CAUSE_SUMMARISED,
+    events.HistoryCause.TOOL_RESULT: server_pb.HISTORY_CAUSE_TOOL_RESULT,
 }
 _SOURCES = {
     events.AnswerSource.MODEL: server_pb.ANSWER_SOURCE_MODEL,

@@ -1,0 +1,178 @@
+"""What a tool has done is never lost to the model: not by an interruption, a failure, or by coming late."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from service import client_events as client
+from service import server_events as server
+from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT
+from service.items import ToolCallItem, ToolResultItem
+from service.options import GenerationPatch, Limits, ToolChoice, TurnOptions
+from service.problems import Reason
+from service.server_events import HistoryCause, TurnEnd
+from tests.service.calls import LINES, SYSTEM, BegunEngine, CallUnderTest, fresh_reply
+from tests.service.interrupts import AROUND
+from tests.service.test_guardrails import WAIT, due, holds
+from tests.service.test_telemetry import at_a_tool_call
+
+CALLING = TurnOptions(generation=GenerationPatch(max_tokens=120, temperature=0.0))
+BRIEF = TurnOptions(generation=GenerationPatch(max_tokens=6, tool_choice=ToolChoice("none")))
+DONE, FAILED = '{"id": "V2443"}', '{"error": "no such day"}'
+
+
+def at_two_calls(**fields) -> tuple[CallUnderTest, list[server.ToolCalled]]:
+    """A turn that waits for the results of two tools, with text before and between them."""
+    call = CallUnderTest(client.Open(system=SYSTEM, tools=(WAIT,), seed=7, **fields), BegunEngine(AROUND))
+    call.send(client.Final(1, LINES[0], CALLING))
+    call.run()
+    called = call.of(server.ToolCalled)
+    assert len(called) == 2 and call.of(server.TurnWaiting)
+    return call, called
+
+
+def answer(call: CallUnderTest, called: server.ToolCalled, output: str = DONE, **fields) -> None:
+    call.send(client.ToolResult(called.turn_id, called.call.call_id, output, **fields))
+
+
+def outputs(call: CallUnderTest) -> list[str]:
+    """What the history holds of results."""
+    return [item.output for item in call.conversation.items if isinstance(item, ToolResultItem)]
+
+
+def results(call: CallUnderTest) -> list[str]:
+    """The same, where each call has its own."""
+    items = call.conversation.items
+    calls = [item.call_id for item in items if isinstance(item, ToolCallItem)]
+    assert [item.call_id for item in items if isinstance(item, ToolResultItem)] == calls
+    return outputs(call)
+
+
+def goes_on(call: CallUnderTest, turn: int) -> None:
+    """The next reply is that of a fresh session on what the history holds now."""
+    call.send(client.Final(turn, LINES[1], BRIEF))
+    reply = call.call.turns.reply
+    call.run()
+    assert reply.current.tokens == fresh_reply(call, reply)
+    holds(call)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_call_that_was_carried_out_stays_though_the_other_has_no_result_yet(first: int) -> None:
+    call, called = at_two_calls()
+    answer(call, called[first])
+    call.send(client.Interrupt(1, client.Heard(chars=5)))
+    expected = [INTERRUPTED_RESULT, INTERRUPTED_RESULT]
+    expected[first] = DONE
+    assert results(call) == expected
+    assert call.of(server.Interrupted)[-1].text == "Sure,"
+    answer(call, called[1 - first], FAILED, is_error=True)
+    expected[1 - first] = FAILED
+    assert results(call) == expected
+    goes_on(call, 2)
+    assert results(call) == expected
+
+
+def test_calls_of_which_none_was_carried_out_stand_nowhere_until_one_is() -> None:
+    call, called = at_two_calls()
+    call.send(client.Interrupt(1, client.Heard(chars=5)))
+    assert results(call) == []
+    answer(call, called[1])
+    assert results(call) == [INTERRUPTED_RESULT, DONE]
+    goes_on(call, 2)
+
+
+@pytest.mark.parametrize("when", ["quiet", "while a reply is made", "both"])
+def test_a_result_that_comes_when_the_caller_has_gone_on_takes_its_place(when: str) -> None:
+    call, called = at_two_calls()
+    call.send(client.Final(2, LINES[1], BRIEF))
+    assert results(call) == [INTERRUPTED_RESULT] * 2
+    if when != "quiet":
+        call.step_until_text()
+        answer(call, called[0])
+        assert results(call) == [INTERRUPTED_RESULT] * 2 and not call.of(server.HistoryChanged)
+    call.run()
+    said = call.text(2)
+    if when != "while a reply is made":
+        answer(call, called[1], FAILED)
+    expected = [INTERRUPTED_RESULT if when == "quiet" else DONE]
+    expected.append(INTERRUPTED_RESULT if when == "while a reply is made" else FAILED)
+    assert results(call) == expected
+    changes = call.of(server.HistoryChanged)
+    assert [change.cause for change in changes] == [HistoryCause.TOOL_RESULT] * (2 if when == "both" else 1)
+    assert changes[-1].history.used_tokens == call.conversation.length
+    (reply,) = [item.text for item in call.conversation.items if item.id == call.call.turns.reply.segments[0].item_id]
+    assert reply == said  # what was said since stands as it was
+    for late in called:
+        answer(call, late, "another")  # which is dropped where there was one
+    goes_on(call, 3)
+    assert results(call) == ["another" if output == INTERRUPTED_RESULT else output for output in expected]
+
+
+def test_a_reply_behind_a_late_result_can_still_be_spoken_over() -> None:
+    call, called = at_two_calls()
+    call.send(client.Final(2, LINES[1], BRIEF))
+    call.run()
+    answer(call, called[0], DONE * 9)
+    call.send(client.Interrupt(2, client.Heard(chars=3)))
+    assert call.of(server.Interrupted)[-1].text == call.text(2)[: len(call.of(server.Interrupted)[-1].text)]
+    assert len(call.of(server.Interrupted)[-1].text) <= 3
+    goes_on(call, 3)
+    assert results(call) == [DONE * 9, INTERRUPTED_RESULT]
+
+
+def test_a_reply_made_ahead_of_a_late_result_is_not_released() -> None:
+    call, called = at_two_calls()
+    call.send(client.Final(2, LINES[1], BRIEF))
+    call.run()
+    call.send(client.EagerEndOfTurn(3, 1, LINES[1], BRIEF))
+    call.run()
+    answer(call, called[0])
+    goes_on(call, 3)
+    assert results(call) == [DONE, INTERRUPTED_RESULT]
+
+
+def test_a_tool_that_was_given_up_may_still_answer() -> None:
+    opening, line = at_a_tool_call()
+    call = CallUnderTest(replace(opening, limits=Limits(tool_timeout_ms=5000, max_tool_calls_per_call=2)))
+    call.send(client.Final(1, line))
+    call.run()
+    (called,) = call.of(server.ToolCalled)
+    due(call, 5.0)
+    call.run()
+    (_, again) = call.of(server.ToolCalled)  # the model tries it once more
+    answer(call, called)
+    answer(call, again, FAILED)
+    assert outputs(call)[-2:] == [TIMED_OUT_RESULT, FAILED]
+    call.run()
+    assert call.of(server.TurnEnded) and outputs(call)[-2:] == [DONE, FAILED]
+    goes_on(call, 2)
+
+
+def test_what_was_called_before_the_engine_failed_stays() -> None:
+    call = CallUnderTest(client.Open(system=SYSTEM, tools=(WAIT,), seed=7), BegunEngine(AROUND))
+    call.send(client.Final(1, LINES[0], CALLING))
+    while len(call.of(server.ToolCalled)) < 2:
+        assert call.engine.step()
+    for _ in range(4):  # more than one reply survives
+        call.engine.die()
+    call.run()
+    (end,) = call.of(server.TurnEnded)
+    assert end.reason is TurnEnd.FAILED
+    answer(call, call.of(server.ToolCalled)[0])
+    assert results(call) == [DONE, INTERRUPTED_RESULT]
+    goes_on(call, 2)
+    assert results(call) == [DONE, INTERRUPTED_RESULT]
+
+
+def test_a_result_of_no_call_is_refused_as_before() -> None:
+    call, called = at_two_calls()
+    call.send(client.Final(2, LINES[1], BRIEF), client.ToolResult(1, "another", DONE))
+    (failure,) = call.of(server.Failure)
+    assert failure.problem.reason is Reason.STALE_TURN
+    answer(call, called[0], "x" * 100_000)
+    assert call.of(server.Failure)[-1].problem.field == "tool_result.output"
+    call.run()
+    assert results(call) == [INTERRUPTED_RESULT] * 2
