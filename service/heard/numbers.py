@@ -26,9 +26,15 @@ MOST_DIGITS = 15
 Forms = frozenset[str]
 
 
-@lru_cache(4096)
+@lru_cache(512)
 def cardinal(number: int) -> Forms:
     """As "twohundredfive" and "twohundredandfive"; the same of a number that begins with one, with "a" for that."""
+    forms = _counted(number)
+    ones = {form for form in forms if form.startswith("one")} if number >= 100 else set()
+    return forms | {"a" + form.removeprefix("one") for form in ones}
+
+
+def _counted(number: int) -> Forms:
     if number < 20:
         return frozenset({ONES[number]})
     if number < 100:
@@ -36,16 +42,14 @@ def cardinal(number: int) -> Forms:
         return frozenset({_TENS[tens] + (ONES[ones] if ones else "")})
     size, name = next((size, name) for size, name in _SCALES if number >= size)
     count, rest = divmod(number, size)
-    counted = {form + name for form in cardinal(count)}
-    if count == 1:
-        counted.add(f"a{name}")
+    counted = {form + name for form in _counted(count)}
     if not rest:
         return frozenset(counted)
     joints = ("", "and") if rest < 100 else ("",)
-    return frozenset(form + joint + more for form in counted for joint in joints for more in cardinal(rest))
+    return frozenset(form + joint + more for form in counted for joint in joints for more in _counted(rest))
 
 
-@lru_cache(4096)
+@lru_cache(512)
 def ordinal(number: int) -> Forms:
     """As "twentyfourth"."""
     return frozenset(map(_as_ordinal, cardinal(number)))
@@ -58,7 +62,7 @@ def _as_ordinal(form: str) -> str:
     return form.removesuffix("y") + "ieth" if form.endswith("y") else f"{form}th"
 
 
-@lru_cache(4096)
+@lru_cache(512)
 def by_digit(digits: str) -> Forms:
     """As "fivefivefive", "doublefivefive", and with each way to say zero."""
     forms = set()
@@ -77,7 +81,7 @@ def _with_doubles(names: list[str]) -> str:
     return spoken
 
 
-@lru_cache(4096)
+@lru_cache(512)
 def by_pair(digits: str) -> Forms:
     """Three and four digits as years and numbers of rooms and flights are read: "nineteenninetynine", "oneohfive"."""
     if len(digits) not in (3, 4) or digits[0] == "0":
@@ -91,7 +95,7 @@ def by_pair(digits: str) -> Forms:
     return frozenset(forms | ({first + zero + second for zero in _ZEROS[:3]} if low < 10 else {first + second}))
 
 
-@lru_cache(4096)
+@lru_cache(512)
 def whole(digits: str) -> Forms:
     """All ways to read a row of digits, which may be written in groups: as a number, as a day, as a year, by digit."""
     plain = "".join(str(int(digit)) for digit in digits if digit.isdecimal())
@@ -110,7 +114,7 @@ _HAN_DIGITS = "零一二三四五六七八九"
 _HAN_SCALES = ((10**8, "億亿"), (10**4, "万萬"), (1000, "千"), (100, "百"), (10, "十"))
 
 
-@lru_cache(4096)
+@lru_cache(512)
 def ideographic(number: int) -> Forms:
     """As "二十四", with and without the one before a ten, a hundred and a thousand, and with the zero of Chinese
     for places that are left out.

@@ -51,7 +51,7 @@ def _money(match: regex.Match[str], sign: str) -> Forms:
     return _amount(sign, match["whole"], match["part"] or "", (match["scale"] or "").lower()) if sign else frozenset()
 
 
-@lru_cache(4096)
+@lru_cache(512)
 def _amount(sign: str, units: str, parts: str, scale: str) -> Forms:
     """An amount of money: "fivedollars", "twelvedollarsandfiftycents", "twelvefifty", "onemilliondollars"."""
     one, many, cent, cents = _COINS.get(sign, ("", "", "", ""))
@@ -84,7 +84,7 @@ def _scaled(match: regex.Match[str], _: str) -> Forms:
     return frozenset(form + _SCALES[scale] for form in _decimal(match["whole"], match["part"] or ""))
 
 
-@lru_cache(4096)
+@lru_cache(512)
 def _decimal(units: str, parts: str) -> Forms:
     """As "threepointfive", "threeandahalf"."""
     if len(_plain(units)) > MOST_DIGITS:
@@ -114,7 +114,7 @@ def _time(match: regex.Match[str], _: str) -> Forms:
     return _clock(int(match["hour"]), match["minute"], f"{half}m" if half else "")
 
 
-@lru_cache(4096)
+@lru_cache(512)
 def _clock(hour: int, minutes: str, half: str) -> Forms:
     """A time of day: "fourthirty", "halfpastfour", "quartertofive", "fouroclock", "sixteenhundredhours"."""
     minute = int(minutes)

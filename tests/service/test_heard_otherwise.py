@@ -170,3 +170,9 @@ def calls(words: int) -> int:
 def test_a_report_for_each_word_costs_the_same_in_a_long_reply() -> None:
     calls(1000)  # what is cached is known then
     assert calls(1000) < 6 * calls(200)
+
+
+def test_a_row_of_digits_may_be_of_any_length() -> None:
+    text = f"It is {'5' * 6000} or ${'7' * 6000}.50, or the {'9' * 6000}th."
+    assert heard(text, "it is five") == "It is"
+    assert heard(text, text) == text
