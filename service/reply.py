@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from engine.records import Progress
 from engine.text.codec import IncrementalDecoder
-from service.client_events import Heard, WordTiming
-from service.heard import extent, joined
+from service.client_events import Heard
+from service.heard import Hearing
 from service.items import ToolCallItem, ToolResultItem
 from service.options import Generation
 from service.server_events import AnswerSource, TurnEnd
@@ -126,12 +126,12 @@ class Reply:
     """turn_id: the client's name for it. begin: length of the log before the turn, the caller's message included;
     before: length before the prompt that asks for the reply.
 
-    speaking_rate: as in ``records.Submit``. played: code points that playback progress has reported; None while it has
-    not. cut: where the caller spoke over it, in code points, and kept: the text that the history holds since; None when
-    it was not interrupted. cut_by: why it was cut; ending: why it ends otherwise. source: who answers. answerer: the
-    other model that does, if one does. mode: how it was drafted last, empty while it was not. item_ids: what the turn
-    has left in the history, once a newer one has begun. settled: the history has been edited since, and what it holds
-    of the turn is not touched any more.
+    speaking_rate: as in ``records.Submit``. played: code points that playback progress has reported; None while it
+    has not. hearing: the word timings. cut: where the caller spoke over it, in code points, and kept: the text that
+    the history holds since; None when it was not interrupted. cut_by: why it was cut; ending: why it ends otherwise.
+    source: who answers. answerer: the other model that does, if one does. mode: how it was drafted last, empty while
+    it was not. item_ids: what the turn has left in the history, once a newer one has begun. settled: the history has
+    been edited since, and what it holds of the turn is not touched any more.
     """
 
     turn_id: int
@@ -147,7 +147,7 @@ class Reply:
     mode: str = ""
     segments: list[Segment] = field(default_factory=list)
     played: int | None = None
-    words: list[WordTiming] = field(default_factory=list)
+    hearing: Hearing = field(default_factory=Hearing)
     cut: int | None = None
     kept: str | None = None
     cut_by: TurnEnd = TurnEnd.INTERRUPTED
@@ -212,7 +212,5 @@ class Reply:
         text = self.text
         if heard is None:
             return len(text) if self.played is None else min(self.played, len(text))
-        words = joined(text, self.words, heard.words)
-        found = extent(text, heard, words, path)
-        self.words = words
+        found = self.hearing.extent(text, heard, path)
         return found.chars if found.certain else max(found.chars, self.played or 0)

@@ -6,6 +6,7 @@ import time
 
 from engine.session import TurnStats
 from service.call_state import ReplyState
+from service.heard import Hearing
 from service.history import History
 from service.reply import Reply
 from service.telemetry import TurnRecord
@@ -21,7 +22,7 @@ def restored_reply(state: ReplyState, history: History) -> Reply:
     if state.model:
         reply.answerer = history.shadows[state.model]
     reply.segments = [history.restored_segment(segment, state.model) for segment in state.segments]
-    reply.played, reply.words = state.played, list(state.words)
+    reply.played, reply.hearing = state.played, Hearing(state.words)
     reply.cut, reply.kept, reply.cut_by = state.cut, state.kept, state.cut_by
     reply.item_ids, reply.settled, reply.ending = state.item_ids, state.settled, state.ending
     return reply

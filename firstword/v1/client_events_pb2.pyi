@@ -380,23 +380,28 @@ class Heard(_message.Message):
     PLAYED_MS_FIELD_NUMBER: _builtins.int
     WORDS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The text itself, from the turn's beginning. Spacing, case and punctuation may differ from what was sent, as they
-    do behind a synthesiser. A word that was spoken otherwise than it is written ("seven thirty" for 7:30) is passed
-    over where the two words behind it, or the last one, are heard behind what was spoken for it. Of a text that goes
-    on otherwise, what counts is the words before, or what playback progress has said, if that is more.
+    """The text itself, from the turn's beginning. Spacing, case, accents and punctuation may differ from what was
+    sent, as they do behind a synthesiser, and so may how numbers, times, dates, amounts of money, units and
+    abbreviations are read in English ("seven thirty" for 7:30). What is spoken otherwise still, as in other
+    languages, is passed over once two words behind it, or the turn's last one, are heard behind what was spoken for
+    it. Of a text that goes on otherwise, what counts is the words before, or what playback progress has said, if
+    that is more.
     """
     code_points: _builtins.int
-    """Length of what was heard, from the beginning of the turn's text. More than was sent counts as all of it."""
+    """Length of what was heard, from the beginning of the turn's text, in Unicode code points: not in bytes, and not in
+    UTF-16 units, of which an emoji has two. More than was sent counts as all of it.
+    """
     played_ms: _builtins.int
     """Duration of what was heard, from the beginning of the turn's speech. Heard are the words that had ended by then;
-    with the last word, the marks behind it. Refused when it is not 0 and no word timings of the turn are known; an
-    `Interrupt` cuts the turn all the same before it is, as far as playback progress has said, or wholly where it
-    never did.
+    with the last word, the marks behind it. Playback that has gone past the last timing has also played the turn's
+    last word where that was spoken otherwise than it is written. Refused when it is not 0 and no word timings of the
+    turn are known; an `Interrupt` cuts the turn all the same before it is, as far as playback progress has said, or
+    wholly where it never did.
     """
     @_builtins.property
     def words(self) -> _containers.RepeatedCompositeFieldContainer[Global___WordTiming]:
         """The synthesiser's word timings, in order. They are kept for the turn: those sent later are added behind, or replace
-        the ones from their first place on.
+        the ones from their first place on. The same ones again change nothing.
         """
 
     def __init__(
@@ -429,7 +434,7 @@ class WordTiming(_message.Message):
     end_ms: _builtins.int
     """Time from the beginning of the turn's speech to the end of the word."""
     end_code_points: _builtins.int
-    """Where it ends in the turn's text."""
+    """Where it ends in the turn's text, in Unicode code points."""
     word: _builtins.str
     """The word as it was spoken: the next one of the turn's text behind the word before it, by the rules of
     `Heard.text`. One that is not there ends where the word before it does.

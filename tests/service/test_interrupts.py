@@ -6,7 +6,7 @@ import pytest
 
 from service import client_events as client
 from service import server_events as server
-from service.client_events import Heard
+from service.client_events import Heard, WordTiming
 from service.problems import Reason
 from tests.service.calls import LINES, SYSTEM, CallUnderTest, chat, drafting_engine
 from tests.service.interrupts import AROUND, interrupted_around_calls, interrupted_at, measures, openings
@@ -86,3 +86,48 @@ def test_a_text_that_reads_otherwise_stops_the_reply_where_they_part(played: int
     (cut,) = call.of(server.Interrupted)
     assert said.startswith(cut.text) and len(cut.text) <= max(len(first), played)
     assert not call.of(server.Failure) and is_over(call)
+
+
+OTHERWISE = "You are booked on the 24th at 4:30 pm with Dr. Smith, for $12.50."
+READ = "you are booked on the twenty fourth at four thirty p m with doctor smith for twelve dollars and fifty cents"
+
+
+@pytest.mark.parametrize("by_time", [False, True])
+def test_a_turn_of_which_no_end_is_spoken_as_it_is_written_has_been_played_out(by_time: bool) -> None:
+    call = CallUnderTest(client.Open(system=SYSTEM, seed=7))
+    call.send(client.Say(1, OTHERWISE))
+    words = READ.split()
+    for count in range(1, len(words) + 1):
+        heard = Heard(text=" ".join(words[:count]))
+        if by_time:
+            heard = Heard(played_ms=100 * count, words=(WordTiming(100 * count, word=words[count - 1]),))
+        call.send(client.Playback(1, heard))
+    call.send(client.Final(2, LINES[0]))
+    assert not call.of(server.Interrupted) and not call.of(server.Failure)
+    call.run()
+    assert call.conversation is not None and OTHERWISE in chat().codec.hf.decode(list(call.conversation.tokens))
+
+
+@pytest.mark.parametrize("spoken_over", [client.Interrupt(1, None), client.Final(2, LINES[0])])
+def test_a_reply_is_cut_where_playback_was_whatever_was_spoken_otherwise_before(
+    spoken_over: client.ClientEvent,
+) -> None:
+    call = CallUnderTest(client.Open(system=SYSTEM, seed=7))
+    words = READ.split()
+    call.send(client.Say(1, OTHERWISE))
+    for count in (12, 15, 3):  # the last one comes late
+        known = tuple(WordTiming(100 * number, word=word) for number, word in enumerate(words[:count], 1))
+        call.send(client.Playback(1, Heard(played_ms=100 * count, words=known)))
+    call.send(spoken_over)
+    (cut,) = call.of(server.Interrupted)
+    assert cut.text == "You are booked on the 24th at 4:30 pm with Dr. Smith"
+    call.run()
+    assert not call.of(server.Failure)
+
+
+def test_an_interrupt_whose_words_are_not_found_leaves_what_playback_has_said() -> None:
+    call = CallUnderTest(client.Open(system=SYSTEM, seed=7))
+    call.send(client.Say(1, OTHERWISE), client.Playback(1, Heard(chars=14)))
+    lost = (WordTiming(100, word="quite"), WordTiming(200, word="others"))
+    call.send(client.Interrupt(1, Heard(played_ms=200, words=lost)))
+    assert [cut.text for cut in call.of(server.Interrupted)] == [OTHERWISE[:14]]

@@ -263,3 +263,15 @@ def test_a_call_whose_context_is_full_goes_on_elsewhere() -> None:
     script._send(Final(3, "And?"))
     script.run()
     assert isinstance(script.received[-1].event, server.TurnEnded) and script.received[-1].event.text
+
+
+def test_timings_that_replace_others_are_written_down() -> None:
+    call = CallUnderTest(Open(system=SYSTEM, seed=7))
+    early = (client.WordTiming(100, word="one"), client.WordTiming(200, word="moment"))
+    later = (early[0], client.WordTiming(300, word="moment"))
+    call.send(Say(1, "One moment, please."))
+    for words in (early, later):
+        call.send(Playback(1, Heard(played_ms=100, words=words)), Update("Be brief."))
+    records = {e.seq: read(call.call.services.signing, e.record) for e in call.envelopes if e.record}
+    found = replayed(merged(records.values()), call.envelopes[-1].seq)
+    assert found is not None and found[0].replies[0].words == later

@@ -1,0 +1,226 @@
+"""Where in a text it is that something was spoken: the two are followed side by side, letter by letter.
+
+A synthesiser speaks some words otherwise than they are written. Where the two part, the word is looked up among the
+``readings`` of what is written so. What is spoken otherwise still is passed over: the two go on together from the first
+place where two words of the text are heard next to each other again, or its last one at the end. What was spoken comes
+from words in the order of the text, so the first place is not behind the true one, and what counts as heard is not more
+than was heard. Until there is such a place, only what was heard before counts.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from service.heard.abbreviations import SYMBOLS
+from service.heard.readings import LONGEST, LONGEST_WRITTEN, readings
+from service.heard.words import Words
+
+MOST_SPOKEN = 64
+"""Words that may be spoken for what is passed over, such as an address of the web."""
+MOST_WRITTEN = 24
+"""Words of the text that may be passed over at once."""
+
+
+class _Anchor(NamedTuple):
+    """What the text goes on with at a place. parts: its letters. last: whether it is the text's last word alone, which
+    must then be the last one that is spoken.
+    """
+
+    place: int
+    parts: list[str]
+    last: bool
+
+
+class Alignment:
+    """said: the words of the text. spoken: those that were heard.
+
+    reached: for each beginning of what was spoken, the empty one included, how many parts of what was said it reaches;
+    None where that is not certain. It has nothing for those behind the last place where the two agree. Both texts may
+    change: what they have in common with what they were is not followed again, so growing with each word is cheap.
+    """
+
+    def __init__(self) -> None:
+        self.said, self.spoken = Words(), Words()
+        self.reached: list[int | None] = [0]
+        self._since = 0
+        self._undecided: int | None = None
+        self._reading = False
+        self._ends: dict[int, int] = {}
+        """Where in the text the reading or symbol ends that ends with so many parts of what was spoken."""
+
+    def follow(self, text: str, heard: str) -> None:
+        """The text is ``text`` now, and ``heard`` what was spoken of it."""
+        if (text, heard) == (self.said.text, self.spoken.text):
+            return
+        said, spoken = self.said.become(text), self.spoken.become(heard)
+        self._go_back(spoken, said)
+        self._go_on()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that was spoken is found."""
+        return len(self.reached) > len(self.spoken.parts)
+
+    @property
+    def place(self) -> int:
+        """How many parts of the text are reached by all that was spoken, as far as that is certain."""
+        place = self.reached[-1]
+        assert place is not None
+        return place
+
+    def place_of(self, spoken: int) -> int | None:
+        """The same of the first parts of what was spoken; None where that is not certain."""
+        return self.reached[spoken] if spoken < len(self.reached) else None
+
+    def end(self, spoken: int) -> int:
+        """How many code points of the text the first parts reach that were spoken, for which that is certain; without a
+        character that was not heard to its end.
+        """
+        place = self.reached[spoken] or 0
+        begun = self.said.starts[place] if place < len(self.said.parts) else len(self.said.text)
+        while place and self.said.ends[place - 1] > begun:
+            place -= 1
+        return max(self.said.ends[place - 1] if place else 0, self._ends.get(spoken, 0))
+
+    @property
+    def left_unread(self) -> bool:
+        """Whether something was spoken in place of the text's last word, and it cannot be told what."""
+        place = self.place
+        return not self.is_whole and not self._reading and place < len(self.said.parts) == self.said.behind(place)
+
+    def _go_back(self, spoken: int, said: int) -> None:
+        """To the last place where both begin a word and that no more than so many parts of both were needed for."""
+        if self._undecided is not None:
+            spoken = min(spoken, self._undecided)
+        at = min(spoken, len(self.reached) - 1)
+        while at and not self._is_start(at, said):
+            at -= 1
+        del self.reached[at + 1 :]
+        self._ends = {spoken: end for spoken, end in self._ends.items() if spoken <= at}
+        self._since, self._undecided = at, None
+
+    def _is_start(self, at: int, said: int) -> bool:
+        place = self.reached[at]
+        return place is not None and place <= said and self._both_begin(at, place)
+
+    def _both_begin(self, spoken: int, said: int) -> bool:
+        return self.spoken.begins_at(spoken) and self.said.begins_at(said)
+
+    def _go_on(self) -> None:
+        """From where the last certain place is."""
+        place = self.reached[-1]
+        assert place is not None
+        while (at := len(self.reached) - 1) < len(self.spoken.parts):
+            if place < len(self.said.parts) and self.spoken.parts[at] == self.said.parts[place]:
+                place += 1
+                self.reached.append(place)
+                continue
+            while at > self._since and not self._both_begin(at, place):
+                self.reached.pop()
+                at, place = at - 1, place - 1
+            found = self._read(at, place)
+            if found is None:
+                return
+            behind, place = found
+            self.reached += [None] * (behind - at - 1) + [place]
+            self._since = behind
+
+    def _read(self, at: int, place: int) -> tuple[int, int] | None:
+        """Where both go on behind what is spoken from ``at`` on and written from ``place`` on, which differ."""
+        read, self._reading = self._by_reading(at, place)
+        return read or self._by_symbol(at, place) or (None if self._reading else self._by_anchor(at, place))
+
+    def _by_reading(self, at: int, place: int) -> tuple[tuple[int, int] | None, bool]:
+        """(behind something that is known to be spoken so, the longest of what it may be; whether it may be something
+        else, of which only the beginning was spoken)
+        """
+        if place == len(self.said.parts):
+            return None, False
+        found, begun = (0, 0), False
+        if len(self.said.text) - self.said.starts[place] < LONGEST_WRITTEN:
+            self._leave_undecided(at)
+        for end, forms in readings(self.said.text, self.said.starts[place]):
+            spoken, goes_on = self._longest(at, forms)
+            if goes_on:
+                self._leave_undecided(at)
+            begun = begun or (goes_on and not spoken)
+            found = max(found, (at + spoken, self.said.character_end(end))) if spoken else found
+        behind, end = found
+        if begun or not behind:
+            return None, begun
+        self._ends[behind] = end
+        return (behind, self.said.within(end)), begun
+
+    def _longest(self, at: int, forms: Iterable[str]) -> tuple[int, bool]:
+        """(letters of the longest form that is spoken from ``at`` on, or 0; whether a longer one may be)"""
+        rest, longest, goes_on = "".join(self.spoken.parts[at : at + LONGEST]), 0, False
+        for form in forms:
+            if len(form) > len(rest):
+                goes_on = goes_on or form.startswith(rest)
+            elif len(form) > longest and rest.startswith(form) and self.spoken.ends_at(at + len(form)):
+                longest = len(form)
+        return longest, goes_on
+
+    def _by_symbol(self, at: int, place: int) -> tuple[int, int] | None:
+        """Behind the name of a symbol that stands before the place."""
+        for symbol, symbol_end in self.said.marks(place):
+            for form in SYMBOLS.get(symbol, ()):
+                end = at + len(form)
+                if self.spoken.ends_at(end) and "".join(self.spoken.parts[at:end]) == form:
+                    self._ends[end] = symbol_end
+                    return end, place
+        return None
+
+    def _by_anchor(self, at: int, place: int) -> tuple[int, int] | None:
+        """Behind what is passed over: the first place where what is spoken is how the text goes on."""
+        anchors, parts = list(self._anchors(at, place)), self.spoken.parts
+        behind = at
+        for _ in range(MOST_SPOKEN):
+            behind = self.spoken.behind(behind)
+            for anchor in anchors:
+                end = behind + len(anchor.parts)
+                if parts[behind:end] == anchor.parts and self.spoken.ends_at(end):
+                    if end == len(parts):
+                        self._leave_undecided(at)
+                    elif anchor.last:
+                        continue
+                    return behind, anchor.place
+        return None
+
+    def _anchors(self, at: int, place: int) -> Iterator[_Anchor]:
+        """What the text goes on with behind each of the next words, or at once where a symbol stands there, which may
+        have any name.
+        """
+        said = self.said
+        first = 0 if _has_symbol(said.before(place)) else 1
+        word = said.behind(place) if first else place
+        for passed in range(first, MOST_WRITTEN + 1):
+            end = self._end_of_word(word)
+            if end == len(said.parts):
+                self._leave_undecided(at)
+                if passed <= 1 and word < end:
+                    yield _Anchor(word, said.parts[word:], last=True)
+                return
+            second = self._end_of_word(end)
+            if said.parts[word:end] != said.parts[end:second]:
+                # Of two that are the same, the first may be the end of what is spoken for the one before.
+                yield _Anchor(word, said.parts[word:second], last=False)
+            word = said.behind(word)
+
+    def _end_of_word(self, start: int) -> int:
+        """Where the word ends that begins there; in scripts without spaces, two characters."""
+        said = self.said
+        end = said.behind(start) if start < len(said.parts) else start
+        if end < len(said.parts) and said.alone[start] and said.alone[end]:
+            return said.behind(end)
+        return end
+
+    def _leave_undecided(self, at: int) -> None:
+        """What comes behind what there is may show that it was something else."""
+        self._undecided = at if self._undecided is None else min(at, self._undecided)
+
+
+def _has_symbol(between: str) -> bool:
+    return any(char in "&%@#*/\\" or unicodedata.category(char)[0] == "S" for char in between)
