@@ -5,6 +5,8 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # One thread per process by default: on few cores a second one costs more in stalls than it gains.
 export OMP_NUM_THREADS ?= 1
+# Tests at a time. Each process of them holds a model.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
@@ -40,8 +42,8 @@ observability: $(READY) ## Make the rules, alerts and dashboards of deploy/objec
 trace-picture: $(READY) ## Draw the picture of a trace in docs/observability.md, from one that is really received
 	$(PY) -m scripts.trace_picture docs/trace.svg
 
-test: $(READY) ## Run all tests
-	$(PY) -m pytest
+test: $(READY) ## Run all tests, two at a time (JOBS=1: one after the other)
+	$(PY) -m pytest -n $(JOBS) --dist worksteal
 
 lint: $(READY) ## ruff, mypy --strict, stale stubs, and buf where npm is there
 	$(PY) -m ruff check .
