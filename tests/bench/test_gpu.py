@@ -212,7 +212,8 @@ def hangs(bench):
 stages.OVERTIME_S = 0.5
 bench = stages.Bench(torch.device("cpu"), DRY, Path("."), "plain", ends=time.monotonic())
 record = stages.Record(Path(sys.argv[1]), {"stages": {}}, bench.figures)
-stages.run_stage(bench, stages.Stage("hangs", 5, hangs), record, lambda name: print("goes on without", name, flush=True))
+hanging = stages.Stage("hangs", 5, hangs)
+stages.run_stage(bench, hanging, record, lambda name: print("goes on without", name, flush=True))
 """
 
 
