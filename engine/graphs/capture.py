@@ -28,7 +28,7 @@ class Captured:
 @functools.cache
 def _aside(device: torch.device) -> torch.cuda.Stream:
     """Where work warms up before it is captured. One for all: libraries keep memory for every stream that they meet."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call, no-any-return]
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _capture(work: Callable[[], None], device: torch.device, memory: Any) -> torch.cuda.CUDAGraph:
