@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from bench.gpu import BEGUN
 from bench.gpu.interpret import interpret_without_gpu
 
 interpret_without_gpu()
@@ -78,35 +79,44 @@ def main() -> None:
     print("# GPU" + (" (dry run: every figure is the CPU's, on tiny shapes)" if arguments.dry_run else ""))
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     record = Record(arguments.out, {"facts": facts, "dry_run": arguments.dry_run, "stages": {}}, bench.figures)
-    begun, states = time.monotonic(), dict.fromkeys(arguments.stages, "no time left")
-    bench.ends = begun + 60 * arguments.minutes
+    states = dict.fromkeys(arguments.stages, "no time left")
+    bench.ends = BEGUN + 60 * arguments.minutes
     chosen = [stage for stage in STAGES if stage.name in arguments.stages]
     for number, stage in enumerate(chosen):
         if time.monotonic() + stage.seconds > bench.ends:
             continue
+        left = [later.name for later in chosen[number + 1 :]]
         try:
-            states[stage.name] = run_stage(bench, stage, record)
+            states[stage.name] = run_stage(
+                bench, stage, record, lambda name, left=left: _begin_again(arguments, left, bench, f"{name} hangs")
+            )
         except DeviceLost as lost:
-            _begin_again(arguments, [later.name for later in chosen[number + 1 :]], begun, str(lost))
+            bench.kernels = "plain"
+            _begin_again(arguments, left, bench, str(lost))
         record.add_targets(verdict(bench.figures, bench.sizes, card))
     targets = verdict(bench.figures, bench.sizes, card)
     record.add_targets(targets)
     print(f"\n## Targets\n\n{targets}")
     print("\n## Stages\n\n" + "\n".join(f"{name}: {state}" for name, state in states.items()))
-    print(f"{time.monotonic() - begun:.0f} s; written to {arguments.out}")
+    print(f"{time.monotonic() - BEGUN:.0f} s; written to {arguments.out}")
 
 
-def _begin_again(arguments: argparse.Namespace, names: list[str], begun: float, why: str) -> None:
-    """An error on the device poisons this process: a fresh one does what is left, without the kernels."""
-    minutes = arguments.minutes - (time.monotonic() - begun) / 60
-    print(f"\nthe device is lost to this process ({why}); {len(names)} stages go on with plain kernels", flush=True)
+def _begin_again(arguments: argparse.Namespace, names: list[str], bench: Bench, why: str) -> None:
+    """An error on the device, or a stage that hangs, poisons this process: a fresh one does what is left.
+
+    It takes the kernels that this one would have gone on with; where they were still to be checked, the plain ones.
+    """
+    kernels = "plain" if bench.kernels == "auto" else bench.kernels
+    minutes = arguments.minutes - (time.monotonic() - BEGUN) / 60
+    print(f"\nlost to this process: {why}; {len(names)} stages go on with {kernels} kernels", flush=True)
     if not names or minutes <= 0:
-        raise SystemExit(1)
+        print(f"\n## Targets\n\n{verdict(bench.figures, bench.sizes, str(bench.device))}", flush=True)
+        os._exit(1)
     rest = arguments.out.with_name(f"{arguments.out.stem}-rest{arguments.out.suffix}")
     command = [sys.executable, "-m", "bench.gpu", "--stages", ",".join(names), "--minutes", f"{minutes:.2f}"]
     command += ["--after", str(arguments.out), "--out", str(rest), "--model", str(arguments.model)]
-    command += ["--device", arguments.device]
-    os.execv(sys.executable, [*command, "--kernels", "plain"])
+    command += ["--device", arguments.device, *(["--dry-run"] if arguments.dry_run else [])]
+    os.execv(sys.executable, [*command, "--kernels", kernels])
 
 
 if __name__ == "__main__":

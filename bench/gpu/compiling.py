@@ -78,7 +78,7 @@ class Binary:
 
 
 def compiled(dtypes: Sequence[str]) -> Iterator[Binary]:
-    """Every kernel, in shapes of 8B and 70B."""
+    """Every kernel, in shapes of 8B and 70B, and attention of the broadest heads that are served."""
     driver.set_active(NoCard())
     found: list[tuple[str, Any]] = []
     run = JITFunction.run
@@ -120,10 +120,11 @@ def _cases(dtypes: Sequence[str]) -> Iterator[tuple[str, Callable[[], object]]]:
         yield from _attention(dtype, name)
         yield from _block(dtype, name)
         for kind in filter(None, PRECISIONS.values()):
-            matrix = quantise(torch.randn(64, 512), kind)
-            for n in (1, 64):
-                x = torch.zeros(n, 512, dtype=dtype)
-                yield f"{kind}, {n} rows, {name}", lambda x=x, m=matrix: matmul.scaled_linear(x, m.weight, m.scale, 512)
+            for outputs in (64, 10_240):  # tiles of few and of many units
+                matrix = quantise(torch.randn(outputs, 512), kind)
+                for n in (1, 64):
+                    x, case = torch.zeros(n, 512, dtype=dtype), f"{kind}, {n} rows to {outputs}, {name}"
+                    yield case, lambda x=x, m=matrix: matmul.scaled_linear(x, m.weight, m.scale, 512)
     logits = torch.zeros(2, 128_256, dtype=torch.bfloat16)
     allowed = torch.zeros(2, -(-128_256 // 32), dtype=torch.int32)
     choice = replace(random_choice(random.Random(0), CPU, 2, 128_256, filters=True), allowed=None)
@@ -134,7 +135,9 @@ def _cases(dtypes: Sequence[str]) -> Iterator[tuple[str, Callable[[], object]]]:
 
 def _attention(dtype: torch.dtype, name: str) -> Iterator[tuple[str, Callable[[], object]]]:
     rng = random.Random(0)
-    for heads, kv_heads, head_dim in ((32, 8, 128), (64, 8, 128)):
+    for heads, kv_heads, head_dim in ((32, 8, 128), (64, 8, 128), (16, 4, 256)):
+        if head_dim == 256 and dtype == torch.float32:
+            continue  # which is not served
         for rows, chains in ((1, False), (60, False), (256, True)):
             case = random_case(rng, CPU, rows=rows, length=4096, chains=chains)
             query = torch.zeros(rows, heads, head_dim, dtype=dtype)

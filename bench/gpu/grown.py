@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from engine.engine import Engine, Work
 from engine.graphs.draft import GraphProposer
 from engine.graphs.engine import GraphEngine
 from engine.graphs.steps import Graphs
+from engine.graphs.target import NODES
 from engine.interfaces import Proposer
 from engine.models.config import DecoderConfig
 from engine.models.decoder import Decoder, load_target
@@ -92,29 +93,30 @@ class Way:
         return [self.name, *figures, f"{same}/{len(self.said)}"]
 
 
-@dataclass
 class Decoding:
-    """Every way is asked the same and is a figure as soon as it has answered: one that fails harms no other."""
+    """Every way is asked the same and is a row as soon as it has answered: one that fails harms no other. The first is
+    ``PLAIN``.
+    """
 
-    bench: Bench
-    shape: str
-    target: Decoder
-    questions: Sequence[Prompt]
-    ways: list[Way] = field(default_factory=list)
+    def __init__(self, bench: Bench, shape: str, target: Decoder, questions: Sequence[Prompt]) -> None:
+        self.bench, self.shape, self.target, self.questions = bench, shape, target, questions
+        self.ways: list[Way] = []
+        header = ["way", "tokens/s", "tokens a step", "ms a step", f"x {PLAIN}", f"same text as {PLAIN}"]
+        title = f"MEASURED on the embedded model grown to {shape}, greedy: the acceptance is the receptionist's"
+        self.table = Table(title, header)
 
     def engine(self, name: str, make: Callable[[], Engine]) -> None:
         """By the loop of an engine."""
         way = Way(name)
+        if self.bench.left >= 0:
+            try:
+                _decode(self.bench, make(), self.questions, way)
+                self.bench.figures[f"grown {self.shape} tokens_s {name}"] = way.rate
+            except Exception as error:
+                traceback.print_exc()
+                way = Way(name, error=in_words(error))
         self.ways.append(way)
-        if self.bench.left < 0:
-            return
-        try:
-            _decode(self.bench, make(), self.questions, way)
-        except Exception as error:
-            traceback.print_exc()
-            self.ways[-1] = Way(name, error=in_words(error))
-            return
-        self.bench.figures[f"grown {self.shape} tokens_s {name}"] = way.rate
+        self.table.rows.append(way.row(self.ways[0]))
 
     def graphs(self, name: str, make: Callable[[], Proposer], budget: int) -> None:
         """In cycles where the drafter is a pair head, else with static forwards."""
@@ -126,6 +128,9 @@ class Decoding:
             made.append(graphs)
             if isinstance(graphs.proposer, GraphProposer):
                 return GraphEngine(graphs, policy)
+            # Other trees have any size: none of these steps may be captured while a reply is timed.
+            most = next(size for size in NODES if size >= budget)
+            graphs.target.prepare([size for size in NODES if size <= most])
             return Engine(graphs.target, proposer, policy)
 
         self.engine(name, engine)
@@ -136,19 +141,14 @@ class Decoding:
         for budget in budgets:
             self.graphs(f"eagle3, graphs, {budget} nodes", lambda: head, budget)
 
-    def table(self) -> Table:
-        base = next(way for way in self.ways if way.name == PLAIN)
-        header = ["way", "tokens/s", "tokens a step", "ms a step", f"x {PLAIN}", f"same text as {PLAIN}"]
-        title = f"MEASURED on the embedded model grown to {self.shape}, greedy: the acceptance is the receptionist's"
-        return Table(title, header, [way.row(base) for way in self.ways])
-
 
 @torch.inference_mode()
-def grown(bench: Bench) -> list[Table]:
+def grown(bench: Bench) -> Iterator[Table]:
     """MEASURED tokens per second: the receptionist's own acceptance at the large shape's cost."""
     grown, head = grown_pair(bench)
     target, room = grown.target, pool_tokens(bench)
     ways = Decoding(bench, SMALL, target, asked(bench, 12 if bench.device.type == "cuda" else 1))
+    yield ways.table
     ways.graphs(PLAIN, NoProposer, 1)
     ways.eagle3(head, bench.sizes.budgets)
     ways.engine("plain, eager", lambda: Engine(target, NoProposer(), FixedPolicy(1)))
@@ -162,11 +162,10 @@ def grown(bench: Bench) -> list[Table]:
     ):
         ways.graphs(f"{name}, graphs, {budget} nodes", make, budget)
     ways.engine("eagle3, eager loop, 24 nodes", lambda: Engine(target, head, FixedPolicy(24)))
-    return [ways.table()]
 
 
 @torch.inference_mode()
-def grown_large(bench: Bench) -> list[Table]:
+def grown_large(bench: Bench) -> Iterator[Table]:
     """The same of 70B in FP8, plain and with EAGLE-3."""
     bench.needs_memory(82e9)
     bench.needs_products()
@@ -174,9 +173,9 @@ def grown_large(bench: Bench) -> list[Table]:
     room = 8192
     grown = _grow(bench, bench.model, bench.sizes.large, room, "fp8")
     ways = Decoding(bench, LARGE, grown.target, asked(bench, 6 if bench.device.type == "cuda" else 1))
+    yield ways.table
     ways.graphs(PLAIN, NoProposer, 1)
     ways.eagle3(grow_head(bench.model / "eagle3", grown, room), bench.sizes.budgets[-3:])
-    return [ways.table()]
 
 
 def _draft_model(bench: Bench, target: Decoder) -> Proposer:

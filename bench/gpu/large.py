@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -61,7 +60,8 @@ def quality(bench: Bench) -> Iterator[Table]:
     def random(precision: str) -> Decoder:
         return random_target(few, sizes, device, pool_tokens=1024, kernels=kernels, precision=precision)
 
-    yield Table("Quality of weights in eight bits, 4 layers of 8B, random", QUALITY, _eight_bits(bench, random, tokens))
+    yield (table := Table("Quality of weights in eight bits, 4 layers of 8B, random", QUALITY))
+    _eight_bits(bench, random, tokens, table)
     prompt = asked(bench, 1)[0].ids
     for dtype in (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,):
 
@@ -71,24 +71,23 @@ def quality(bench: Bench) -> Iterator[Table]:
             )
 
         title = f"Quality of weights in eight bits, the embedded model in {str(dtype).removeprefix('torch.')}"
-        yield Table(title, QUALITY, _eight_bits(bench, embedded, prompt))
+        yield (table := Table(title, QUALITY))
+        _eight_bits(bench, embedded, prompt, table)
 
 
 QUALITY = ["layers' matrices", "relative error", "same most likely token", "KL, nats"]
 
 
 @torch.inference_mode()
-def _eight_bits(bench: Bench, made: Callable[[str], Decoder], tokens: list[int]) -> list[list[Any]]:
+def _eight_bits(bench: Bench, made: Callable[[str], Decoder], tokens: list[int], into: Table) -> None:
     """Each precision against the first, which is full."""
-    rows: list[list[Any]] = []
     exact = None
     for precision in PRECISIONS:
         if bench.left < 0:
             break
         logits = _logits(made(precision), tokens)
         exact = logits if exact is None else exact
-        rows.append([precision, *_compared(logits, exact)])
-    return rows
+        into.rows.append([precision, *_compared(logits, exact)])
 
 
 def _logits(target: Decoder, tokens: list[int]) -> torch.Tensor:

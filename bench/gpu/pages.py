@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
 from bench.gpu.machine import wait
 from bench.gpu.stages import Bench, Table
-from bench.gpu.steps import filled, small_pair
+from bench.gpu.steps import filled, led_by, small_pair
+from bench.gpu.targets import context_of
 
 REPEATS = 6
 
 
 @torch.inference_mode()
-def hibernation(bench: Bench) -> list[Table]:
+def hibernation(bench: Bench) -> Iterator[Table]:
     """Whole caches, as the engine moves them: in chunks, on a stream of their own, to pinned memory and back."""
-    target, rows = small_pair(bench)[0], []
+    target = small_pair(bench)[0]
     pool = target.pool
+    header = ["tokens", "GB", "sleep: ms of the loop", "ms in all", "GB/s", "% of the link"]
+    header += ["wake: ms of the loop", "ms in all", "GB/s", "% of the link"]
+    yield (table := Table("Hibernation, 8B", header))
     down_limit, up_limit = (bench.figures.get(f"link_{way}_gb_s", float("nan")) for way in ("down", "up"))
 
     def seconds(work: Callable[[], None]) -> tuple[float, float]:
@@ -31,7 +35,7 @@ def hibernation(bench: Bench) -> list[Table]:
         wait(bench.device)
         return returned, time.perf_counter() - started
 
-    for context in bench.sizes.contexts:
+    for context in led_by(context_of(bench.sizes), bench.sizes.contexts):
         if bench.left < 0:
             break
         cache = filled(target, context)
@@ -43,7 +47,5 @@ def hibernation(bench: Bench) -> list[Table]:
         rates = (num_bytes / down / 1e9, num_bytes / up / 1e9)
         bench.figures |= {f"hibernate_gb_s {context}": rates[0], f"wake_gb_s {context}": rates[1]}
         sleep = [1e3 * host_down, 1e3 * down, rates[0], 100 * rates[0] / down_limit]
-        rows.append([context, num_bytes / 1e9, *sleep, 1e3 * host_up, 1e3 * up, rates[1], 100 * rates[1] / up_limit])
-    header = ["tokens", "GB", "sleep: ms of the loop", "ms in all", "GB/s", "% of the link"]
-    header += ["wake: ms of the loop", "ms in all", "GB/s", "% of the link"]
-    return [Table("Hibernation, 8B", header, rows)]
+        wake = [1e3 * host_up, 1e3 * up, rates[1], 100 * rates[1] / up_limit]
+        table.rows.append([context, num_bytes / 1e9, *sleep, *wake])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 import traceback
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from bench.gpu.machine import copy_gb_per_s, facts, host_ms, link_gb_per_s, median_ms, wait
 from bench.gpu.sizes import random_head, random_target, step_bytes
 from bench.gpu.stages import Bench, Table, in_words
-from bench.gpu.targets import most_accepted
+from bench.gpu.targets import context_of, most_accepted, tree_of
 from engine.cache import KVCache
 from engine.engine import Work
 from engine.graphs.capture import held_bytes
@@ -102,6 +102,11 @@ def close(step: StaticForward, windows: list[Window]) -> None:
     pool.release(step.frame.sink // pool.page_tokens)
 
 
+def led_by(first: int, values: Sequence[int]) -> list[int]:
+    """The same, with what targets speak of ahead of what the time box may have no room for."""
+    return sorted(values, key=lambda value: value != first)
+
+
 @torch.inference_mode()
 def step_ms(bench: Bench, target: Decoder, context: int, nodes: int, windows: int = 1) -> float:
     step, given = static_step(target, context, nodes, windows)
@@ -112,46 +117,50 @@ def step_ms(bench: Bench, target: Decoder, context: int, nodes: int, windows: in
 
 
 @torch.inference_mode()
-def plain(bench: Bench, target: Decoder | None = None, name: str = "8B bf16") -> list[Table]:
+def plain(bench: Bench, target: Decoder | None = None, name: str = "8B bf16") -> Iterator[Table]:
     """One token at a time against the time that reading the weights takes at the measured bandwidth."""
     target = target or small_pair(bench)[0]
-    rows = []
-    for context in bench.sizes.contexts:
+    said = f"{bench.kernels} kernels"
+    if bench.device.type == "cuda" and any(isinstance(part, ScaledMatrix) for part in vars(target.layers[0]).values()):
+        said += ", products in eight bits by Triton's"
+    header = ["context", "step ms, graph", "tokens/s", "ms, eager", "GB read", "GB/s", "% of copy bandwidth"]
+    yield (table := Table(f"Plain decoding, {name}, {said}", header))
+    for context in led_by(context_of(bench.sizes), bench.sizes.contexts):
         if bench.left < 0:
             break
         cached = 2 * target.config.num_layers * target.config.num_kv_heads * target.config.head_dim * context
         read = step_bytes(target) + cached * target.dtype.itemsize
         graph = step_ms(bench, target, context, 1)
-        step, given = static_step(target, context, 1)
-        eager = host_ms(lambda given=given: target.forward(given), bench.device, seconds=0.4)
-        close(step, given)
         share = read / graph / 1e6 / bench.copy_gb_s if bench.copy_gb_s else float("nan")
-        rows.append([context, graph, 1e3 / graph, eager, read / 1e9, read / graph / 1e6, 100 * share])
         bench.figures |= {f"plain_ms {name} {context}": graph, f"plain_share {name} {context}": 100 * share}
-    header = ["context", "step ms, graph", "tokens/s", "ms, eager", "GB read", "GB/s", "% of copy bandwidth"]
-    said = f"{bench.kernels} kernels"
-    if bench.device.type == "cuda" and any(isinstance(part, ScaledMatrix) for part in vars(target.layers[0]).values()):
-        said += ", products in eight bits by Triton's"
-    return [Table(f"Plain decoding, {name}, {said}", header, rows)]
+        eager = _eager_ms(bench, target, context)
+        table.rows.append([context, graph, 1e3 / graph, eager, read / 1e9, read / graph / 1e6, 100 * share])
+
+
+def _eager_ms(bench: Bench, target: Decoder, context: int) -> float:
+    """A token by the ordinary forward, the host's share in it."""
+    cache = filled(target, context)
+    cache.reserve(1)
+    given = [Window(cache, binary(1, target.vocab_size), "all")]
+    try:
+        return host_ms(lambda: target.forward(given), bench.device, seconds=0.4)
+    finally:
+        cache.close()
 
 
 @torch.inference_mode()
-def verify(bench: Bench, target: Decoder | None = None, name: str = "8B bf16") -> list[Table]:
+def verify(bench: Bench, target: Decoder | None = None, name: str = "8B bf16") -> Iterator[Table]:
     """A tree of so many nodes, over a plain step at the same context."""
     target = target or small_pair(bench)[0]
-    rows: list[list[Any]] = []
-    for nodes in bench.sizes.nodes:
-        times = []
-        for context in bench.sizes.contexts:
-            ms = step_ms(bench, target, context, nodes) if bench.left > 0 else float("nan")
-            base = bench.figures.get(f"plain_ms {name} {context}")
-            times += [ms, ms / base if base else float("nan")]
+    header = ["nodes", "context", "ms", "x plain"]
+    yield (table := Table(f"Verifying a tree, {name}", header))
+    for context in led_by(context_of(bench.sizes), bench.sizes.contexts):
+        for nodes in led_by(tree_of(bench.sizes), bench.sizes.nodes):
+            if bench.left < 0:
+                return
+            ms, base = step_ms(bench, target, context, nodes), bench.figures.get(f"plain_ms {name} {context}")
             bench.figures[f"verify_ms {name} {context} {nodes}"] = ms
-        rows.append([nodes, *times])
-    header = ["nodes"]
-    for context in bench.sizes.contexts:
-        header += [f"ms at {context}", "x plain"]
-    return [Table(f"Verifying a tree, {name}", header, rows)]
+            table.rows.append([nodes, context, ms, ms / base if base else float("nan")])
 
 
 def graph_engine(target: Decoder, head: PairProposer, budget: int) -> GraphEngine:
@@ -169,21 +178,20 @@ def decoding(engine: GraphEngine, context: int, prefill: int, *, reply: int = 1 
 
 
 @torch.inference_mode()
-def cycles(bench: Bench, pair: tuple[Decoder, PairProposer] | None = None, name: str = "8B bf16") -> list[Table]:
+def cycles(bench: Bench, pair: tuple[Decoder, PairProposer] | None = None, name: str = "8B bf16") -> Iterator[Table]:
     """Draft, verify, choose, accept and commit: the whole cycle, its two launches apart, and what the host adds."""
     target, head = pair or small_pair(bench)
-    rows = []
-    for budget in bench.sizes.budgets:
-        for context in bench.sizes.contexts[:2]:
+    header = ["nodes", "context", "levels", "cycle ms", "draft ms", "verify ms", "forward ms", "draft % of cycle"]
+    yield (table := Table(f"EAGLE-3 cycles, {name}", [*header, "all but the forward %", "s to capture"]))
+    for context in led_by(context_of(bench.sizes), bench.sizes.contexts[:2]):
+        for budget in led_by(tree_of(bench.sizes), bench.sizes.budgets):
             if bench.left < 0:
-                break
+                return
             try:
-                rows.append([budget, context, *_cycle(bench, target, head, name, context, budget)])
+                table.rows.append([budget, context, *_cycle(bench, target, head, name, context, budget)])
             except Exception as error:
                 traceback.print_exc()
-                rows.append([budget, context, in_words(error), *[float("nan")] * 7])
-    header = ["nodes", "context", "levels", "cycle ms", "draft ms", "verify ms", "forward ms", "draft % of cycle"]
-    return [Table(f"EAGLE-3 cycles, {name}", [*header, "all but the forward %", "s to capture"], rows)]
+                table.rows.append([budget, context, in_words(error), *[float("nan")] * 7])
 
 
 def _cycle(
@@ -240,14 +248,15 @@ def forced(bench: Bench, name: str = "8B bf16", paper: str = "Llama-3.1-8B, T=0"
 
 
 @torch.inference_mode()
-def start(bench: Bench) -> list[Table]:
+def start(bench: Bench) -> Iterator[Table]:
     """What a start takes: every static step of an engine with a pair head, captured, and the memory that they keep.
 
     The first time kernels are compiled besides, or read from the disk where an earlier process has compiled them; the
     second time this process has them loaded.
     """
     target, head = small_pair(bench)
-    rows = []
+    title = "Static steps captured at start: windows of 1 to 64 nodes for 1 to 8 calls, drafts and cycles"
+    yield (table := Table(title, ["", "steps", "s", "GB that they keep"]))
     for what in ("kernels compiled or read from the disk", "kernels compiled and loaded"):
         if bench.left < 0:
             break
@@ -258,25 +267,24 @@ def start(bench: Bench) -> list[Table]:
         graphs.prepare()
         wait(bench.device)
         seconds, kept = time.perf_counter() - began, (held_bytes(bench.device) - before) / 1e9
-        rows.append([what, graphs.num_steps, seconds, kept])
+        table.rows.append([what, graphs.num_steps, seconds, kept])
         graphs.release()
-        if len(rows) == 2:
+        del graphs
+        if len(table.rows) == 2:
             bench.figures |= {"capture_s": seconds, "capture_gb": kept}
-    title = "Static steps captured at start: windows of 1 to 64 nodes for 1 to 8 calls, drafts and cycles"
-    return [Table(title, ["", "steps", "s", "GB that they keep"], rows)]
 
 
 @torch.inference_mode()
-def batches(bench: Bench) -> list[Table]:
+def batches(bench: Bench) -> Iterator[Table]:
     """Several calls in one forward: a token each, and a small tree each."""
-    target, rows = small_pair(bench)[0], []
+    target = small_pair(bench)[0]
     context = min(bench.sizes.contexts)
+    header = ["calls", "ms, a token each", "tokens/s in all", "ms, 8 nodes each", "x a token each"]
+    yield (table := Table(f"Calls that share a forward, {context} tokens of context each", header))
     for windows in bench.sizes.batches:
         if bench.left < 0 or windows * (context + 64) > target.pool.num_pages * target.pool.page_tokens:
-            rows.append([windows, *[float("nan")] * 4])
+            table.rows.append([windows, *[float("nan")] * 4])
             continue
         one = step_ms(bench, target, context, 1, windows)
         tree = step_ms(bench, target, context, 8, windows)
-        rows.append([windows, one, 1e3 * windows / one, tree, tree / one])
-    header = ["calls", "ms, a token each", "tokens/s in all", "ms, 8 nodes each", "x a token each"]
-    return [Table(f"Calls that share a forward, {context} tokens of context each", header, rows)]
+        table.rows.append([windows, one, 1e3 * windows / one, tree, tree / one])

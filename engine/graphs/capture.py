@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,24 +15,24 @@ WARM_UPS = 2
 class Captured:
     """``work`` reads and writes tensors that outlive it, makes no decision on the host and copies nothing to it.
 
+    Whoever owns the tensors owns this: a graph knows their addresses and keeps none of them.
     memory: of the graphs that share it (``torch.cuda.graph_pool_handle``). None of them may run beside another.
     """
 
     def __init__(self, work: Callable[[], None], device: torch.device, memory: Any = None) -> None:
-        self._work = work
-        self._graph: torch.cuda.CUDAGraph | None = None
-        if device.type == "cuda":
-            self._graph = _capture(work, memory)
-
-    def run(self) -> None:
-        if self._graph is None:
-            self._work()
-        else:
-            self._graph.replay()
+        # Of a graph the work is not kept: it belongs to the owner, and a step that holds itself in a circle would hold
+        # its graph's memory until Python next looks for circles.
+        self.run: Callable[[], None] = _capture(work, device, memory).replay if device.type == "cuda" else work
 
 
-def _capture(work: Callable[[], None], memory: Any) -> torch.cuda.CUDAGraph:
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+@functools.cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """Where work warms up before it is captured. One for all: libraries keep memory for every stream that they meet."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _capture(work: Callable[[], None], device: torch.device, memory: Any) -> torch.cuda.CUDAGraph:
+    aside = _aside(device)
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(WARM_UPS):

@@ -17,6 +17,8 @@ KEYS, WIDE_KEYS = 64, 32
 """Positions of one tile; in float32, whose products no matrix instruction makes: they are unrolled into registers."""
 MOST_QUERIES, WIDE_MOST_QUERIES = 64, 16
 """Folded query rows of one program at most."""
+BROAD = 128
+"""Heads that are wider leave registers for fewer rows."""
 PROGRAMS = 264
 """Programs that fill the card: two for each of the 132 multiprocessors of an H100 or H200."""
 FEW_SPLITS, MOST_SPLITS = 8, 64
@@ -30,6 +32,7 @@ def attend(query: Tensor, kv: Tensor, rows: Rows) -> Tensor:
     group = heads // kv_heads
     wide = query.dtype == torch.float32
     keys, most_queries = (WIDE_KEYS, WIDE_MOST_QUERIES) if wide else (KEYS, MOST_QUERIES)
+    most_queries = max(16, most_queries * BROAD // max(BROAD, head_dim))
     queries = min(most_queries, max(16, triton.next_power_of_2(rows.max_rows * group)))
     blocks = triton.cdiv(rows.max_rows * group, queries)
     width = rows.tables.shape[1]

@@ -21,7 +21,8 @@ def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor, block: int) -> Tenso
     if blocks > 1 and block % INPUTS:
         raise ValueError(f"scales of {block} inputs are not served; multiples of {INPUTS} are")
     y = torch.empty(n, outputs, dtype=x.dtype, device=x.device)
-    rows = min(64, max(16, triton.next_power_of_2(n)))
+    most = 32 if x.dtype == torch.float32 else 64  # in float32 no matrix instruction makes them: they fill registers
+    rows = min(most, max(16, triton.next_power_of_2(n)))
     units = 32 if outputs >= 32 * 264 else 16
     _scaled_linear[(triton.cdiv(outputs, units), triton.cdiv(n, rows))](
         x.contiguous(),

@@ -139,6 +139,8 @@ def test_kernels_are_chosen_by_the_device_and_by_name() -> None:
     assert ops_for(cuda).name == "triton"
     assert ops_for(cuda, "plain").name == "plain"
     assert ops_for(cuda, dtype=torch.float64).name == ops_for(cuda, head_dim=80).name == "plain"
+    assert ops_for(cuda, dtype=torch.bfloat16, head_dim=256).name == "triton"
+    assert ops_for(cuda, head_dim=256).name == ops_for(cuda, dtype=torch.bfloat16, head_dim=512).name == "plain"
     with pytest.raises(ModelError, match="kernels 'fast' are not known"):
         ops_for(cuda, "fast")
     with pytest.raises(ModelError, match=r"do not serve torch\.float64"):
