@@ -245,7 +245,9 @@ class Speaking:
         reply.record.finish = record.finish
         self._history.adopt(segment)
         if problem is not None:
-            self._cut_off(reply, TurnEnd.FAILED)
+            if segment.calls:
+                self._cut_off(reply, TurnEnd.FAILED)
+                self._history.flush()
             self.end(reply, problem)
         elif segment.malformed_calls and not segment.calls:
             self._end_without_calls(reply)

@@ -206,7 +206,7 @@ async def test_what_belongs_to_an_older_turn_is_refused_unless_it_only_repeats(c
     assert await call.close() is grpc.StatusCode.OK
 
 
-async def test_a_tool_result_that_comes_when_the_turn_was_overtaken_is_stale(call: CallStream) -> None:
+async def test_a_tool_result_that_comes_when_the_turn_was_overtaken_takes_its_place(call: CallStream) -> None:
     waiting = await open_at_a_tool_call(call)
     turn = await call.say("never mind, what are your hours")
     assert turn.ended is not None
@@ -215,6 +215,10 @@ async def test_a_tool_result_that_comes_when_the_turn_was_overtaken_is_stale(cal
     assert len(ended.item_ids) == 3  # the caller's line, the call, and what stands for its result
     assert not set(ended.item_ids) & set(turn.ended.item_ids)
     await call.send(tool_result=result(1, waiting.call_ids[0]))
+    changed = await call.expect("history_changed")
+    assert changed.cause == server_pb.HISTORY_CAUSE_TOOL_RESULT
+    assert set(ended.item_ids) < set(changed.item_ids)
+    await call.send(tool_result=result(1, "another"))
     assert (await call.expect("error")).code == error_pb.ERROR_CODE_ABORTED
 
 
