@@ -9,13 +9,18 @@ import llguidance.hf
 import llguidance.numpy
 import numpy as np
 import torch
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 
 from engine.constraint import Constraint, JsonConstraint, ToolConstraint
 from engine.errors import InvalidConstraint
 from engine.grammar.guided import GuidedGrammar
 from engine.grammar.lark import lark, may_follow_text
 from engine.text.codec import Codec
+
+MAX_FORCED_BYTES = 50_000
+"""That a document must begin with. One whose schema requires itself again has no end, and the matcher gives up in the
+middle of a reply.
+"""
 
 
 def check_schema(schema: str) -> str:
@@ -28,7 +33,8 @@ def check_schema(schema: str) -> str:
             return str(error)
         failed, messages = LLMatcher.validate_grammar_with_warnings(grammar)
         if not failed:
-            return ""
+            forced = len(LLMatcher(LLTokenizer("byte"), grammar, log_level=0).compute_ff_tokens())
+            return "" if forced <= MAX_FORCED_BYTES else "no document of it has an end"
         problem = messages[0]
     return problem
 

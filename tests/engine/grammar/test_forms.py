@@ -157,6 +157,9 @@ def test_a_schema_that_cannot_be_enforced_is_refused_by_name():
     assert not check_schema(json.dumps(DAY)) and not check_schema("{}")
     assert "not" in check_schema('{"type": "object", "properties": {"a": {"not": {"type": "string"}}}}')
     assert check_schema('{"type": "strin"}')
+    itself = {"type": "object", "properties": {"a": {"$ref": "#"}}}
+    assert not check_schema(json.dumps(itself))
+    assert "end" in check_schema(json.dumps({**itself, "required": ["a"]}))
     _, form, compiler = of("embedded")
     with pytest.raises(InvalidConstraint):
         compiler.compile(ToolConstraint(form, (("bad", '{"type": "strin"}'),)))
