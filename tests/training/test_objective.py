@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.training.heads import SMALL, corpus, log_probs_of_training, randomise
+from training import precision
 from training.eagle3 import objective
 from training.eagle3.head import Eagle3Head
 from training.eagle3.objective import STEP_DECAY, Teacher, acceptance, chunks_of, training_loss
@@ -25,8 +26,9 @@ FEW = 3
 
 
 @pytest.fixture(params=HEADS)
-def learner(request, small_target):
-    """(head, teacher, ids, rows)"""
+def learner(request, small_target, monkeypatch):
+    """(head, teacher, ids, rows), all of it in fp32: in bf16, as where a machine has it, chunks round otherwise."""
+    monkeypatch.setattr(precision, "_CPU_HAS_BF16", False)
     head, taps = HEADS[request.param]()
     randomise(head, 1).requires_grad_(True)
     return head, Teacher(FrozenTarget(small_target), taps), *next(batches(corpus(12, 0), seed=0))
