@@ -156,6 +156,13 @@ class Admission:
         """By tenant."""
         return {name: len(tenant.seats) for name, tenant in self._tenants.items()}
 
+    def above_limit(self, tenant: str, *, resumed: bool = False) -> bool:
+        """Whether a tenant has more calls than it may, here and elsewhere: one that ends makes no room for another.
+        resumed: as in ``take``.
+        """
+        limit, elsewhere = self._max_calls(tenant), 0 if resumed else self._elsewhere(tenant)
+        return limit is not None and self.seats_of.get(tenant, 0) + elsewhere > limit
+
     def ask(self, tenant: str) -> None:
         """A new call is wanted. Raises Problem where the tenant asks too often; whoever comes back does not ask."""
         own = self._limits.get(tenant)

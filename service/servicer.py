@@ -212,7 +212,8 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
             anybodys = refused.reason is Reason.TOO_MANY_CALLS
             unattended = (call for call in services.live.values() if not call.attended)
             left = [call for call in unattended if anybodys or call.tenant == tenant]
-            if not left or refused.reason not in SEATS_WANTED:
+            in_vain = refused.reason not in SEATS_WANTED or self.admission.above_limit(tenant, resumed=resumed)
+            if not left or in_vain:
                 raise
             min(left, key=lambda call: call.tenant != tenant).disconnect()
             return self.admission.take(tenant, resumed=resumed)

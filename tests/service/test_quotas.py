@@ -8,6 +8,7 @@ import pytest
 import redis
 
 from firstword import ServiceBusy
+from tests.e2e.pods import SECRET
 from tests.firstword.receptionist import LINES, SYSTEM
 from tests.service.pods import client_of, local_pods
 from tests.service.store.test_redis_store import Pods
@@ -84,3 +85,27 @@ async def test_a_limit_holds_for_all_servers_together_and_keeps_nobody_from_comi
         turn = await moving.final(LINES[0])
         await turn.run()
         assert moving.opened.session_id in goes_to.sessions and moving.resumes
+
+
+async def test_a_call_that_is_refused_all_the_same_costs_nobody_theirs(server: Valkey) -> None:
+    """Whoever may come back gives way to a new call only where that finds room by it."""
+    sections = {"admission": {"max_calls_per_tenant": 2}, "resume": {"keep_s": 60.0}}
+    async with (
+        local_pods(1, server.url, lease_s=0.6, sections=sections) as (one,),
+        Pods(server.url, name_key=SECRET.encode()) as pods,
+        client_of([one]) as client,
+        client_of([one], resume_timeout_s=0.0) as leaving,
+    ):
+        held: dict[str, int] = {"": 2}
+        async with leaving.call(system=SYSTEM):
+            one.lines.cut_all()
+            await until(lambda: [call.attended for call in one.services.live.values()] == [False])  # type: ignore[union-attr]
+            await pods.pod(tenants=held)
+            await until(lambda: one.store.calls_elsewhere("") == 2)
+            with pytest.raises(ServiceBusy):
+                await client.call(system=SYSTEM).__aenter__()
+            assert one.sessions
+            held[""] = 1
+            await until(lambda: one.store.calls_elsewhere("") == 1)
+            async with client.call(system=SYSTEM) as call:
+                assert one.sessions == {call.opened.session_id}
