@@ -271,16 +271,18 @@ class Conversation:
             self._put(self._result_tokens(results), *results)
 
     def put_late_result(self, result: ToolResultItem, limit: int) -> Callable[[int], int] | None:
-        """Put a result in the place of the one of the same name. Returns where each end of an item is since; None, and
-        changes nothing, where none is there, or that one is, or there are more than ``limit`` tokens with it.
+        """Put a result in the place of what stands in for it. Returns where each end of an item is since; None, and
+        changes nothing, where nothing does, or there are more than ``limit`` tokens with it.
         """
-        at = next((at for at, span in enumerate(self.spans) if any(item.id == result.id for item in span.items)), 0)
-        if at == 0:  # before everything else stands what the call was opened with
+        spans = enumerate(self.spans[1:], 1)  # before everything else stands what the call was opened with
+        at = next((at for at, span in spans if any(_stands_in(item, result.call_id) for item in span.items)), None)
+        if at is None:
             return None
         span = self.spans[at]
-        if result in span.items:
-            return None
-        results = [result if item.id == result.id else item for item in span.items]
+        results = [
+            replace(result, id=result.id or item.id) if _stands_in(item, result.call_id) else item
+            for item in span.items
+        ]
         tokens = self._result_tokens([item for item in results if isinstance(item, ToolResultItem)])
         shift = len(tokens) - (span.end - span.start)
         if self.length + shift > limit:
@@ -542,6 +544,11 @@ def _same(before: list[Span], now: list[Span]) -> int:
     """How many spans at the front are the very ones."""
     pairs = enumerate(zip(before, now, strict=False))
     return next((at for at, (one, other) in pairs if one is not other), min(len(before), len(now)))
+
+
+def _stands_in(item: Item, call_id: str) -> bool:
+    """Whether an item is there instead of the result of a call."""
+    return isinstance(item, ToolResultItem) and item.call_id == call_id and item.stands_in
 
 
 def _kind(item: Item) -> str:

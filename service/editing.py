@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 from service.client_events import Items, Update
-from service.history import UNHELD_RESULT, History
+from service.history import History
 from service.instructions import Instructions
 from service.items import Item, MessageItem, ToolCallItem, ToolResultItem
 from service.problems import Problem, Reason
@@ -21,7 +20,9 @@ from service.terms import Terms
 
 
 class Editing:
-    """Of one call. emit: sends what has changed. refuse: told what an update that was taken has failed of after all."""
+    """Of one call. emit: sends what has changed. refuse: told what an update that was taken has failed of after all.
+    put: told of a late result that is in the history now, or of what is there because it was too long.
+    """
 
     def __init__(
         self,
@@ -29,11 +30,13 @@ class Editing:
         history: History,
         emit: Callable[[HistoryChanged], object],
         refuse: Callable[[Problem], object],
+        put: Callable[[ToolResultItem], object],
     ) -> None:
         self._terms = terms
         self._history = history
         self._emit = emit
         self._refuse = refuse
+        self._put = put
         self._waiting: list[tuple[Update, Instructions, Terms]] = []
         self._late: list[ToolResultItem] = []
 
@@ -47,9 +50,9 @@ class Editing:
         """Results of tools that are to take the place of what stands for them."""
         return tuple(self._late)
 
-    def knows(self, result: ToolResultItem) -> bool:
-        """Whether a late result is waiting already."""
-        return any(late.call_id == result.call_id for late in self._late)
+    def knows(self, call_id: str) -> bool:
+        """Whether a late result of a call is waiting already."""
+        return any(late.call_id == call_id for late in self._late)
 
     def put_late(self, result: ToolResultItem) -> None:
         """Take a late result, for when no turn is in progress."""
@@ -73,11 +76,10 @@ class Editing:
         turn that it has waited for may have left no room, and what was refused is nothing for the next to build on.
         """
         while self._late:
-            result = self._late.pop(0)
-            unheld = replace(result, output=UNHELD_RESULT)
-            done = self._history.put_late_result(result) or self._history.put_late_result(unheld)
+            done = self._history.put_late_result(self._late.pop(0))
             if done is not None:
-                kept, moved = done
+                result, kept, moved = done
+                self._put(result)
                 yield moved
                 self._changed(HistoryCause.TOOL_RESULT, kept)
         while self._waiting:

@@ -313,6 +313,10 @@ class History:
         """The result of a call, not yet put anywhere."""
         return ToolResultItem(item_id or self.new_id(), call.call_id, call.name, output, is_error)
 
+    def stand_in(self, call: ToolCallItem, output: str, *, is_error: bool = False) -> ToolResultItem:
+        """What the model is told instead of the result of a call."""
+        return replace(self.result(call, output, is_error=is_error), stands_in=True)
+
     def require_results(self, results: Sequence[ToolResultItem], *, reply: bool) -> None:
         """Raises Problem where the results of a generation, and a reply to them if there shall be one, do not fit."""
         prompt = len(self._conversation.prompt) if reply else 0
@@ -372,24 +376,24 @@ class History:
         """Some of a generation's calls were carried out, so all of them stay."""
         for call in segment.outstanding:
             if call.call_id not in segment.results:
-                segment.answer(self.result(call, INTERRUPTED_RESULT), stands_in=True)
+                segment.answer(self.stand_in(call, INTERRUPTED_RESULT), outstanding=True)
 
-    def late_result(self, call_id: str, output: str, *, is_error: bool) -> ToolResultItem | None:
-        """The result of a call in whose place another one stands in the history: the model was told that the call was
-        interrupted, or had no answer in time. None where that is not so.
+    def standing_in(self, call_id: str) -> ToolResultItem | None:
+        """What the model was told instead of a call's result, where it was."""
+        results = (item for item in self.items if isinstance(item, ToolResultItem) and item.call_id == call_id)
+        return next((item for item in results if item.stands_in), None)
+
+    def put_late_result(self, result: ToolResultItem) -> tuple[ToolResultItem, int, Callable[[int], int]] | None:
+        """Put a result, or that it was too long, in the place of what stands in for it. What is there since, and as
+        ``instruct``; None where nothing stands there any more.
         """
-        found = (item for item in self.items if isinstance(item, ToolResultItem) and item.call_id == call_id)
-        standing = next((item for item in found if item.output in (INTERRUPTED_RESULT, TIMED_OUT_RESULT)), None)
-        return None if standing is None else replace(standing, output=output, is_error=is_error)
-
-    def put_late_result(self, result: ToolResultItem) -> tuple[int, Callable[[int], int]] | None:
-        """Put a result in the place of what stands for it. As ``instruct``; None where that is there no more."""
-        before = self._conversation.tokens
-        moved = self._conversation.put_late_result(result, self._services.max_context_tokens - 1)
-        if moved is None:
-            return None
-        self.version += 1
-        return common_length(before, self._conversation.tokens), moved
+        conversation, before = self._conversation, self._conversation.tokens
+        limit = self._services.max_context_tokens - len(conversation.prompt) - 1  # and so a reply still fits
+        for put in (result, replace(result, output=UNHELD_RESULT)):
+            if (moved := conversation.put_late_result(put, limit)) is not None:
+                self.version += 1
+                return put, common_length(before, conversation.tokens), moved
+        return None
 
     # What the engine is told
 

@@ -31,13 +31,14 @@ class ToolCallItem:
 
 @dataclass(frozen=True)
 class ToolResultItem:
-    """name: of the tool that was called."""
+    """name: of the tool that was called. stands_in: nothing has come of it, and the model is told this instead."""
 
     id: str
     call_id: str
     name: str
     output: str
     is_error: bool = False
+    stands_in: bool = False
 
 
 @dataclass(frozen=True)

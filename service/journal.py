@@ -196,7 +196,7 @@ def _mark(replies: list[Reply], reporter: Reporter) -> tuple[Any, ...]:
 
 def _segment_mark(segment: Segment) -> tuple[Any, ...]:
     results = tuple(segment.results.values()), len(segment.standing_in)
-    told = len(segment.calls), segment.malformed_calls
+    told = tuple(call.id for call in segment.calls), segment.malformed_calls
     return segment.number, segment.item_id, *told, *results, segment.wants_reply
 
 

@@ -60,7 +60,7 @@ class Segment:
     number: its name at the engine. start: where its own tokens begin in the log. item_id: of its message in the
     history. foreign: its tokens are another model's ids. may_call: whether it may call tools. clause_ends: that were
     told. decoder: over all its tokens, to know which text the drafter had guessed. unsent: tokens behind text that was
-    not emitted yet. standing_in: calls whose result is none, and stands in the history for one that is still to come.
+    not emitted yet. standing_in: calls that are waited for, in whose place something else is among the results.
     """
 
     number: int
@@ -90,10 +90,17 @@ class Segment:
         """Whether any of its calls has a result."""
         return len(self.results) > len(self.standing_in)
 
-    def answer(self, result: ToolResultItem, *, stands_in: bool = False) -> None:
-        """A result is there, or what stands for it until it is."""
-        self.results[result.call_id] = result
-        (self.standing_in.add if stands_in else self.standing_in.discard)(result.call_id)
+    def stands_in_for(self, call_id: str) -> bool:
+        """Whether something is there instead of the result of a call."""
+        return call_id in self.results and self.results[call_id].stands_in
+
+    def answer(self, result: ToolResultItem, *, outstanding: bool = False) -> None:
+        """A result is there, which takes over the id of what stood in for it where it has none, or what stands in for
+        it. outstanding: the call is still waited for.
+        """
+        standing = self.results.get(result.call_id)
+        self.results[result.call_id] = result if result.id or standing is None else replace(result, id=standing.id)
+        (self.standing_in.add if outstanding else self.standing_in.discard)(result.call_id)
 
     def grow(self, tokens: Sequence[int], accepted: int, text: str) -> tuple[tuple[int, bool], ...]:
         """Take one step's tokens, the first ``accepted`` of which were guessed, and the text that became safe to emit.

@@ -96,7 +96,7 @@ class Speaking:
         for call in abandoned:
             self._tools.forget(call.call_id)
             standing = reply.current.results.get(call.call_id)
-            reply.current.answer(standing or self._history.result(call, INTERRUPTED_RESULT))
+            reply.current.answer(standing or self._history.stand_in(call, INTERRUPTED_RESULT))
         return abandoned
 
     def is_answered(self, call_id: str) -> bool:
@@ -132,7 +132,7 @@ class Speaking:
         if reply is None or reply.settled or not segments:
             return
         self._reporter.tool_timed_out(reply, call, timeout_ms)
-        result = self._history.result(call, TIMED_OUT_RESULT, is_error=True)
+        result = self._history.stand_in(call, TIMED_OUT_RESULT, is_error=True)
         self.take_result(reply, segments[0], result, wants_reply=True)
 
     def _release(self, reply: Reply, held: HeldReply) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -64,7 +65,7 @@ class Turns:
         self._listening = Listening(terms, history, reporter, later, self._may_listen, self._may_answer_ahead)
         self._reply: Reply | None = None
         self._taken: dict[int, str] = {}
-        self._editing = Editing(terms, history, reporter.history_changed, reporter.update_refused)
+        self._editing = Editing(terms, history, reporter.history_changed, reporter.update_refused, self._put_late)
         self._speaking = Speaking(
             session, terms, history, reporter, later, fallbacks, serving, self._over, self._settle, on_lost
         )
@@ -262,20 +263,30 @@ class Turns:
 
     def _late_result(self, event: client_events.ToolResult) -> None:
         """Nobody waits for it any more, but the model must not go on believing that nothing has come of its call."""
-        result = self._history.late_result(event.call_id, event.output, is_error=event.is_error)
-        if result is None or self._editing.knows(result):
-            if not self._speaking.is_answered(event.call_id):
+        call_id, history = event.call_id, self._history.standing_in(event.call_id)
+        segments = [] if self._reply is None else self._reply.segments
+        segment = next((segment for segment in segments if segment.stands_in_for(call_id)), None)
+        standing = history or (None if segment is None else segment.results[call_id])
+        if standing is None or self._editing.knows(call_id):
+            if not self._speaking.is_answered(call_id):
                 raise self._stale("tool_result.turn_id")
             return
         self._terms.check_input(event.output, "tool_result.output")
-        self._speaking.tools.answered(event.call_id)
-        for segment in [] if self._reply is None else self._reply.segments:
-            if event.call_id in segment.results:
-                segment.answer(result)
+        self._speaking.tools.answered(call_id)
+        result = replace(standing, id=event.item_id, output=event.output, is_error=event.is_error, stands_in=False)
+        if history is None and segment is not None:  # the turn waits for another call, or is still at it
+            segment.answer(result)
+            return
         self._editing.put_late(result)
         self._listening.abandon()
         if self._reply is None or self._reply.phase is Phase.OVER:
             self._settle()
+
+    def _put_late(self, result: ToolResultItem) -> None:
+        """The history has a late result: a reply that is cut later must not put back what stood there."""
+        for segment in [] if self._reply is None else self._reply.segments:
+            if segment.stands_in_for(result.call_id):
+                segment.answer(result)
 
     # Edits
 

@@ -8,12 +8,12 @@ import pytest
 
 from service import client_events as client
 from service import server_events as server
-from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT
+from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT
 from service.items import ToolCallItem, ToolResultItem
 from service.options import GenerationPatch, Limits, ToolChoice, TurnOptions
 from service.problems import Reason
 from service.server_events import HistoryCause, TurnEnd
-from tests.service.calls import LINES, SYSTEM, BegunEngine, CallUnderTest, fresh_reply
+from tests.service.calls import LINES, SYSTEM, BegunEngine, CallUnderTest, fresh_reply, target
 from tests.service.interrupts import AROUND
 from tests.service.test_guardrails import WAIT, due, holds
 from tests.service.test_telemetry import at_a_tool_call
@@ -48,6 +48,18 @@ def results(call: CallUnderTest) -> list[str]:
     calls = [item.call_id for item in items if isinstance(item, ToolCallItem)]
     assert [item.call_id for item in items if isinstance(item, ToolResultItem)] == calls
     return outputs(call)
+
+
+def at_a_reply_without_its_tool() -> tuple[CallUnderTest, server.ToolCalled]:
+    """A reply that is being made since its tool was given up."""
+    opening, line = at_a_tool_call()
+    call = CallUnderTest(replace(opening, limits=Limits(tool_timeout_ms=5000, max_tool_calls_per_call=1)))
+    call.send(client.Final(1, line))
+    call.run()
+    (called,) = call.of(server.ToolCalled)
+    due(call, 5.0)
+    call.step_until_text()
+    return call, called
 
 
 def goes_on(call: CallUnderTest, turn: int) -> None:
@@ -149,6 +161,63 @@ def test_a_tool_that_was_given_up_may_still_answer() -> None:
     call.run()
     assert call.of(server.TurnEnded) and outputs(call)[-2:] == [DONE, FAILED]
     goes_on(call, 2)
+
+
+@pytest.mark.parametrize("then", [client.Interrupt(1, client.Heard(chars=9)), client.Final(2, LINES[1], BRIEF)])
+def test_a_late_result_is_there_when_the_reply_behind_it_is_cut(then: client.ClientEvent) -> None:
+    call, called = at_a_reply_without_its_tool()
+    answer(call, called)
+    call.send(then)
+    call.run()
+    assert outputs(call)[-1] == DONE
+    goes_on(call, 3)
+    assert outputs(call)[-1] == DONE
+
+
+def test_a_late_result_that_is_too_long_stays_out_when_the_reply_is_cut_afterwards() -> None:
+    call, called = at_a_reply_without_its_tool()
+    call.run()
+    long = "7 " * ((target().max_context_tokens - call.conversation.length) // 2 + 50)
+    call.send(client.ToolResult(1, called.call.call_id, long), client.Interrupt(1, client.Heard(chars=9)))
+    assert outputs(call)[-1] == UNHELD_RESULT
+    goes_on(call, 2)
+
+
+@pytest.mark.parametrize("output", [INTERRUPTED_RESULT, TIMED_OUT_RESULT])
+def test_a_tools_own_words_are_no_stand_in(output: str) -> None:
+    call, called = at_two_calls()
+    answer(call, called[0], output)
+    call.send(client.Final(2, LINES[1], BRIEF))
+    call.run()
+    answer(call, called[1], output)
+    answer(call, called[0], "another")
+    answer(call, called[1], "another")
+    assert results(call) == [output] * 2
+
+
+def test_a_tool_that_was_given_up_may_answer_while_another_one_is_waited_for() -> None:
+    call, called = at_two_calls(limits=Limits(tool_timeout_ms=5000))
+    _, expire = next(timer for timer in call.timers if timer[0] == 0.7)
+    expire()
+    (given_up,) = call.of(server.ToolTimedOut)
+    first, second = sorted(called, key=lambda made: made.call.call_id != given_up.call_id)
+    answer(call, first)
+    answer(call, second, FAILED)
+    assert results(call) == [DONE if made is first else FAILED for made in called]
+
+
+def test_a_late_result_finds_its_place_under_other_names() -> None:
+    call, called = at_two_calls()
+    call.send(client.Final(2, LINES[1], BRIEF))
+    call.step_until_text()
+    answer(call, called[0], item_id="mine")
+    answer(call, called[1])
+    named = [replace(item, id=f"named-{at}") for at, item in enumerate(call.conversation.items)]
+    call.send(client.Items(tuple(named)))
+    call.run()
+    assert results(call) == [DONE] * 2
+    ids = [item.id for item in call.conversation.items if isinstance(item, ToolResultItem)]
+    assert ids[0] == "mine" and ids[1].startswith("named-")
 
 
 def test_what_was_called_before_the_engine_failed_stays() -> None:
