@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from service.client_events import Heard, WordTiming
 from service.heard.alignment import Alignment
@@ -85,6 +86,16 @@ class Hearing:
         number = bisect_left(self._runs, count, key=_first) - 1
         return self._runs[number].up_to(text, count) if count else Extent(0)
 
+    def _before(self, text: str, end: int) -> int:
+        """How many words are left without those at the end that reach a place in the text."""
+        left = len(self.words)
+        for run in reversed(self._runs):
+            counts = range(run.first + 1, left + 1)
+            left = run.first + bisect_left(counts, end, key=partial(_reached, run, text))
+            if left > run.first:
+                break
+        return left
+
     def _put(self, words: Iterable[WordTiming]) -> None:
         """Add timings behind those that are known."""
         known = list(self.words)
@@ -109,8 +120,7 @@ class Hearing:
             while left < len(known) and known[left].end_ms == first.end_ms and known[left] != first:
                 left += 1  # another word that ends at the same time
         else:
-            while left and self._up_to(text, left).chars >= first.end_chars:
-                left -= 1
+            left = self._before(text, first.end_chars)
         if known[left : left + len(more)] == tuple(more):
             return
         if left < len(known):
@@ -159,6 +169,10 @@ class _Run:
     def _follow(self, text: str) -> Alignment:
         self._found.follow(text[self._start :], self._spoken)
         return self._found
+
+
+def _reached(run: _Run, text: str, count: int) -> int:
+    return run.up_to(text, count).chars
 
 
 def _first(run: _Run) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import pytest
@@ -148,28 +149,54 @@ def test_no_word_counts_before_it_is_spoken(pairs: list[tuple[str, str]], data: 
         assert Hearing(known).extent(text, Heard(played_ms=100 * count if known else 0), "").chars <= limit
 
 
-def calls(words: int) -> int:
-    """Functions called to take a report for each word of a reply."""
-    pairs = [PAIRS[at % len(PAIRS)] if at % 7 == 0 else ("word" + "s" * (at % 5),) * 2 for at in range(words)]
-    text, spoken = (" ".join(pair[side] for pair in pairs) for side in (0, 1))
-    hearing, count = Hearing(), itertools.count()
+def called_by(work: Callable[[], object]) -> int:
+    """Functions called meanwhile."""
+    count = itertools.count()
 
     def called(_frame: FrameType, _event: str, _argument: object) -> None:
         next(count)
 
     sys.setprofile(called)
     try:
-        for number, word in enumerate(spoken.split(), 1):
-            found = hearing.extent(text, Heard(played_ms=number, words=(WordTiming(number, word=word),)), "")
+        work()
     finally:
         sys.setprofile(None)
-    assert found.chars == len(text)
     return next(count)
+
+
+def calls(words: int) -> int:
+    """Functions called to take a report for each word of a reply."""
+    pairs = [PAIRS[at % len(PAIRS)] if at % 7 == 0 else ("word" + "s" * (at % 5),) * 2 for at in range(words)]
+    text, spoken = (" ".join(pair[side] for pair in pairs) for side in (0, 1))
+    hearing = Hearing()
+
+    def report() -> None:
+        for number, word in enumerate(spoken.split(), 1):
+            found = hearing.extent(text, Heard(played_ms=number, words=(WordTiming(number, word=word),)), "")
+        assert found.chars == len(text)
+
+    return called_by(report)
 
 
 def test_a_report_for_each_word_costs_the_same_in_a_long_reply() -> None:
     calls(1000)  # what is cached is known then
     assert calls(1000) < 6 * calls(200)
+
+
+def replacing(words: int) -> int:
+    """Functions called to replace timings of so many words that are not in the text."""
+    hearing = Hearing(WordTiming(number, word="elsewhere") for number in range(words))
+    first = Heard(played_ms=1, words=(WordTiming(1, end_chars=0),))
+
+    def report() -> None:
+        assert hearing.extent("Some text.", first, "").chars == 0
+
+    return called_by(report)
+
+
+def test_timings_that_replace_all_others_cost_no_more_for_each_than_few() -> None:
+    replacing(1000)
+    assert replacing(1000) < 6 * replacing(200)
 
 
 def test_a_row_of_digits_may_be_of_any_length() -> None:
