@@ -3,8 +3,9 @@
 A synthesiser speaks some words otherwise than they are written. Where the two part, the word is looked up among the
 ``readings`` of what is written so. What is spoken otherwise still is passed over: the two go on together from the first
 place where two words of the text are heard next to each other again, or its last one at the end. What was spoken comes
-from words in the order of the text, so the first place is not behind the true one, and what counts as heard is not more
-than was heard. Until there is such a place, only what was heard before counts.
+from words in the order of the text, so the first place is not behind the true one, but where what is spoken for a word
+stands written further on: "2,50, also zwei fünfzig" heard as "zwei fünfzig" counts to its end, which is more than was
+heard. Until there is such a place, only what was heard before counts.
 """
 
 from __future__ import annotations
