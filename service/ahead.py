@@ -28,7 +28,7 @@ class HeldReply:
     generation: Generation
     segment: Segment
     records: list[Record] = field(default_factory=list)
-    sink: RecordSink | None = None
+    _sink: RecordSink | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -45,32 +45,41 @@ class HeldReply:
         )
 
     def take(self, record: Record) -> None:
-        """Keep what the engine says, or hand it on once the reply is released."""
-        if self.sink is not None:
-            self.sink(self.segment, record)
-        else:
+        """Keep what the engine says, or hand it on once the reply is released and nothing before it is held."""
+        if self._sink is None or self.records:
             self.records.append(record)
+        else:
+            self._sink(self.segment, record)
 
-    def release(self, sink: RecordSink) -> None:
-        """Hand on all that was held, and from now on whatever comes.
+    def release(self, sink: RecordSink, later: Later) -> None:
+        """Hand on what was held, and from now on whatever comes.
 
         Held text goes out as one: an event for each step, with a record to be signed, would keep the first one waiting.
+        So would the end of the turn, which is written down and counted: what is behind the first text comes ``later``.
         """
-        self.sink = sink
-        held, self.records = self.records, []
+        self._sink = sink
+        while self.records and not self._hand_on_next():
+            pass
+        if self.records:
+            later(0.0, self._hand_on_rest)
+
+    def _hand_on_rest(self) -> None:
+        while self.records:
+            self._hand_on_next()
+
+    def _hand_on_next(self) -> bool:
+        """One record, or the steps up to a tool call or to something else as one; whether it was steps."""
         steps: list[records.Progress] = []
-        for record in held:
-            if isinstance(record, records.Progress):
-                steps.append(record)
-                if not record.calls:
-                    continue
-            if steps:
-                sink(self.segment, Steps(tuple(steps)))
-                steps = []
+        for record in self.records:
             if not isinstance(record, records.Progress):
-                sink(self.segment, record)
-        if steps:
-            sink(self.segment, Steps(tuple(steps)))
+                break
+            steps.append(record)
+            if record.calls:
+                break
+        held, self.records = self.records[: len(steps) or 1], self.records[len(steps) or 1 :]
+        if self._sink is not None and held:
+            self._sink(self.segment, Steps(tuple(steps)) if steps else held[0])
+        return bool(steps)
 
 
 class Ahead:

@@ -55,6 +55,7 @@ class Speaking:
         self._terms = terms
         self._history = history
         self._reporter = reporter
+        self._later = later
         self._on_over = on_over
         self._on_cut = on_cut
         self._on_lost = on_lost
@@ -136,11 +137,11 @@ class Speaking:
         self.take_result(reply, segments[0], result, wants_reply=True)
 
     def _release(self, reply: Reply, held: HeldReply) -> None:
-        """The reply was made ahead: all of it that is there goes out at once."""
+        """The reply was made ahead: all of its text that is there goes out at once."""
         reply.segments.append(held.segment)
         self._history.release(held, reply)
         reply.record.released = time.monotonic()
-        held.release(self._sink(reply))
+        held.release(self._sink(reply), self._later)
 
     def _submit(self, reply: Reply) -> None:
         reply.phase = Phase.GENERATING

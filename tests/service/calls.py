@@ -334,12 +334,16 @@ class CallUnderTest:
             self.call.handle(0, event)
 
     def run(self) -> None:
+        """Let the engine finish its work, and the event loop what was put off to its next round."""
+        self.run_due()
         self.engine.run()
+        self.run_due()
 
     def step_until_text(self) -> None:
         """Let the engine work until the newest turn has said something."""
         seen = len(self.of(server.TextDelta))
         while len(self.of(server.TextDelta)) == seen:
+            self.run_due()
             assert self.engine.step()
 
     @property
@@ -357,6 +361,12 @@ class CallUnderTest:
         due, self.timers = self.timers, []
         for _, work in due:
             work()
+
+    def run_due(self) -> None:
+        """What was put off to the event loop's next round."""
+        while due := [timer for timer in self.timers if timer[0] == 0.0]:
+            self.timers.remove(due[0])
+            due[0][1]()
 
     def _later(self, seconds: float, work: Callable[[], None]) -> Callable[[], None]:
         self.timers.append(timer := (seconds, work))

@@ -73,6 +73,35 @@ def test_what_was_held_is_told_at_once_and_as_one():
     assert call.of(server.TextDelta) == [told] and told.tokens == end.account.output_tokens > 2
 
 
+def test_the_end_of_a_released_turn_does_not_keep_its_first_text_waiting():
+    call = CallUnderTest(opening())
+    call.send(client.EagerEndOfTurn(1, 1, LINES[0], SHORT))
+    call.run()
+    call.send(client.Final(1, LINES[0], SHORT))
+    assert call.text(1) and not call.of(server.TurnEnded)
+    call.run_due()
+    assert len(call.of(server.TurnEnded)) == 1
+
+
+def test_what_comes_between_the_first_text_and_the_end_of_a_released_turn_finds_a_reply_being_made():
+    def cut(ahead: bool) -> CallUnderTest:
+        call = CallUnderTest(opening())
+        call.send(*[client.EagerEndOfTurn(1, 1, LINES[0], SHORT)] * ahead)
+        call.run()
+        call.send(client.Final(1, LINES[0], SHORT))
+        if not ahead:
+            call.step_until_text()
+        call.send(client.Interrupt(1, client.Heard(chars=4)), client.Final(2, LINES[1], SHORT))
+        call.run()
+        return call
+
+    call, plain = cut(True), cut(False)
+    assert call.conversation.tokens == plain.conversation.tokens and call.text(2) == plain.text(2)
+    assert [end.reason for end in call.of(server.TurnEnded)] == [end.reason for end in plain.of(server.TurnEnded)]
+    log = call.engine.log(call.call.session)
+    assert log == call.conversation.tokens[: len(log)]
+
+
 def test_a_final_with_other_words_or_options_is_answered_as_if_nothing_had_been_made():
     for final in (client.Final(1, LINES[1], SHORT), client.Final(1, LINES[0], TurnOptions())):
         expected, log = plain_reply(final.text, final.options)
@@ -207,6 +236,7 @@ def test_an_eager_end_before_the_last_report_of_playback_is_answered_ahead(last)
     call.send(client.Playback(1, last))  # says nothing new
     assert states(call) == [AheadState.STARTED] and len(call.timers) == 1
     call.send(client.Final(2, LINES[0], SHORT))
+    call.run_due()
     assert states(call) == [AheadState.STARTED, AheadState.RELEASED] and not call.timers
     assert call.text(2) and not call.of(server.Interrupted)
 
@@ -221,6 +251,7 @@ def test_a_report_that_comes_late_leaves_what_is_held_to_the_final():
             call.send(client.Playback(1, client.Heard(chars=chars)))
         assert states(call) == [AheadState.STARTED] and len(call.timers) == 1
         call.send(client.Final(2, LINES[0], SHORT))
+        call.run_due()
         assert states(call)[-1] is (AheadState.RELEASED if played > 3 else AheadState.ABANDONED)
         assert len(call.of(server.Interrupted)) == (played == 3) and not call.timers
         call.run()

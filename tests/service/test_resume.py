@@ -66,6 +66,10 @@ class Script:
             if until_seq is not None and self.received[-1].seq >= until_seq:
                 return True
             assert self.call is not None
+            self.call.run_due()
+            self._take(until_seq)
+            if until_seq is not None and self.received[-1].seq >= until_seq:
+                return True
             if self.call.engine.step():
                 self._take(until_seq)
             elif not self._next():
