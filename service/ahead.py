@@ -21,19 +21,17 @@ from service.server_events import AheadState
 
 @dataclass(eq=False)
 class HeldReply:
-    """asked: the turn that it answers, and ``tokens``: its ids. records: what the engine said and nobody was told."""
+    """asked: the turn that it answers, and ``tokens``: its ids. records: what the engine said and nobody was told.
+    num_tokens: generated ahead.
+    """
 
     asked: EagerEndOfTurn
     tokens: tuple[int, ...]
     generation: Generation
     segment: Segment
     records: list[Record] = field(default_factory=list)
+    num_tokens: int = 0
     _sink: RecordSink | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens generated ahead."""
-        return sum(len(record.tokens) for record in self.records if isinstance(record, records.Progress))
 
     @property
     def failed(self) -> bool:
@@ -46,7 +44,10 @@ class HeldReply:
 
     def take(self, record: Record) -> None:
         """Keep what the engine says, or hand it on once the reply is released and nothing before it is held."""
-        if self._sink is None or self.records:
+        if self._sink is None:
+            self.num_tokens += len(record.tokens) if isinstance(record, records.Progress) else 0
+            self.records.append(record)
+        elif self.records:
             self.records.append(record)
         else:
             self._sink(self.segment, record)
@@ -136,11 +137,10 @@ class Ahead:
         return not words or words != normalised(held.asked.text)
 
     def take(self) -> HeldReply:
-        """The reply being held, which is released now."""
+        """The reply being held, which is released now: that it was is told when its text is on its way."""
         assert self._held is not None
         held, self._held = self._held, None
         self._call_off()
-        self._on_state(AheadState.RELEASED, held)
         return held
 
     def drop(self, state: AheadState) -> bool:

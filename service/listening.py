@@ -120,6 +120,10 @@ class Listening:
         self._ahead.drop(AheadState.MISMATCHED if differs else AheadState.ABANDONED)
         return None
 
+    def released(self, held: HeldReply) -> None:
+        """The reply that was made ahead is on its way."""
+        self._changed(AheadState.RELEASED, held)
+
     def reconsider(self) -> None:
         """What could not be answered on the history as it stands may be answered now."""
         if isinstance(self._hypothesis, EagerEndOfTurn):

@@ -430,6 +430,8 @@ class Turns:
         self._begin(event, reply)
         self._replies += 1
         self._speaking.begin(reply, held)
+        if held is not None:
+            self._listening.released(held)
 
     def _with_room(self, put: Callable[[], T], more: Callable[[], int]) -> T:
         """Put something into the history, if need be in place of its oldest turns. more: tokens that it needs. Raises
