@@ -297,7 +297,7 @@ class Call:
         reporter = Reporter(session, services.model, terms, history, recorder, emit, over)
         serving = services.engine_serving
         fallbacks = opening.event.fallbacks
-        turns = Turns(session, terms, history, reporter, services.later, fallbacks, serving, self._finish)
+        turns = Turns(session, terms, history, reporter, services.later, fallbacks, serving, ask_aside, self._finish)
         questions = SideQuestions(services, terms, history, recorder, ask_aside, emit, over)
         journal = Journal(opening, terms, history, turns, reporter, questions)
         owned = Ownership(
@@ -321,8 +321,9 @@ class Call:
         return parts
 
     def _tokens(self, conversation: Conversation) -> int:
-        """In use, side questions included."""
-        return conversation.length + (0 if self._parts is None else self._parts.questions.tokens)
+        """In use, with what is generated aside."""
+        parts = self._parts
+        return conversation.length + (0 if parts is None else parts.questions.tokens + parts.turns.tokens_aside)
 
     def _start_clock(self, parts: _Parts, elapsed_s: float) -> None:
         limits: Limits = parts.terms.limits

@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from engine import records
+from service.admission import AskAside
 from service.call_services import Record
 from service.client_events import Generate
 from service.editing import agreeing
@@ -37,25 +39,38 @@ LONGEST_TURN_SEEN = 32
 
 @dataclass(eq=False)
 class _Summary:
-    """One that is being written, or is. fork: that writes it. covered: the items that it speaks of and that may go."""
+    """One that is being written, or is. fork: that writes it. covered: the items that it speaks of and that may go.
+    tokens: that the fork does not share with the call, those of the longest summary included.
+    """
 
     fork: str
     covered: tuple[Item, ...]
+    tokens: int = 0
     text: list[str] = field(default_factory=list)
     done: bool = False
 
 
 class Compaction:
-    """Of one call. on_summary: called when there is one to be put into force."""
+    """Of one call. admit: raises Problem where there is no room to write a summary aside. on_summary: called when there
+    is one to be put into force.
+    """
 
-    def __init__(self, terms: Terms, history: History, reporter: Reporter, on_summary: Callable[[], None]) -> None:
+    def __init__(
+        self, terms: Terms, history: History, reporter: Reporter, admit: AskAside, on_summary: Callable[[], None]
+    ) -> None:
         self._terms = terms
         self._history = history
         self._reporter = reporter
+        self._admit = admit
         self._on_summary = on_summary
         self._summary: _Summary | None = None
         self._in_vain = False
         """Whether the last one came to nothing: until turns have gone another would, too."""
+
+    @property
+    def tokens(self) -> int:
+        """That a summary being written has beside the call's own."""
+        return 0 if self._summary is None or self._summary.done else self._summary.tokens
 
     def apply(self) -> Iterator[Moved]:
         """No turn is in progress: announce and do what the policy says. Gives where things are since, by change."""
@@ -100,7 +115,7 @@ class Compaction:
         return heard + self._history.prompt_tokens + reply
 
     def _begin_summary(self, used: int) -> None:
-        """Have one written aside; a call that has no room for it drops turns instead."""
+        """Have one written aside; a call that has no room for it drops turns instead, unless there is room in time."""
         covered = self._history.settled_items
         if not covered:
             return
@@ -110,10 +125,11 @@ class Compaction:
         self._reporter.announce(due_at=used)
         try:
             generation = self._terms.for_question(asked.generation)
-            self._history.ask_aside(summary.fork, asked, generation, lambda record: self._hear(summary, record))
+            told = partial(self._hear, summary)
+            summary.tokens = self._history.ask_aside(summary.fork, asked, generation, told, self._admit)
         except Problem as problem:
             log.warning("no summary", extra={"cause": str(problem)})
-            self._drop_summary()
+            self._summary, self._in_vain = None, problem.retry_after_s is None
 
     def _hear(self, summary: _Summary, record: Record) -> None:
         if self._summary is not summary:

@@ -510,7 +510,7 @@ class History:
         asked: Generate,
         generation: Generation,
         sink: Callable[[Record], None],
-        admit: AskAside = lambda prompt, answer: None,
+        admit: AskAside,
     ) -> int:
         """Ask a side question of a fork called ``name``. Raises Problem where it, or an answer, would not fit.
 

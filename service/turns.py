@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from engine import records
 from service import client_events
+from service.admission import AskAside
 from service.call_services import Later
 from service.call_state import CallState
 from service.client_events import Final, Respond, Say
@@ -43,7 +44,8 @@ class Turns:
     """The turns of one open call.
 
     later: runs something after a time. fallbacks: the chain for late first tokens; serving: whether the engine is
-    there. on_lost: called with what ended the call when the engine's log can no longer be known to be the history.
+    there. admit: raises Problem where there is no room for what is generated aside. on_lost: called with what ended
+    the call when the engine's log can no longer be known to be the history.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Turns:
         later: Later,
         fallbacks: Sequence[Fallback],
         serving: Callable[[], bool],
+        admit: AskAside,
         on_lost: Callable[[Problem], None],
     ) -> None:
         self._session = session
@@ -69,7 +72,7 @@ class Turns:
         self._speaking = Speaking(
             session, terms, history, reporter, later, fallbacks, serving, self._over, self._settle, on_lost
         )
-        self._compaction = Compaction(terms, history, reporter, self._summarised)
+        self._compaction = Compaction(terms, history, reporter, admit, self._summarised)
         self._rate = SpeakingRate()
         self._closed = False
         self._replies = 0
@@ -99,6 +102,11 @@ class Turns:
     def tool_calls(self) -> int:
         """How many were made."""
         return self._speaking.tools.made
+
+    @property
+    def tokens_aside(self) -> int:
+        """Of what is generated beside the call's own."""
+        return self._compaction.tokens
 
     @property
     def waiting(self) -> tuple[client_events.Update, ...]:

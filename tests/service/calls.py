@@ -47,6 +47,10 @@ MODEL = "receptionist"
 E = TypeVar("E", bound=server.ServerEvent)
 
 
+DRAFTER = f"suffix+eagle3:{EMBEDDED_MODEL / 'eagle3'}"
+"""What the embedded model is served with."""
+
+
 @cache
 def chat() -> Chat:
     return load_chat(str(EMBEDDED_MODEL))
@@ -65,9 +69,8 @@ def exact_target() -> Decoder:
 
 @cache
 def default_drafter() -> Proposer:
-    """What the embedded model is served with, over ``exact_target``."""
-    drafter = f"suffix+eagle3:{EMBEDDED_MODEL / 'eagle3'}"
-    return load_proposer(EngineConfig(str(EMBEDDED_MODEL), drafter, pool_tokens=16_384), exact_target())
+    """``DRAFTER`` over ``exact_target``."""
+    return load_proposer(EngineConfig(str(EMBEDDED_MODEL), DRAFTER, pool_tokens=16_384), exact_target())
 
 
 class LocalEngine:

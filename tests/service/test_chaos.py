@@ -17,8 +17,8 @@ import torch
 from engine import records
 from engine.cache import KVCache
 from engine.config import EngineConfig
-from engine.interfaces import Output, Window
-from engine.load import load_target_for
+from engine.interfaces import Output, Proposer, Window
+from engine.load import load_proposer, load_target_for
 from engine.models.decoder import Decoder
 from engine.text.reply import ReplyReader
 from service import client_events as client
@@ -29,21 +29,28 @@ from service.mirror import MAX_RESUMES
 from service.options import GenerationPatch
 from service.problems import Problem, Reason
 from service.telemetry import Telemetry
-from tests.service.calls import LINES, MODEL, SYSTEM, CallUnderTest, LocalEngine, chat
+from tests.service.calls import DRAFTER, LINES, MODEL, SYSTEM, CallUnderTest, LocalEngine, accepted_tokens, chat
 
 TURNS = 2
 PAGE = 16
 FREE_PAGES = 36
-"""That all calls together may still grow into. No turn of ``GREEDY`` fits, which is computed in one step here."""
-GREEDY = "I would like to book an appointment on Tuesday. " * 78
+"""That all calls together may still grow into."""
+GREEDY = "I would like to book an appointment on Tuesday. " * 160
+"""Computed in one step here, and never with room, not even while the others' pages are lost with the engine."""
 Role = Literal["undisturbed", "slow", "cancelling", "vanishing", "faulty", "greedy"]
 ROLES: tuple[Role, ...] = ("undisturbed", "undisturbed", "slow", "slow", "cancelling", "vanishing", "faulty", "greedy")
 
 
 @cache
 def model() -> Decoder:
-    """With a pool of its own."""
-    return load_target_for(EngineConfig(str(EMBEDDED_MODEL), pool_tokens=8192))
+    """With a pool of its own, in float64: whatever a window's width, a reply is the same."""
+    return load_target_for(EngineConfig(str(EMBEDDED_MODEL), dtype="float64", pool_tokens=8192))
+
+
+@cache
+def drafter() -> Proposer:
+    """``DRAFTER`` over ``model``."""
+    return load_proposer(EngineConfig(str(EMBEDDED_MODEL), DRAFTER, pool_tokens=8192), model())
 
 
 class FaultyReader(ReplyReader):
@@ -66,7 +73,7 @@ class FragileEngine(LocalEngine):
     """Dies when a step raises, as the process does, and is replaced. ``break_next``: the next forward raises."""
 
     def __init__(self) -> None:
-        super().__init__(model(), chunk_tokens=2048)
+        super().__init__(model(), chunk_tokens=2048, proposer=drafter(), nodes=16)
         self.break_next = False
         self.deaths = 0
         self._forward: Callable[..., list[Output]] = self.model.forward
@@ -134,7 +141,8 @@ class Caller:
 
     @property
     def speaking(self) -> bool:
-        return len({end.turn_id for end in self.call.of(server.TurnEnded)}) < self.turn
+        refused = [failure for failure in self.call.of(server.Failure) if failure.client_seq is not None]
+        return len({end.turn_id for end in self.call.of(server.TurnEnded)}) + len(refused) < self.turn
 
     @property
     def done(self) -> bool:
@@ -202,10 +210,12 @@ def test_no_other_call_notices_and_nothing_is_left(seed: int) -> None:
     ballast.reserve((pool.num_pages - pool.pages_in_use - FREE_PAGES) * PAGE)
     held_back = pool.num_pages - FREE_PAGES - (pool.pages_in_use - ballast.num_pages)
     assert ballast.num_pages == held_back
+    assert len(chat().codec.encode(GREEDY)) > (pool.num_pages - held_back) * PAGE
 
     assert play(callers, engine, admission, chance) > 0
     engine.run()
     assert 0 < engine.deaths <= MAX_RESUMES
+    assert sum(accepted_tokens(caller.call) for caller in callers) > 0
     for caller in callers:
         ends = caller.call.of(server.TurnEnded)
         texts = tuple(caller.call.text(turn) for turn in range(1, TURNS + 1))
@@ -222,7 +232,8 @@ def test_no_other_call_notices_and_nothing_is_left(seed: int) -> None:
             case "faulty":
                 assert problems == [Reason.INTERNAL] * TURNS
             case "greedy":
-                assert problems == [Reason.OUT_OF_PAGES] * TURNS and texts == ("", "")
+                # What the caller said stays in the history, answered or not: another like it is too much for that.
+                assert problems == [Reason.OUT_OF_PAGES, Reason.CONTEXT_FULL] and texts == ("", "")
         if not caller.call.ended_with:
             assert caller.call.conversation is not None
             session = f"{caller.role}{caller.index}"

@@ -17,7 +17,7 @@ from service.conversation import Conversation
 from service.instructions import SUMMARY, Instructions
 from service.items import MessageItem, ToolCallItem, ToolResultItem
 from service.options import ContextPolicy, GenerationPatch, ToolChoice, TurnOptions
-from service.problems import Reason
+from service.problems import Problem, Reason
 from service.server_events import HistoryCause
 from tests.engine.text.templates import codec_for
 from tests.service.calls import LINES, SYSTEM, TOOLS, CallUnderTest, chat
@@ -204,6 +204,38 @@ def test_the_fork_that_wrote_it_leaves_no_page():
     call.send(client.CloseCall())
     call.run()
     assert call.engine.pages_in_use == 0
+
+
+def test_a_summary_asks_for_room_like_any_question_and_again_when_there_may_be_some():
+    refusals, asked, tokens = 2, [], lambda: 0
+
+    def ask_aside(prompt: int, answer: int) -> None:
+        asked.append((prompt, answer))
+        if len(asked) <= refusals:
+            raise Problem(Reason.PAGES_COMMITTED, "no room", retry_after_s=1.0)
+
+    def admit(used):
+        nonlocal tokens
+        tokens = used
+        return ask_aside
+
+    call = CallUnderTest.unopened()
+    call.call.admit = admit
+    policy = ContextPolicy("summarise", 900, KEEP)
+    call.send(client.Open(system=SYSTEM, seed=7, tools=TOOLS, context=policy))
+    turn = 0
+    while len(asked) <= refusals:
+        turn += 1
+        assert turn < 30, "no summary was begun"
+        call.send(client.Final(turn, f"{turn}: {LONG}", TURN))
+        while not call.of(server.TurnEnded) or call.of(server.TurnEnded)[-1].turn_id != turn:
+            call.engine.step()
+        prompt, answer = asked[-1] if len(asked) > refusals else (0, 0)
+        assert tokens() == call.conversation.length + prompt + answer
+    assert len(set(asked)) == 1 and not changes(call)  # the question alone: the history is shared
+    call.run()
+    assert [change.cause for change in changes(call)] == [HistoryCause.SUMMARISED]
+    assert tokens() == call.conversation.length
 
 
 def test_an_update_keeps_the_summary_and_the_tools_that_were():
