@@ -10,38 +10,30 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from service import client_events as events
 from service.admission import AskAside
 from service.call_clock import CallClock
+from service.call_parts import Owner, Parts, Place, put_together
 from service.call_services import CallServices
 from service.call_state import CallState, Opening
 from service.conversation import Conversation
-from service.history import History
-from service.journal import Journal
 from service.options import Limits
-from service.outbound import Outbound, Send
+from service.outbound import Send
 from service.problems import Problem, Reason, invalid
-from service.reply import Phase, Reply
-from service.reporter import Reporter
 from service.restoring import restored_reply
 from service.server_events import (
     Durability,
     Failure,
     LimitReached,
     Notice,
-    Opened,
     ResumeToken,
     ServerEvent,
-    TextDelta,
-    Unfinished,
 )
-from service.shadow import Shadow
-from service.side_questions import SideQuestions
-from service.store import CallKey, CallLog, Ownership
+from service.store import CallKey
 from service.terms import Terms
 from service.turns import Turns
 
@@ -51,20 +43,6 @@ Afterwards = Literal["over", "elsewhere", "forgotten"]
 """What becomes of what the store holds of a call that ends here: it is over, or may go on elsewhere, or is deleted."""
 
 End = Callable[[Problem | None], None]
-
-
-@dataclass(eq=False)
-class _Parts:
-    """What an open call is made of."""
-
-    opening: Opening
-    terms: Terms
-    history: History
-    reporter: Reporter
-    turns: Turns
-    questions: SideQuestions
-    outbound: Outbound
-    log: CallLog
 
 
 @dataclass(eq=False)
@@ -91,7 +69,18 @@ class Call:
         self.ended = False
         self.attended = True
         """Whether there is a client."""
-        self._parts: _Parts | None = None
+        self._owner = Owner(
+            self.tenant,
+            self.metadata,
+            self.send,
+            self._emit,
+            self._turn_over,
+            self._finish,
+            self._checkpoint,
+            self._lost,
+            self._durable,
+        )
+        self._parts: Parts | None = None
         self._closing = False
         self._clock: CallClock | None = None
         self._renew_at = 0.0
@@ -171,7 +160,7 @@ class Call:
         self.end, self.attended, self._closing = end, True, False
         parts.outbound.acknowledge(resume.last_seq)
         missed = parts.outbound.unread(resume.last_seq)
-        parts.outbound.replay(send, self._opened(parts, resumed=True, missed=missed), resume.last_seq)
+        parts.outbound.replay(send, parts.opened(self.services, self._token(parts), missed), resume.last_seq)
         log.info("client back", extra={"session": self.session, "replayed": len(missed)})
         return True
 
@@ -221,15 +210,14 @@ class Call:
             raise Problem(Reason.SESSION_EXISTS, "a call of this name is open", field="open.session_id")
         ask_aside = self.admit(lambda: self._tokens(conversation))
         seed = secrets.randbits(62) if event.seed is None else event.seed
-        shadows = self._shadows(key, event, conversation, terms, seed)
         # What it said stands in the history and before it, and is written down as that.
         opened = replace(event, session_id=key.session, seed=seed, system="", items=())
         opening = Opening(opened, services.model, time.time())
-        parts = self._open(key, opening, terms, conversation, shadows, ask_aside)
+        parts = self._open(put_together(services, self._owner, key, opening, terms, conversation, ask_aside))
         parts.turns.start(seed)
         whose = {"tenant": self.tenant} if self.tenant else {}
         log.info("call opened", extra={"session": self.session, "tokens": conversation.length, **whose})
-        self._emit(self._opened(parts))
+        self._emit(parts.opened(services, self._token(parts)))
         parts.reporter.announce()
         self._start_clock(parts, 0.0)
 
@@ -257,16 +245,14 @@ class Call:
         ask_aside = self.admit(lambda: self._tokens(conversation))
         terms = Terms.of(event, services.config, conversation.vocab_size, services.max_context_tokens)
         terms.generation, terms.tools = status.generation, status.tools
-        seed = event.seed or 0
         key = CallKey(self.tenant, event.session_id)
-        shadows = self._shadows(key, event, conversation, terms, seed)
-        place = (generation, last_seq, stored, state.client_seq)
-        parts = self._open(key, opening, terms, conversation, shadows, ask_aside, *place)
+        place = Place(generation, last_seq, stored, state.client_seq)
+        parts = self._open(put_together(services, self._owner, key, opening, terms, conversation, ask_aside, place))
         parts.history.restore(status.version, status.submissions)
-        parts.turns.start(seed)
+        parts.turns.start(event.seed or 0)
         replies = [restored_reply(reply, parts.history) for reply in state.replies]
         parts.turns.restore(state, replies)
-        parts.outbound.greet(self._opened(parts, resumed=True, missed=[]), last_seq)
+        parts.outbound.greet(parts.opened(services, self._token(parts), []), last_seq)
         # Nothing is said before all is as it was: whatever is, is written down with the whole call.
         parts.questions.restore(state.asked, status.questions)
         untold = [reply for reply, was in zip(replies, state.replies, strict=True) if not was.told]
@@ -275,123 +261,37 @@ class Call:
         log.info("call taken over", extra={"session": self.session, "generation": generation, "seq": last_seq})
         self._start_clock(parts, max(0.0, time.time() - opening.opened_at))
 
-    def _open(
-        self,
-        key: CallKey,
-        opening: Opening,
-        terms: Terms,
-        conversation: Conversation,
-        shadows: Mapping[str, Shadow],
-        ask_aside: AskAside,
-        generation: int = 1,
-        last_seq: int = 0,
-        stored: int = 0,
-        client_seq: int = 0,
-    ) -> _Parts:
-        """Put the parts of the call together, and let the store know of it."""
-        services, self.key = self.services, key
-        recorder = services.telemetry.call(key.session, dict(self.metadata), self.tenant, opening.traceparent)
-        opening = replace(opening, traceparent=recorder.traceparent)
-        history = History(services, key.engine_name, conversation, shadows, self.tenant)
-        emit, over, session = self._emit, self._turn_over, key.session
-        reporter = Reporter(session, services.model, terms, history, recorder, emit, over)
-        serving = services.engine_serving
-        fallbacks = opening.event.fallbacks
-        turns = Turns(session, terms, history, reporter, services.later, fallbacks, serving, ask_aside, self._finish)
-        questions = SideQuestions(services, terms, history, recorder, ask_aside, emit, over)
-        journal = Journal(opening, terms, history, turns, reporter, questions)
-        owned = Ownership(
-            generation, last_seq, stored, opening.event.caller_key, self._checkpoint, self._lost, self._durable
-        )
-        book = services.store.begin(key, owned)
-        outbound = Outbound(
-            key,
-            services.signing,
-            journal,
-            book,
-            self.send,
-            opened_at=opening.opened_at,
-            generation=generation,
-            base=last_seq,
-            client_seq=client_seq,
-            replay_events=services.config.replay_events,
-        )
-        self._parts = parts = _Parts(opening, terms, history, reporter, turns, questions, outbound, book)
-        services.live[key] = self
+    def _open(self, parts: Parts) -> Parts:
+        """From here on there is a call, of this name."""
+        self.key, self._parts = parts.key, parts
+        self.services.live[parts.key] = self
         return parts
 
     def _tokens(self, conversation: Conversation) -> int:
         """In use, with what is generated aside."""
         parts = self._parts
-        return conversation.length + (0 if parts is None else parts.questions.tokens + parts.turns.tokens_aside)
+        return conversation.length + (0 if parts is None else parts.tokens_aside)
 
-    def _start_clock(self, parts: _Parts, elapsed_s: float) -> None:
+    def _start_clock(self, parts: Parts, elapsed_s: float) -> None:
         limits: Limits = parts.terms.limits
         self._clock = CallClock(limits, self.services.later, lambda: parts.reporter.busy, self._out_of_time, elapsed_s)
 
-    def _shadows(
-        self, key: CallKey, event: events.Open, conversation: Conversation, terms: Terms, seed: int
-    ) -> dict[str, Shadow]:
-        """The call at each model of its chain. Raises Problem for one that is not served, or cannot hold the call."""
-        shadows: dict[str, Shadow] = {}
-        try:
-            for at, link in enumerate(event.fallbacks):
-                path = f"open.fallbacks[{at}]"
-                terms.check_input(link.phrase, f"{path}.phrase")
-                if not link.model or link.model in shadows:
-                    continue
-                resident = self.services.residents.get(link.model)
-                if resident is None:
-                    raise Problem(Reason.UNKNOWN_MODEL, f"{link.model} is no fallback here", field=f"{path}.model")
-                content, generation = conversation.content, terms.generation
-                name, field = key.engine_name, f"{path}.model"
-                shadows[link.model] = Shadow(resident, name, seed, content, generation, field, self.tenant)
-        except Problem:
-            for shadow in shadows.values():
-                shadow.close()
-            raise
-        return shadows
-
-    def _opened(
-        self,
-        parts: _Parts,
-        *,
-        resumed: bool = False,
-        missed: Sequence[ServerEvent] = (),
-    ) -> Opened:
-        """missed: what will be replayed behind it."""
-        opening, history = parts.opening, parts.history
-        return Opened(
-            session_id=self.session,
-            model=self.services.model,
-            seed=opening.event.seed or 0,
-            used_tokens=history.length,
-            max_context_tokens=self.services.max_context_tokens,
-            generation=parts.terms.generation,
-            limits=parts.terms.limits,
-            item_ids=[item.id for item in history.items],
-            history_version=history.version,
-            token=self._token(opening.opened_at),
-            resumed=resumed,
-            unfinished=_unfinished(parts.turns.reply, missed) if resumed else None,
-        )
-
-    def _token(self, opened_at: float) -> ResumeToken:
+    def _token(self, parts: Parts) -> ResumeToken:
         signing = self.services.signing
         self._renew_at = time.monotonic() + signing.token_ttl_s / 2
-        return ResumeToken(signing.token(self.key, opened_at), signing.token_ttl_s)
+        return ResumeToken(signing.token(parts.key, parts.opening.opened_at), signing.token_ttl_s)
 
     # How it goes on
 
-    def _handle(self, parts: _Parts, client_seq: int, event: events.ClientEvent) -> None:
+    def _handle(self, parts: Parts, client_seq: int, event: events.ClientEvent) -> None:
         try:
             self._dispatch(parts, event)
         except Problem as problem:
             self._refuse(parts, problem, event, client_seq)
         if not self.ended and time.monotonic() > self._renew_at:
-            self._emit(self._token(parts.opening.opened_at))
+            self._emit(self._token(parts))
 
-    def _dispatch(self, parts: _Parts, event: events.ClientEvent) -> None:
+    def _dispatch(self, parts: Parts, event: events.ClientEvent) -> None:
         turns, questions = parts.turns, parts.questions
         match event:
             case events.Partial():
@@ -432,7 +332,7 @@ class Call:
             case events.Malformed():
                 raise event.problem
 
-    def _refuse(self, parts: _Parts, problem: Problem, event: events.ClientEvent, client_seq: int) -> None:
+    def _refuse(self, parts: Parts, problem: Problem, event: events.ClientEvent, client_seq: int) -> None:
         """Say what was wrong with an event that changed nothing, or no more than was told before. A turn that runs is
         not its turn: it goes on.
         """
@@ -503,12 +403,3 @@ class Call:
         log.info("call ended", extra={"session": self.session, "cause": cause})
         self.over()
         self.end(problem)
-
-
-def _unfinished(reply: Reply | None, missed: Sequence[ServerEvent]) -> Unfinished | None:
-    """The turn that goes on, of a call whose newest reply this is. missed: events that the client will have of it."""
-    texts = [event for event in missed if isinstance(event, TextDelta)]
-    if reply is None or (reply.phase is Phase.OVER and not any(event.turn_id == reply.turn_id for event in texts)):
-        return None
-    chars = next((event.offset for event in texts if event.turn_id == reply.turn_id), len(reply.text))
-    return Unfinished(reply.turn_id, chars, tuple(call.call_id for call in reply.outstanding))
