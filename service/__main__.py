@@ -98,7 +98,7 @@ async def _open_for_business(
         ready.page_tokens,
         telemetry,
         tenants=config.tenant,
-        elsewhere=store.calls_elsewhere,
+        elsewhere=store,
     )
     await store.start()
     servicer.services = CallServices(

@@ -14,7 +14,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -40,8 +40,8 @@ MAX_CALLS_PER_PIPELINE = 64
 @dataclass(frozen=True)
 class RedisOptions:
     """timeout_s: for an answer, and for a connection. lease_s: silence after which a pod counts as gone. retention_s:
-    how long a call is kept after it was last written. trust_after_s: as in ``WriteBehind``. name_key: names in Redis
-    are made with it, so that they tell nothing of callers.
+    how long a call is kept after it was last written. trust_after_s: as in ``WriteBehind``. name_keys: names in Redis
+    are made with the last one, so that they tell nothing of callers; those of tenants, which pods compare, with each.
     """
 
     url: str
@@ -49,7 +49,7 @@ class RedisOptions:
     lease_s: float
     retention_s: float
     trust_after_s: float
-    name_key: bytes
+    name_keys: tuple[bytes, ...]
 
 
 class RedisStore:
@@ -66,7 +66,7 @@ class RedisStore:
             retry=None,  # what failed is tried again here, where more may have come meanwhile
             protocol=2,
         )
-        self._directory = Directory(self._redis, pod, options.lease_s, lambda tenant: self._hidden("tenant", tenant))
+        self._directory = Directory(self._redis, pod, options.lease_s, self._tenant_names)
         self._logs: dict[CallKey, WriteBehind] = {}
         self._ending: list[WriteBehind] = []
         self._news = asyncio.Event()
@@ -138,6 +138,12 @@ class RedisStore:
 
     def calls_elsewhere(self, tenant: str) -> int:
         return self._directory.calls_elsewhere(tenant)
+
+    def opened(self, tenant: str) -> None:
+        self._directory.opens.opened(tenant)
+
+    def opens_elsewhere(self, tenant: str, since: float) -> Iterator[tuple[float, int]]:
+        return self._directory.opens.elsewhere(tenant, since)
 
     async def successor(self) -> str:
         return await self._asked(self._directory.successor())
@@ -341,11 +347,18 @@ class RedisStore:
     def _caller_index(self, tenant: str, caller: str) -> str:
         return f"firstword:caller:{self._hidden('caller', tenant, caller)}"
 
+    def _tenant_names(self, tenant: str) -> list[str]:
+        return [_hidden(key, "tenant", tenant) for key in self._options.name_keys]
+
     def _hidden(self, *parts: str) -> str:
-        return hmac.new(self._options.name_key, "\0".join(parts).encode(), hashlib.sha256).hexdigest()[:40]
+        return _hidden(self._options.name_keys[-1], *parts)
 
     def _place(self, key: CallKey, seq: int) -> bytes:
         return f"{self._name(key)}:{seq}".encode()
+
+
+def _hidden(key: bytes, *parts: str) -> str:
+    return hmac.new(key, "\0".join(parts).encode(), hashlib.sha256).hexdigest()[:40]
 
 
 def _keys(name: str) -> tuple[str, str]:

@@ -69,7 +69,7 @@ class Pods:
             "lease_s": 0.6,
             "retention_s": 60.0,
             "trust_after_s": 0.0,
-            "name_key": b"k",
+            "name_keys": (b"k",),
             **options,
         }
         self._stack = AsyncExitStack()
