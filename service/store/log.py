@@ -124,6 +124,8 @@ class WriteBehind:
 
     def found_hole(self, top: int) -> None:
         """The store has nothing behind ``top``, though more was written: write it again, or all where it has gone."""
+        if self.waiting_since is None:
+            self.waiting_since = time.monotonic()
         if top < self._kept_from:
             self._kept_from = self._top = top
             self._need_whole()

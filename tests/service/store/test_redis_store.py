@@ -590,3 +590,14 @@ async def test_a_store_that_does_not_say_its_memory_is_used_all_the_same(server:
         fill(log, range(1, 4))
         await written(log, 3)
         assert one.memory == (0, 0) and not one.failures
+
+
+def test_what_is_written_again_counts_as_waiting() -> None:
+    for trust_after_s in (0.0, 30.0):  # the whole call is written then; or those records that it has lost
+        log = WriteBehind(KEY, Told().ownership(), trust_after_s, lambda: None)
+        fill(log, range(1, 4))
+        log.wrote(log.batch())
+        assert log.waiting_since is None
+        assert log.seen(1) and log.waiting_since is not None
+        log.wrote(log.batch())
+        assert log.waiting_since is None and not log.dirty
