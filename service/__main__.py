@@ -27,7 +27,7 @@ from service.servicer import CallServicer
 from service.signing import Signing
 from service.store import MemoryStore, Store
 from service.store.opening import store_of
-from service.telemetry import Telemetry, engines, names
+from service.telemetry import Telemetry, engines, stores
 from service.telemetry.access import AccessTelemetry
 from service.telemetry.setup import install
 
@@ -98,7 +98,7 @@ async def _open_for_business(
         ready.page_tokens,
         telemetry,
         tenants=config.tenant,
-        elsewhere=store.calls_elsewhere,
+        elsewhere=store,
     )
     await store.start()
     servicer.services = CallServices(
@@ -127,9 +127,7 @@ def _store(config: ServiceConfig, server: Server, servicer: CallServicer, teleme
     if not address and config.server.host not in ("0.0.0.0", "::", "[::]"):
         address = f"{config.server.host}:{server.port}"
     store = store_of(config, address, lambda: servicer.load, lambda: servicer.tenants)
-    telemetry.watch(names.STORE_PENDING, "{call}", "Calls with records to be written", lambda: store.pending)
-    telemetry.watch(names.STORE_BEHIND, "1", "1 while the store does not keep up", lambda: float(store.behind))
-    telemetry.watch(names.STORE_FAILURES, "{failure}", "Writes that failed", lambda: store.failures, grows=True)
+    stores.watch(telemetry, store)
     return store
 
 

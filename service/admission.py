@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from engine import records
 from service.config import AdmissionConfig
@@ -84,6 +85,30 @@ class Seat:
         self.admission.leave(self)
 
 
+class Elsewhere(Protocol):
+    """What other processes have of a tenant, as far as is known here at once: as in ``service.store.Store``."""
+
+    def calls_elsewhere(self, tenant: str) -> int: ...
+
+    def opened(self, tenant: str) -> None: ...
+
+    def opens_elsewhere(self, tenant: str, since: float) -> Iterator[tuple[float, int]]: ...
+
+
+@dataclass
+class _Pace:
+    """How often a tenant opens calls, here and elsewhere. heard_until: what was heard of up to then is counted."""
+
+    bucket: TokenBucket
+    heard_until: float = float("-inf")
+
+    def hear(self, opens: Iterable[tuple[float, int]]) -> None:
+        """(when, how many) others were opened elsewhere."""
+        for when, number in opens:
+            self.bucket.charge(when, number)
+            self.heard_until = when
+
+
 @dataclass
 class _Tenant:
     departures: Departures
@@ -114,7 +139,7 @@ class Admission:
 
     beat: what the engine has said last of itself; None: nothing yet, and only calls are counted. page_tokens: size of
     a page. clock: monotonic seconds, the engine's own. tenants: limits of single ones, in place of the configuration's.
-    elsewhere: how many calls of a tenant other processes hold.
+    elsewhere: what other processes have of a tenant.
     """
 
     def __init__(
@@ -125,12 +150,12 @@ class Admission:
         telemetry: Telemetry,
         clock: Callable[[], float] = time.monotonic,
         tenants: Mapping[str, TenantConfig] | None = None,
-        elsewhere: Callable[[str], int] = lambda tenant: 0,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._config = config
         self._limits = dict(tenants or {})
         self._elsewhere = elsewhere
-        self._paces: dict[str, TokenBucket] = {}
+        self._paces: dict[str, _Pace] = {}
         self._beat = beat
         self._page_tokens = page_tokens
         self._telemetry = telemetry
@@ -160,7 +185,7 @@ class Admission:
         """Whether a tenant has more calls than it may, here and elsewhere: one that ends makes no room for another.
         resumed: as in ``take``.
         """
-        limit, elsewhere = self._max_calls(tenant), 0 if resumed else self._elsewhere(tenant)
+        limit, elsewhere = self._max_calls(tenant), self._calls_elsewhere(tenant, resumed)
         return limit is not None and self.seats_of.get(tenant, 0) + elsewhere > limit
 
     def ask(self, tenant: str) -> None:
@@ -171,18 +196,22 @@ class Admission:
             return
         now = self._clock()
         if len(self._paces) >= REMEMBERED:
-            self._paces = {name: pace for name, pace in self._paces.items() if not pace.full(now)}
-        pace = self._paces.setdefault(tenant, TokenBucket(limit / 60.0, limit))
-        if wait := pace.take(now):
+            self._paces = {name: pace for name, pace in self._paces.items() if not pace.bucket.full(now)}
+        pace = self._paces.setdefault(tenant, _Pace(TokenBucket(limit / 60.0, limit)))
+        if self._elsewhere is not None:
+            pace.hear(self._elsewhere.opens_elsewhere(tenant, pace.heard_until))
+        if wait := pace.bucket.take(now):
             self._telemetry.refused(Reason.TENANT_TOO_MANY_OPENS.value)
             message = f"the tenant opens more than {limit} calls a minute"
             raise Problem(Reason.TENANT_TOO_MANY_OPENS, message, retry_after_s=max(wait, SOONEST_S))
+        if self._elsewhere is not None:
+            self._elsewhere.opened(tenant)
 
     def take(self, tenant: str, *, resumed: bool = False) -> Seat:
         """A place for a call. Raises Problem where there is none. resumed: it may still count where it comes from."""
         with self._told(tenant):
             self._require_short_queue()
-            self._require_seat(tenant, 0 if resumed else self._elsewhere(tenant))
+            self._require_seat(tenant, self._calls_elsewhere(tenant, resumed))
         self._wanting.pop(tenant, None)
         seat = Seat(tenant, self)
         self._tenants.setdefault(tenant, _Tenant(Departures(self._clock()))).seats.add(seat)
@@ -248,6 +277,10 @@ class Admission:
         if budget.exhausted:
             raise self._refusal(Reason.TOO_MANY_CALLS, f"{used} calls are open")
         self._require_share(budget, name, "calls")
+
+    def _calls_elsewhere(self, tenant: str, resumed: bool) -> int:
+        """resumed: as in ``take``."""
+        return 0 if resumed or self._elsewhere is None else self._elsewhere.calls_elsewhere(tenant)
 
     def _max_calls(self, tenant: str) -> int | None:
         own = self._limits.get(tenant)

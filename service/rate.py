@@ -32,6 +32,10 @@ class TokenBucket:
         self._free_at = free_at
         return 0.0
 
+    def charge(self, then: float, number: int) -> None:
+        """So many happened then, whether they might or not. Not before what was taken last."""
+        self._free_at = max(self._free_at, then) + number * self._step_s
+
     def full(self, now: float) -> bool:
         """Whether as much may happen at once as ever: a new one would be no different."""
         return self._free_at <= now

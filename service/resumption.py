@@ -33,6 +33,19 @@ async def resumed(
     """The call that a client comes back to, open on this stream. make: gives a call that has not begun, where it is not
     here already. Raises Problem where it cannot be gone on with.
     """
+    try:
+        call, kind = await _resumed(services, event, tenant, send, end, make)
+    except Problem as problem:
+        services.telemetry.resume_refused(problem.reason.value)
+        raise
+    services.telemetry.resumed(kind)
+    return call
+
+
+async def _resumed(
+    services: CallServices, event: Resume, tenant: str, send: Send, end: End, make: Callable[[], Call]
+) -> tuple[Call, str]:
+    """As ``resumed``; and of which kind it was, as in ``service.telemetry.metrics.RESUMES``."""
     key = services.signing.call_of(event.token, tenant)
     opened_at = services.signing.opened_at(event.token)
     handed = call_records.of_call((call_records.read(services.signing, record) for record in event.records), key)
@@ -40,21 +53,22 @@ async def resumed(
     if here is not None and not call_records.may_be_one(here.opened_at, opened_at):
         raise Problem(Reason.UNKNOWN_CALL, "the call is over: another one has its name", field=TOKEN)
     if here is not None and here.attach(send, end, event):
-        return here
+        return here, "here"
     call = make()  # before it is taken from anybody: where there is no room for it, it stays where it is
     try:
-        state, taken = await _found(services, key, event, handed, opened_at)
+        state, taken, asked = await _found(services, key, event, handed, opened_at)
     except BaseException:
         call.disconnect()
         raise
     call.restore(state, taken.generation, event.last_seq, max(taken.records, default=0))
-    return call
+    return call, "without_store" if not asked else "insisted" if event.take_over else "taken_over"
 
 
 async def _found(
     services: CallServices, key: CallKey, event: Resume, handed: Sequence[Record], opened_at: float
-) -> tuple[CallState, Taken]:
-    """The call as its client knows it, which is this server's from now on. handed: the records that the client holds.
+) -> tuple[CallState, Taken, bool]:
+    """The call as its client knows it, which is this server's from now on; and whether the store was asked. handed: the
+    records that the client holds.
     Raises Problem where it cannot be had.
     """
     taken, asked = await _taken(services, key, event, here_already=key in services.live)
@@ -71,7 +85,7 @@ async def _found(
         if stale.generation > taken.generation:
             raise _superseded(stale.generation)
         stale.abandon(Problem(Reason.MOVED, "the client has come back on another stream"), "elsewhere")
-    return state, taken
+    return state, taken, asked
 
 
 async def _taken(services: CallServices, key: CallKey, event: Resume, *, here_already: bool) -> tuple[Taken, bool]:

@@ -1,18 +1,19 @@
 """Which pods there are, as they say themselves: address, load, whether they will go. Silent ones are forgotten.
 
-With their load pods say whose calls they hold, so that a tenant's limit holds for all of them together. Nobody waits
-for that where a call is opened: what others hold is known from the last beat.
+With their load pods say whose calls they hold and how many they open, so that a tenant's limits hold for all of them
+together. Nobody waits for that where a call is opened: what others hold is known from the last beat.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio
+
+from service.store.opens import SharedOpens
 
 PODS = "firstword:pods"
 
@@ -31,21 +32,27 @@ class Pod:
 
 
 class Directory:
-    """lease_s: silence after which a pod is forgotten. hidden: the name of a tenant in Redis."""
+    """lease_s: silence after which a pod is forgotten. names: those of a tenant in Redis, as in ``SharedOpens``."""
 
-    def __init__(self, client: redis.asyncio.Redis, pod: Pod, lease_s: float, hidden: Callable[[str], str]) -> None:
+    def __init__(
+        self, client: redis.asyncio.Redis, pod: Pod, lease_s: float, names: Callable[[str], Sequence[str]]
+    ) -> None:
         self._redis = client
         self._pod = pod
         self._lease_s = lease_s
         self._lease_ms = round(lease_s * 1000)
-        self._hidden = hidden
-        self._elsewhere: Counter[str] = Counter()
+        self._names = names
+        self.opens = SharedOpens(names)
+        self._elsewhere: list[dict[str, int]] = []
+        """What each other pod holds, by the names of tenants."""
         self._counted_at = float("-inf")
 
     def calls_elsewhere(self, tenant: str) -> int:
         """How many calls of a tenant the other pods held at the last beat; 0 where that is too long ago."""
-        stale = time.monotonic() - self._counted_at > self._lease_s
-        return 0 if stale else self._elsewhere[self._hidden(tenant)]
+        if time.monotonic() - self._counted_at > self._lease_s:
+            return 0
+        names = self._names(tenant)
+        return sum(max(held.get(name, 0) for name in names) for held in self._elsewhere)
 
     async def beat(self) -> None:
         """Say that this pod is there, and hear what the others hold."""
@@ -57,7 +64,9 @@ class Directory:
             "room": most - calls,
             "draining": int(self._pod.draining),
         }
-        held: dict[Any, Any] = {self._hidden(tenant): count for tenant, count in self._pod.tenants().items()}
+        held: dict[Any, Any] = {
+            name: count for tenant, count in self._pod.tenants().items() for name in self._names(tenant)
+        }
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.hset(name, mapping=told)
         pipeline.pexpire(name, self._lease_ms)
@@ -67,23 +76,26 @@ class Directory:
             pipeline.pexpire(_tenants(self._pod.id), self._lease_ms)
         pipeline.sadd(PODS, self._pod.id)
         pipeline.smembers(PODS)
-        *_, pods = await pipeline.execute()
+        self.opens.ask(pipeline)
+        *_, pods, before, now = await pipeline.execute()
+        self.opens.answered((before, now))
         await self._count({_text(pod) for pod in pods} - {self._pod.id})
 
     async def _count(self, pods: set[str]) -> None:
-        """Add up what these pods hold."""
+        """Hear what these pods hold, and forget those that are gone: each would be asked for with every beat."""
         pipeline = self._redis.pipeline(transaction=False)
         for pod in pods:
+            pipeline.exists(_name(pod))
             pipeline.hgetall(_tenants(pod))
-        elsewhere: Counter[str] = Counter()
-        for held in await pipeline.execute() if pods else ():
-            elsewhere.update({_text(tenant): int(count) for tenant, count in held.items()})
+        answers = await pipeline.execute() if pods else []
+        elsewhere = [{_text(tenant): int(count) for tenant, count in held.items()} for held in answers[1::2] if held]
         self._elsewhere, self._counted_at = elsewhere, time.monotonic()
+        if gone := [pod for pod, there in zip(pods, answers[::2], strict=True) if not there]:
+            await self._redis.srem(PODS, *gone)  # one that was only silent comes back with its next beat
 
     async def leave(self) -> None:
         """This pod is going."""
-        await self._redis.delete(_name(self._pod.id))
-        await self._redis.delete(_tenants(self._pod.id))
+        await self._redis.delete(_name(self._pod.id), _tenants(self._pod.id))
         await self._redis.srem(PODS, self._pod.id)
 
     async def address_of(self, pod: str) -> str:

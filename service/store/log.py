@@ -46,6 +46,9 @@ class WriteBehind:
         self._pending_bytes = 0
         self._written: deque[tuple[float, int, bytes]] = deque()
         """(when, seq, record) of what was written and may still be lost."""
+        self.waiting_since: float | None = None
+        """Since when the oldest record that is not written waits; None: there is none. Monotonic seconds."""
+        self._taken_at = 0.0
         self._top = ownership.stored
         self._kept_from = ownership.stored
         """What came up to here is not kept any more."""
@@ -58,6 +61,16 @@ class WriteBehind:
         return 0 if self.dead else self._kept_from
 
     @property
+    def unwritten(self) -> int:
+        """Records that are to be written."""
+        return len(self._pending)
+
+    @property
+    def kept(self) -> int:
+        """Records that may still be lost, those to be written among them."""
+        return len(self._pending) + len(self._written)
+
+    @property
     def dirty(self) -> bool:
         """Whether there is something to be written."""
         return not self.dead and bool(self._pending or (self._whole and not self.left) or self.closing)
@@ -65,6 +78,8 @@ class WriteBehind:
     def append(self, seq: int, record: bytes) -> None:
         if self.dead:
             return
+        if self.waiting_since is None:
+            self.waiting_since = time.monotonic()
         self._pending.append((seq, record))
         self._pending_bytes += len(record)
         if self._pending_bytes > MAX_PENDING_BYTES:
@@ -83,6 +98,7 @@ class WriteBehind:
 
     def batch(self) -> Batch:
         """What is to be written next."""
+        self._taken_at = time.monotonic()
         if self._whole and not self.closing and not self.left:
             seq, record = self.ownership.checkpoint()
             self._pending.clear()
@@ -103,10 +119,13 @@ class WriteBehind:
             self._top = seq
             if self._pending and self._pending[0][0] == seq:
                 self._pending_bytes -= len(self._pending.popleft()[1])
+        self.waiting_since = self._taken_at if self._pending else None  # what is left came after the batch
         self._trust()
 
     def found_hole(self, top: int) -> None:
         """The store has nothing behind ``top``, though more was written: write it again, or all where it has gone."""
+        if self.waiting_since is None:
+            self.waiting_since = time.monotonic()
         if top < self._kept_from:
             self._kept_from = self._top = top
             self._need_whole()
@@ -127,6 +146,7 @@ class WriteBehind:
     def lose(self) -> None:
         """Nothing of it is to be written any more."""
         self.dead = True
+        self.waiting_since = None
         self._pending.clear()
         self._written.clear()
 

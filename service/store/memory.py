@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from service.store.protocol import CallKey, CallLog, Elsewhere, Ownership, Superseded, Taken
 
 
@@ -42,6 +44,12 @@ class MemoryStore:
 
     def calls_elsewhere(self, tenant: str) -> int:
         return 0
+
+    def opened(self, tenant: str) -> None:
+        pass
+
+    def opens_elsewhere(self, tenant: str, since: float) -> Iterator[tuple[float, int]]:
+        return iter(())
 
     async def successor(self) -> str:
         return ""

@@ -24,6 +24,6 @@ def store_of(
         lease_s=chosen.lease_s,
         retention_s=chosen.retention_s,
         trust_after_s=chosen.trust_after_s,
-        name_key=config.resume.secrets[-1].encode(),
+        name_keys=tuple(secret.encode() for secret in config.resume.secrets),
     )
     return RedisStore(options, Pod(new_pod_id(), address, load, tenants), AesGcm(chosen.keys))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -124,6 +124,16 @@ class Store(Protocol):
 
     def calls_elsewhere(self, tenant: str) -> int:
         """How many calls of a tenant other pods hold, as far as is known: a moment ago, and 0 while nothing is."""
+        ...
+
+    def opened(self, tenant: str) -> None:
+        """A tenant has opened a call here: the others hear of it."""
+        ...
+
+    def opens_elsewhere(self, tenant: str, since: float) -> Iterator[tuple[float, int]]:
+        """(when, how many) calls of a tenant were heard to be opened at other pods after ``since`` and in the last
+        minute, oldest first. Times are monotonic seconds.
+        """
         ...
 
     async def successor(self) -> str:

@@ -14,12 +14,12 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import redis.asyncio
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from service.store import scripts
 from service.store.directory import Directory, Pod
@@ -40,8 +40,8 @@ MAX_CALLS_PER_PIPELINE = 64
 @dataclass(frozen=True)
 class RedisOptions:
     """timeout_s: for an answer, and for a connection. lease_s: silence after which a pod counts as gone. retention_s:
-    how long a call is kept after it was last written. trust_after_s: as in ``WriteBehind``. name_key: names in Redis
-    are made with it, so that they tell nothing of callers.
+    how long a call is kept after it was last written. trust_after_s: as in ``WriteBehind``. name_keys: names in Redis
+    are made with the last one, so that they tell nothing of callers; those of tenants, which pods compare, with each.
     """
 
     url: str
@@ -49,7 +49,7 @@ class RedisOptions:
     lease_s: float
     retention_s: float
     trust_after_s: float
-    name_key: bytes
+    name_keys: tuple[bytes, ...]
 
 
 class RedisStore:
@@ -66,7 +66,7 @@ class RedisStore:
             retry=None,  # what failed is tried again here, where more may have come meanwhile
             protocol=2,
         )
-        self._directory = Directory(self._redis, pod, options.lease_s, lambda tenant: self._hidden("tenant", tenant))
+        self._directory = Directory(self._redis, pod, options.lease_s, self._tenant_names)
         self._logs: dict[CallKey, WriteBehind] = {}
         self._ending: list[WriteBehind] = []
         self._news = asyncio.Event()
@@ -77,13 +77,43 @@ class RedisStore:
         self._failing_since: float | None = None
         self.behind = False
         """Whether calls have been told that the store does not keep up."""
+        self.on_written: Callable[[float], None] = lambda seconds: None
+        """Told how long a pipeline of records has taken."""
         self.writes = 0
         self.failures = 0
+        self.reconnects = 0
+        """Times that it answered again after a failure."""
+        self.fenced = 0
+        """Writes that it refused, as a newer generation has the call."""
+        self.leases_lost = 0
+        """Calls that turned out to be another pod's."""
+        self.memory = (0, 0)
+        """Bytes that the store's server uses, and may use (0: no limit), at the last beat."""
 
     @property
     def pending(self) -> int:
         """Calls that have something to be written."""
-        return sum(log.dirty for log in (*self._logs.values(), *self._ending))
+        return sum(log.dirty for log in self._all)
+
+    @property
+    def unwritten(self) -> int:
+        """Records that are to be written."""
+        return sum(log.unwritten for log in self._all)
+
+    @property
+    def kept(self) -> int:
+        """Records that may still be lost, and are kept here."""
+        return sum(log.kept for log in self._all)
+
+    @property
+    def lag_s(self) -> float:
+        """How long the oldest record has waited to be written."""
+        since = [log.waiting_since for log in self._all if log.waiting_since is not None]
+        return max(0.0, time.monotonic() - min(since)) if since else 0.0
+
+    @property
+    def _all(self) -> tuple[WriteBehind, ...]:
+        return (*self._logs.values(), *self._ending)
 
     async def start(self) -> None:
         self._halted = False
@@ -138,6 +168,12 @@ class RedisStore:
 
     def calls_elsewhere(self, tenant: str) -> int:
         return self._directory.calls_elsewhere(tenant)
+
+    def opened(self, tenant: str) -> None:
+        self._directory.opens.opened(tenant)
+
+    def opens_elsewhere(self, tenant: str, since: float) -> Iterator[tuple[float, int]]:
+        return self._directory.opens.elsewhere(tenant, since)
 
     async def successor(self) -> str:
         return await self._asked(self._directory.successor())
@@ -210,6 +246,7 @@ class RedisStore:
             late = self._next_beat and time.monotonic() - self._next_beat > self._options.lease_s
             await self._directory.beat()
             await self._check_leases()
+            await self._read_memory()
             if late:
                 log.warning("the lease had run out", extra={"calls": len(self._logs)})
             self._next_beat = time.monotonic() + self._options.lease_s / 3
@@ -236,7 +273,9 @@ class RedisStore:
                 pipeline.pexpire(index, self._ttl_ms)
         for log_, batch in batches:
             pipeline.eval(scripts.APPEND, 2, *self._names(log_.key), *self._arguments(log_, batch))
+        began = time.monotonic()
         answers = await pipeline.execute(raise_on_error=False)
+        self.on_written(time.monotonic() - began)
         broken = next((answer for answer in answers if isinstance(answer, Exception)), None)
         for (log_, batch), answer in zip(batches, answers[-len(batches) :], strict=True):
             if not isinstance(answer, Exception):
@@ -258,6 +297,7 @@ class RedisStore:
                 log_.lose()
                 log_.ownership.on_durable(False)
             case _:
+                self.fenced += 1
                 self._lose(log_, number)
 
     async def _close(self, log_: WriteBehind) -> None:
@@ -267,6 +307,7 @@ class RedisStore:
 
     def _lose(self, log_: WriteBehind, generation: int) -> None:
         log_.lose()
+        self.leases_lost += 1
         log_.ownership.on_lost(generation > 1 or log_.ownership.generation > 1)
 
     async def _check_leases(self) -> None:
@@ -287,6 +328,12 @@ class RedisStore:
             elif log_.seen(int(top or 0) if there else 0):
                 log.warning("the store has lost records", extra={"session": log_.key.session})
 
+    async def _read_memory(self) -> None:
+        """For metrics alone: whoever may not ask knows nothing of it."""
+        with contextlib.suppress(ResponseError):
+            found = await self._redis.info("memory")
+            self.memory = int(found.get("used_memory", 0)), int(found.get("maxmemory", 0))
+
     def _settle(self) -> None:
         """Calls that have left are kept until all of theirs is written."""
         for key, log_ in list(self._logs.items()):
@@ -304,6 +351,7 @@ class RedisStore:
 
     def _succeeded(self, began: float) -> None:
         """A round has written all that was to be written when it began."""
+        self.reconnects += self._failing_since is not None
         self._failing_since = None
         slow = time.monotonic() - began > BEHIND_AFTER_S
         if self.behind and not slow:
@@ -341,11 +389,18 @@ class RedisStore:
     def _caller_index(self, tenant: str, caller: str) -> str:
         return f"firstword:caller:{self._hidden('caller', tenant, caller)}"
 
+    def _tenant_names(self, tenant: str) -> list[str]:
+        return [_hidden(key, "tenant", tenant) for key in self._options.name_keys]
+
     def _hidden(self, *parts: str) -> str:
-        return hmac.new(self._options.name_key, "\0".join(parts).encode(), hashlib.sha256).hexdigest()[:40]
+        return _hidden(self._options.name_keys[-1], *parts)
 
     def _place(self, key: CallKey, seq: int) -> bytes:
         return f"{self._name(key)}:{seq}".encode()
+
+
+def _hidden(key: bytes, *parts: str) -> str:
+    return hmac.new(key, "\0".join(parts).encode(), hashlib.sha256).hexdigest()[:40]
 
 
 def _keys(name: str) -> tuple[str, str]:

@@ -18,6 +18,11 @@ from service.telemetry.tracing import CallRecorder
 
 Labels = dict[str, str | bool | int]
 
+RESUMES = ("here", "taken_over", "insisted", "without_store")
+"""A call goes on at the server that has it; at another one, which the store gave it to; there because the client would
+not go where it is warm; or from what the client holds, while the store does not answer.
+"""
+
 
 class Telemetry:
     """Every instrument, made once per process. Whether anything is exported is decided by who installed the SDK.
@@ -36,12 +41,18 @@ class Telemetry:
         self._calls = meter.create_counter(names.CALLS, "{call}", "Calls that have ended")
         self._admitted = meter.create_counter(names.ADMITTED_CALLS, "{call}", "Calls that were taken")
         self._refused = meter.create_counter(names.REFUSED_CALLS, "{call}", "Calls that there was no room for")
+        self._resumed = meter.create_counter(names.RESUMED, "{call}", "Calls that a client came back to")
+        self._resume_refused = meter.create_counter(names.RESUME_REFUSED, "{call}", "Calls not gone on with here")
         self._held = meter.create_counter(names.HELD_CALLS, "{hold}", "Times that replies waited for a client to read")
         self._slowed = meter.create_counter(names.SLOWED_CALLS, "{call}", "Streams that sent more than they may")
         self._interruptions = meter.create_counter(names.INTERRUPTIONS, "{interruption}", "Turns that were spoken over")
         self._active = meter.create_up_down_counter(names.ACTIVE_CALLS, "{call}", "Calls whose stream is open")
         self._active.add(0)  # a service without calls says 0, or whoever scales by calls would take it for missing
         self._held.add(0, {names.REQUEST_MODEL: model})
+        for kind in RESUMES:  # the first of a kind is an increase
+            self._resumed.add(0, {names.REQUEST_MODEL: model, names.RESUME: kind})
+        for reason in ("STORE_UNAVAILABLE", "SUPERSEDED", "UNKNOWN_CALL", "WARM_ELSEWHERE"):
+            self._resume_refused.add(0, {names.REQUEST_MODEL: model, names.ERROR: reason})
         self.watch_models(names.TURNS_OPEN, "{turn}", "Turns in progress", {model: lambda: self.turns_open})
 
     def watch(self, name: str, unit: str, description: str, read: Callable[[], float], *, grows: bool = False) -> None:
@@ -93,6 +104,19 @@ class Telemetry:
     def refused(self, reason: str) -> None:
         """There was no room for a call. reason: of ``service.problems``."""
         self._refused.add(1, {names.REQUEST_MODEL: self.model, names.ERROR: reason})
+
+    def resumed(self, kind: str) -> None:
+        """A client came back to its call. kind: of ``RESUMES``."""
+        self._resumed.add(1, {names.REQUEST_MODEL: self.model, names.RESUME: kind})
+
+    def resume_refused(self, reason: str) -> None:
+        """A call is not gone on with, or not here. reason: of ``service.problems``."""
+        self._resume_refused.add(1, {names.REQUEST_MODEL: self.model, names.ERROR: reason})
+
+    def append_time(self) -> Callable[[float], None]:
+        """To be told of each write of the store, in seconds."""
+        histogram = self._meter.create_histogram(names.STORE_APPEND_TIME, "s", "A write of records to its answer")
+        return lambda seconds: histogram.record(seconds)
 
     def ended(self, error: str) -> None:
         """A call is over; ``error``: the reason it ended with, or empty."""

@@ -82,6 +82,19 @@ ENGINE_RESTARTS = "firstword.engine.restarts"
 STORE_PENDING = "firstword.store.calls_pending"
 STORE_BEHIND = "firstword.store.behind"
 STORE_FAILURES = "firstword.store.failures"
+STORE_UNWRITTEN = "firstword.store.records.unwritten"
+STORE_KEPT = "firstword.store.records.kept"
+STORE_LAG = "firstword.store.lag"
+STORE_MEMORY = "firstword.store.memory.used"
+STORE_MEMORY_LIMIT = "firstword.store.memory.limit"
+STORE_RECONNECTS = "firstword.store.reconnects"
+STORE_FENCED = "firstword.store.writes_fenced"
+STORE_LEASES_LOST = "firstword.store.leases_lost"
+STORE_APPEND_TIME = "firstword.store.append_time"
+
+# Calls that a client came back to. Counters.
+RESUMED = "firstword.calls.resumed"
+RESUME_REFUSED = "firstword.calls.resume_refused"
 
 # What they are told apart by.
 OPERATION = "gen_ai.operation.name"
@@ -102,6 +115,7 @@ MEANS = "firstword.auth.means"
 RELOADED = "firstword.security.file"
 TENANT = "firstword.tenant"
 LINK = "firstword.link"
+RESUME = "firstword.resume.kind"
 
 _TO_FIRST_S = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2)
 BUCKETS: Mapping[str, Sequence[float]] = {
@@ -127,6 +141,7 @@ BUCKETS: Mapping[str, Sequence[float]] = {
         1.0,
         2.5,
     ),
+    STORE_APPEND_TIME: (0.0002, 0.0005, *_TO_FIRST_S, 0.25, 0.5, 1.0, 2.5),
     TOOL_WAIT: (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0),
     TIME_PER_OUTPUT_TOKEN: (
         *(0.0002, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1),

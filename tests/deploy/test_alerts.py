@@ -203,6 +203,19 @@ CAUSES: dict[str, tuple[dict[str, str], int]] = {
         {'firstword_calls_refused_total{gen_ai_request_model="m", error_type="TOO_MANY_CALLS"}': "0+3x30"},
         20,
     ),
+    "FirstwordStoreBehind": ({"firstword_store_behind": "0x5 1x10"}, 12),
+    "FirstwordStoreNearlyFull": (
+        {"firstword_store_memory_used_bytes": "95x30", "firstword_store_memory_limit_bytes": "100x30"},
+        10,
+    ),
+    "FirstwordCallsNotResumed": (
+        {'firstword_calls_resume_refused_total{gen_ai_request_model="m", error_type="UNKNOWN_CALL"}': "0x5 0+2x10"},
+        12,
+    ),
+    "FirstwordTakeovers": (
+        {'firstword_calls_resumed_total{gen_ai_request_model="m", firstword_resume_kind="taken_over"}': "0+2x90"},
+        60,
+    ),
     "FirstwordDraftsWorthLess": (
         {
             'firstword_reply_tokens_total{gen_ai_request_model="m"}': "0+300x312 93700+100x60",  # every five minutes
@@ -220,6 +233,12 @@ WELL = {  # every five minutes
     'firstword_calls_refused_total{gen_ai_request_model="m", error_type="TENANT_TOO_MANY_CALLS"}': "0+3x400",
     'firstword_reply_tokens_total{gen_ai_request_model="m"}': "0+300x400",
     'firstword_steps_total{gen_ai_request_model="m"}': "0+100x400",
+    "firstword_store_behind": "0x400",
+    "firstword_store_memory_used_bytes": "95x400",
+    "firstword_store_memory_limit_bytes": "0x400",
+    'firstword_calls_resume_refused_total{gen_ai_request_model="m", error_type="WARM_ELSEWHERE"}': "0+3x400",
+    'firstword_calls_resumed_total{gen_ai_request_model="m", firstword_resume_kind="here"}': "0+30x400",
+    'firstword_calls_resumed_total{gen_ai_request_model="m", firstword_resume_kind="taken_over"}': "0x100 50x300",
 }
 
 

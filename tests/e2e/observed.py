@@ -17,7 +17,9 @@ from firstword.v1 import client_events_pb2 as client_pb
 from firstword.v1 import options_pb2 as options_pb
 from firstword.v1 import server_events_pb2 as server_pb
 from scripts.otlp import Received, Receiver
+from tests.e2e.pods import SECRET
 from tests.e2e.server import CallStream, ServiceProcess, connected, example_calls
+from tests.service.store.valkey import valkey
 
 if TYPE_CHECKING:
     from firstword.v1.call_service_pb2_grpc import CallServiceAsyncStub as Stub
@@ -61,7 +63,7 @@ class Observed:
 @contextmanager
 def observed() -> Iterator[Observed]:
     """Start it, hold the calls, and wait for what it has to tell."""
-    with Receiver() as receiver:
+    with Receiver() as receiver, valkey() as store:
         environment = receiver.environment | {
             "OTEL_METRICS_EXPORTER": "otlp,prometheus",
             "OTEL_EXPORTER_PROMETHEUS_PORT": "0",
@@ -69,6 +71,8 @@ def observed() -> Iterator[Observed]:
             "FIRSTWORD_ADMISSION__RESERVE_TOKENS": "0",
             "FIRSTWORD_ENGINE__POOL_TOKENS": "1024",
             "FIRSTWORD_LOG__LEVEL": "debug",
+            "FIRSTWORD_STORE__URL": store.url,
+            "FIRSTWORD_RESUME__KEYS": SECRET,
             "FIRSTWORD_WATCHDOG__SILENCE_S": "60",
         }
         process = ServiceProcess(environment)

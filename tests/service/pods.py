@@ -88,7 +88,7 @@ class LocalPod:
             16,
             telemetry,
             tenants=config.tenant,
-            elsewhere=self.store.calls_elsewhere,
+            elsewhere=self.store,
         )
         servicer.services = self.services = CallServices(
             engine=self.engine,

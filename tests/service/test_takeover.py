@@ -17,11 +17,12 @@ from firstword.v1 import call_service_pb2_grpc
 from service import servicer
 from service.admission import Admission
 from service.config import AdmissionConfig
-from service.telemetry import Telemetry
+from service.telemetry import Telemetry, names
 from tests.e2e.server import resume_with
 from tests.firstword.receptionist import LINES, SYSTEM
 from tests.service.calls import MODEL
 from tests.service.pods import LocalPod, client_of, local_pods
+from tests.service.recorded import Recorded
 from tests.service.store.valkey import Valkey, valkey
 from tests.service.waiting import until
 
@@ -392,3 +393,22 @@ async def test_a_server_that_leaves_costs_no_new_call_anything() -> None:
 def rotating(stubs: list[Any]) -> Any:
     stubs.append(stubs.pop(0))
     return stubs[-1]
+
+
+async def test_takeovers_are_counted_by_kind_and_refusals_by_reason(store: Valkey, recorded: Recorded) -> None:
+    def counts(name: str, by: str) -> dict[str, int]:
+        return {point.attributes[by]: point.value for point in recorded.metrics()[name] if point.value}
+
+    async with local_pods(2, store.url) as two, client_of(two) as client, client.call(**LONG) as call:
+        await told(call, LINES[0])
+        holder(two, call).lines.cut_all()
+        await told(call, LINES[1])
+        assert "taken_over" not in counts(names.RESUMED, names.RESUME)
+        await killed(two, call)
+        await told(call, LINES[1])
+        found = counts(names.RESUMED, names.RESUME)
+        assert found["here"] >= 1 and sum(found.values()) - found["here"] >= 1
+        forged = Books()
+        forged.token = b"x" + call.opened.resume_token
+        assert await resume_with(two[0].address, forged) is grpc.StatusCode.PERMISSION_DENIED
+        assert counts(names.RESUME_REFUSED, names.ERROR)["FORGED"] == 1

@@ -69,7 +69,7 @@ class Pods:
             "lease_s": 0.6,
             "retention_s": 60.0,
             "trust_after_s": 0.0,
-            "name_key": b"k",
+            "name_keys": (b"k",),
             **options,
         }
         self._stack = AsyncExitStack()
@@ -543,3 +543,61 @@ async def test_everything_expires(server: Valkey) -> None:
             return not set(await client.keys("firstword:*")) - set(await client.keys("firstword:pod*"))
 
         await until(all_gone)
+
+
+async def test_the_store_keeps_figures_of_itself(server: Valkey) -> None:
+    async with Pods(server.url, trust_after_s=30.0) as pods:
+        one, other, times, told = await pods.pod(), await pods.pod(), list[float](), Told()
+        one.on_written = times.append
+        log = one.begin(KEY, told.ownership())
+        fill(log, range(1, 4))
+        assert (one.unwritten, one.kept) == (3, 3) and one.lag_s >= 0
+        await until(lambda: one.unwritten == 0)
+        assert one.kept == 3 and one.lag_s == 0 and times and min(times) > 0
+        await until(lambda: one.memory[0] > 0)
+        server.kill()
+        log.append(4, b"while it is away")
+        await until(lambda: one.failures > 0)
+        first = one.lag_s
+        assert one.unwritten == 1 and 0 < first <= one.lag_s
+        server.start()
+        await until(lambda: one.unwritten == 0 and one.reconnects == 1)
+        assert one.lag_s == 0
+        await taken(other)
+        log.append(9, b"from the dead")
+        await until(lambda: one.leases_lost == 1)
+        assert one.fenced <= 1 and told.lost == [True] and one.kept == 0
+
+
+async def test_a_write_that_is_refused_is_counted(server: Valkey) -> None:
+    async with Pods(server.url, lease_s=60.0) as pods:  # no heartbeat finds it first
+        one, other, told = await pods.pod(), await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership())
+        fill(log, range(1, 4))
+        await written(log, 3)
+        await taken(other)
+        log.append(4, b"from the dead")
+        await until(lambda: bool(told.lost))
+        assert (one.fenced, one.leases_lost, other.fenced) == (1, 1, 0)
+
+
+async def test_a_store_that_does_not_say_its_memory_is_used_all_the_same(server: Valkey) -> None:
+    async with redis.asyncio.Redis.from_url(server.url) as client:
+        await client.execute_command("ACL", "SETUSER", "default", "-info")
+    async with Pods(server.url) as pods:
+        one = await pods.pod()
+        log = one.begin(KEY, Told().ownership())
+        fill(log, range(1, 4))
+        await written(log, 3)
+        assert one.memory == (0, 0) and not one.failures
+
+
+def test_what_is_written_again_counts_as_waiting() -> None:
+    for trust_after_s in (0.0, 30.0):  # the whole call is written then; or those records that it has lost
+        log = WriteBehind(KEY, Told().ownership(), trust_after_s, lambda: None)
+        fill(log, range(1, 4))
+        log.wrote(log.batch())
+        assert log.waiting_since is None
+        assert log.seen(1) and log.waiting_since is not None
+        log.wrote(log.batch())
+        assert log.waiting_since is None and not log.dirty
