@@ -15,26 +15,27 @@ from service.instructions import Instructions
 from service.items import Item, MessageItem, ToolCallItem, ToolResultItem
 from service.problems import Problem, Reason
 from service.reply import Reply, Segment
-from service.server_events import HistoryCause, HistoryChanged
+from service.server_events import HistoryCause
 from service.terms import Terms
 
 
 class Editing:
-    """Of one call. emit: sends what has changed. refuse: told what an update that was taken has failed of after all.
-    put: told of a late result that is in the history now, or of what is there because it was too long.
+    """Of one call. changed: told of each change, and how many tokens at the front stayed as they were. refuse: told
+    what an update that was taken has failed of after all. put: told of a late result that is in the history now, or of
+    what is there because it was too long.
     """
 
     def __init__(
         self,
         terms: Terms,
         history: History,
-        emit: Callable[[HistoryChanged], object],
+        changed: Callable[[HistoryCause, int], object],
         refuse: Callable[[Problem], object],
         put: Callable[[ToolResultItem], object],
     ) -> None:
         self._terms = terms
         self._history = history
-        self._emit = emit
+        self._changed = changed
         self._refuse = refuse
         self._put = put
         self._waiting: list[tuple[Update, Instructions, Terms]] = []
@@ -139,10 +140,6 @@ class Editing:
         renamed = self._history.rename([item.id for item in event.items])
         self._changed(HistoryCause.ITEMS, self._history.length if kept is None else kept)
         return renamed
-
-    def _changed(self, cause: HistoryCause, kept: int) -> None:
-        ids = tuple(item.id for item in self._history.items)
-        self._emit(HistoryChanged(cause, self._history.state(ids), kept))
 
 
 def agreeing(mine: Sequence[Item], theirs: Sequence[Item]) -> int:

@@ -23,7 +23,7 @@ from service.options import Fallback
 from service.problems import Guardrail, Problem, Reason, engine_problem, generation_problem
 from service.reply import Phase, RecordSink, Reply, Segment, Steps
 from service.reporter import Reporter
-from service.server_events import AnswerSource, TurnEnd
+from service.server_events import AnswerSource, HistoryCause, TurnEnd
 from service.terms import Terms
 from service.tool_calls import ToolCalls
 
@@ -111,20 +111,24 @@ class Speaking:
         self._fallbacks.close()
 
     def take_result(self, reply: Reply, segment: Segment, result: ToolResultItem, *, wants_reply: bool) -> None:
-        """A tool's result, or what stands for it. With the last that is waited for the reply goes on."""
+        """A tool's result, or what stands for it. With the last that is waited for the reply goes on; where that was
+        cut, the history is another. Raises Problem, and changes nothing, where it has no room.
+        """
+        cut = reply.phase is Phase.OVER and reply.cut is not None
+        kept = self._history.put_behind_cut(reply, segment, result) if cut else 0
         self._tools.answered(result.call_id)
         if (tool := reply.record.tool(result.call_id)) is not None:
             tool.answered, tool.result = time.monotonic(), result.output
             if tool.outcome == "abandoned":
                 tool.outcome = "failed" if result.is_error else "answered"
+        if cut:
+            self._reporter.history_changed(HistoryCause.TOOL_RESULT, kept)
+            self._on_cut()
+            return
         segment.answer(result)
         segment.wants_reply |= wants_reply
-        if reply.phase is Phase.WAITING:
-            if not segment.outstanding:
-                self._go_on(reply)
-        elif reply.cut is not None:
-            reply.kept = self._history.rewrite(reply, reply.cut)
-            self._on_cut()
+        if reply.phase is Phase.WAITING and not segment.outstanding:
+            self._go_on(reply)
 
     def _tool_timed_out(self, call: ToolCallItem, timeout_ms: int) -> None:
         """The model is told that its tool did not answer, and goes on. What was overtaken since waits for nothing."""
@@ -134,7 +138,10 @@ class Speaking:
             return
         self._reporter.tool_timed_out(reply, call, timeout_ms)
         result = self._history.stand_in(call, TIMED_OUT_RESULT, is_error=True)
-        self.take_result(reply, segments[0], result, wants_reply=True)
+        try:
+            self.take_result(reply, segments[0], result, wants_reply=True)
+        except Problem:  # no room behind the cut: what the history holds of the call is all there can be
+            log.warning("no room to say that a tool timed out", extra={"session": self._session})
 
     def _release(self, reply: Reply, held: HeldReply) -> None:
         """The reply was made ahead: all of its text that is there goes out at once."""

@@ -256,9 +256,6 @@ class Turns:
         if reply.settled:
             return
         result = self._history.result(call, event.output, is_error=event.is_error, item_id=event.item_id)
-        if reply.phase is Phase.OVER:
-            results = segment.results | {result.call_id: result}
-            self._history.require_results(list(results.values()), reply=False)
         self._speaking.take_result(reply, segment, result, wants_reply=not event.no_reply)
 
     def _late_result(self, event: client_events.ToolResult) -> None:
