@@ -7,7 +7,9 @@ Decides no turn.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby, takewhile
 
 from service.client_events import Items, Update
 from service.history import History
@@ -104,6 +106,14 @@ class Editing:
             message, known = f"the history is at version {version} by now", {"history_version": str(version)}
             raise Problem(Reason.STALE_HISTORY, message, field="items.history_version", metadata=known)
 
+    def completed(self, event: Items, results: Sequence[ToolResultItem] | None = None) -> Items:
+        """The client's view of the history, where calls without a result have the one among ``results``, or what the
+        history has in its stead: a result that comes late needs a place.
+        """
+        if results is None:
+            results = [item for item in self._history.items if isinstance(item, ToolResultItem) and item.stands_in]
+        return replace(event, items=_completed(event.items, {result.call_id: result for result in results}))
+
     def agreeing(self, event: Items) -> int | None:
         """How many items the client's view and the history begin with both; None where they are the same."""
         mine = self._history.items
@@ -146,6 +156,29 @@ def agreeing(mine: Sequence[Item], theirs: Sequence[Item]) -> int:
     """How many items two views of a conversation begin with both."""
     pairs = enumerate(zip(mine, theirs, strict=False))
     return next((at for at, (one, other) in pairs if not _same(one, other)), min(len(mine), len(theirs)))
+
+
+def _completed(items: Sequence[Item], known: Mapping[str, ToolResultItem]) -> tuple[Item, ...]:
+    """The items, where calls without a result have the one that is known, in the order of the calls."""
+    order = {item.call_id: at for at, item in enumerate(items) if isinstance(item, ToolCallItem)}
+    missing = known.keys() - {item.call_id for item in items if isinstance(item, ToolResultItem)}
+    found: list[Item] = []
+    for calls, group in groupby(items, lambda item: not isinstance(item, MessageItem)):
+        given = [item if not isinstance(item, ToolResultItem) else _standing(item, known) for item in group]
+        found += given
+        wanted = [item.call_id for item in given if isinstance(item, ToolCallItem) and item.call_id in missing]
+        if calls and wanted:
+            start = len(found) - len(list(takewhile(lambda item: isinstance(item, ToolResultItem), reversed(given))))
+            behind = [item for item in found[start:] if isinstance(item, ToolResultItem)]
+            behind = sorted([*behind, *(known[call_id] for call_id in wanted)], key=lambda item: order[item.call_id])
+            found[start:] = behind
+    return tuple(found)
+
+
+def _standing(item: ToolResultItem, known: Mapping[str, ToolResultItem]) -> ToolResultItem:
+    """A result of the client's view. It stands in for one where it says the same as what is known to do so."""
+    mine = known.get(item.call_id)
+    return item if mine is None else replace(item, stands_in=mine.stands_in and mine.output == item.output)
 
 
 def _left_among(theirs: Sequence[Item], segment: Segment) -> str:

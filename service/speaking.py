@@ -100,6 +100,17 @@ class Speaking:
             reply.current.answer(standing or self._history.stand_in(call, INTERRUPTED_RESULT))
         return abandoned
 
+    def given(self, reply: Reply) -> list[ToolResultItem]:
+        """What has come of the newest generation's calls and is not in the history, or stands for it."""
+        if not reply.segments:
+            return []
+        results = reply.current.results
+        given = [
+            results.get(call.call_id) or self._history.stand_in(call, INTERRUPTED_RESULT)
+            for call in reply.current.calls
+        ]
+        return [result for result in given if result.stands_in or reply.phase is not Phase.OVER]
+
     def is_answered(self, call_id: str) -> bool:
         """Whether a tool call has its result."""
         return self._tools.is_answered(call_id)

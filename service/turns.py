@@ -251,23 +251,27 @@ class Turns:
         if reply is None or not made:
             message = f"turn {event.turn_id} has no call {event.call_id}"
             raise Problem(Reason.UNKNOWN_TOOL_CALL, message, field="tool_result.call_id")
+        if reply.settled:
+            self._late_result(event)
+            return
         self._terms.check_input(event.output, "tool_result.output")
         segment, call = made[0]
-        if reply.settled:
-            return
         result = self._history.result(call, event.output, is_error=event.is_error, item_id=event.item_id)
         self._speaking.take_result(reply, segment, result, wants_reply=not event.no_reply)
 
     def _late_result(self, event: client_events.ToolResult) -> None:
         """Nobody waits for it any more, but the model must not go on believing that nothing has come of its call."""
         call_id, history = event.call_id, self._history.standing_in(event.call_id)
-        segments = [] if self._reply is None else self._reply.segments
+        segments = [] if self._reply is None or self._reply.settled else self._reply.segments
         segment = next((segment for segment in segments if segment.stands_in_for(call_id)), None)
         standing = history or (None if segment is None else segment.results[call_id])
         if standing is None or self._editing.knows(call_id):
-            if not self._speaking.is_answered(call_id):
+            if self._speaking.is_answered(call_id):
+                return
+            if event.turn_id < self.last_turn:
                 raise self._stale("tool_result.turn_id")
-            return
+            message = f"the history has no call {call_id} any more"
+            raise Problem(Reason.UNKNOWN_TOOL_CALL, message, field="tool_result.call_id")
         self._terms.check_input(event.output, "tool_result.output")
         self._speaking.tools.answered(call_id)
         result = replace(standing, id=event.item_id, output=event.output, is_error=event.is_error, stands_in=False)
@@ -299,19 +303,23 @@ class Turns:
         """The conversation as the client sees it. What it has in common with the history stays."""
         self._terms.check_items(event.items, "items.items")
         self._editing.require_version(event)
+        event = self._editing.completed(event)
         same = self._editing.agreeing(event)
         if same is None:
             renamed = self._editing.rename(event)
             if self._reply is not None:
                 self._reply.rename(renamed)
             return
+        reply = self._reply
+        if reply is not None:
+            event = self._editing.completed(event, self._speaking.given(reply))
         self._editing.require_room(event, same)
         self._listening.abandon()
-        reply = self._reply
         if reply is not None:
             if reply.phase is not Phase.OVER:
                 self._overtake()  # it was a reply to another conversation, and what the client holds of it counts
                 same = min(same, self._history.items_before(reply.before))
+            self._speaking.abandon(reply)
             reply.settle(self._history.item_ids(reply), self._editing.left_of(event, same, reply))
         self._editing.replace(event, same)
         self._settle()

@@ -10,7 +10,7 @@ from service import client_events as client
 from service import server_events as server
 from service.conversation import Conversation
 from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT
-from service.items import MessageItem, ToolCallItem, ToolResultItem
+from service.items import Item, MessageItem, ToolCallItem, ToolResultItem
 from service.options import GenerationPatch, Limits, ToolChoice, TurnOptions
 from service.problems import Reason
 from service.server_events import HistoryCause, TurnEnd
@@ -322,6 +322,96 @@ def test_a_late_result_finds_its_place_under_other_names() -> None:
     assert results(call) == [DONE] * 2
     ids = [item.id for item in call.conversation.items if isinstance(item, ToolResultItem)]
     assert ids[0] == "mine" and ids[1].startswith("named-")
+
+
+def view(call: CallUnderTest, *, stand_ins: bool = True) -> tuple[Item, ...]:
+    """The history as a client sees it, which knows no stand-ins, or at least not that they are any."""
+    return tuple(
+        replace(item, stands_in=False) if isinstance(item, ToolResultItem) else item
+        for item in call.conversation.items
+        if stand_ins or not isinstance(item, ToolResultItem) or not item.stands_in
+    )
+
+
+MORE = MessageItem("", "user", "Hello?")
+
+
+def edited(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    """Another first message: nothing of the history is left."""
+    return (MessageItem("", "user", "Good morning."), *items[1:])
+
+
+@pytest.mark.parametrize("from_the_start", [False, True])
+@pytest.mark.parametrize("stand_ins", [False, True])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_result_finds_its_place_behind_an_edit(first: int, stand_ins: bool, from_the_start: bool) -> None:
+    call, called = at_two_calls()
+    answer(call, called[first])
+    call.send(client.Interrupt(1, client.Heard(chars=5)))
+    items = (*view(call, stand_ins=stand_ins), MORE)
+    call.send(client.Items(edited(items) if from_the_start else items))
+    expected = [INTERRUPTED_RESULT, INTERRUPTED_RESULT]
+    expected[first] = DONE
+    assert results(call) == expected and not call.call.turns.reply.outstanding
+    log = call.conversation.tokens
+    call.send(client.Items(edited(items) if from_the_start else items))  # the same again changes nothing
+    assert call.conversation.tokens == log and call.of(server.HistoryChanged)[-1].kept_tokens == len(log)
+    answer(call, called[1 - first], FAILED, is_error=True)
+    expected[1 - first] = FAILED
+    assert results(call) == expected and not call.of(server.Failure)
+    assert call.of(server.HistoryChanged)[-1].cause is HistoryCause.TOOL_RESULT
+    opening = client.Open(system=SYSTEM, tools=(WAIT,), items=call.conversation.items)
+    if from_the_start:
+        assert call.conversation.tokens == Conversation.opened(chat(), opening).tokens
+    goes_on(call, 2)
+    assert results(call) == expected
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+@pytest.mark.parametrize("from_the_start", [False, True])
+def test_a_result_finds_its_place_behind_an_edit_of_a_turn_that_waits(answered: int, from_the_start: bool) -> None:
+    call, called = at_two_calls()
+    for made in called[:answered]:
+        answer(call, made)
+    items = (*view(call), MORE)
+    call.send(client.Items(edited(items) if from_the_start else items))
+    assert results(call) == [DONE if answered else INTERRUPTED_RESULT, INTERRUPTED_RESULT]
+    for made in called:
+        answer(call, made, FAILED)
+    assert results(call) == [DONE if answered else FAILED, FAILED] and not call.of(server.Failure)
+    goes_on(call, 2)
+
+
+def test_calls_that_stood_nowhere_stand_where_the_client_puts_them() -> None:
+    call, called = at_two_calls()
+    items = view(call)
+    call.send(client.Interrupt(1, client.Heard(chars=5)))
+    assert results(call) == []
+    call.send(client.Items((*view(call), *(item for item in items if isinstance(item, ToolCallItem)), MORE)))
+    assert results(call) == [INTERRUPTED_RESULT] * 2
+    answer(call, called[1])
+    assert results(call) == [INTERRUPTED_RESULT, DONE]
+    goes_on(call, 2)
+
+
+def test_a_result_of_a_call_that_the_client_has_taken_out_is_refused() -> None:
+    call, called = at_two_calls()
+    call.send(client.Interrupt(1, client.Heard(chars=5)), client.Items((*view(call)[:1], MORE)))
+    answer(call, called[0])
+    (failure,) = call.of(server.Failure)
+    assert (failure.problem.reason, failure.problem.field) == (Reason.UNKNOWN_TOOL_CALL, "tool_result.call_id")
+    assert results(call) == []
+
+
+def test_a_late_result_that_is_too_long_for_what_a_client_has_put_in_place_is_said_to_be() -> None:
+    call, called = at_two_calls()
+    answer(call, called[0])
+    call.send(client.Interrupt(1, client.Heard(chars=5)))
+    call.send(client.Items(edited((*view(call), MORE))))
+    before = call.conversation.length
+    answer(call, called[1], "7 " * target().max_context_tokens)
+    assert results(call) == [DONE, UNHELD_RESULT] and call.conversation.length < before + 50
+    goes_on(call, 2)
 
 
 def test_what_was_called_before_the_engine_failed_stays() -> None:
