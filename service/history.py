@@ -328,11 +328,13 @@ class History:
         """Add the results of a generation's calls, in the order of the calls."""
         self._conversation.put_results([segment.results[call.call_id] for call in segment.calls])
 
-    def adopt(self, segment: Segment) -> None:
-        """A whole generation is in the engine's log: it is history, but for tool calls that are none."""
+    def adopt(self, segment: Segment, *, broken_off: bool = False) -> None:
+        """A whole generation is in the engine's log: it is history, but for tool calls that are none. broken_off: it
+        failed, and may have tokens behind what was told of it, which alone is history then.
+        """
         if not segment.tokens:
             self.drop(segment)
-        elif segment.malformed_calls and not segment.foreign:
+        elif (segment.malformed_calls or broken_off) and not segment.foreign:
             self.drop(segment)
             self._conversation.put_heard(segment, len(segment.text), segment.calls)
             self.flush()

@@ -262,7 +262,7 @@ class Speaking:
         if problem is not None and self._fallbacks.rescue(reply):
             return
         reply.record.finish = record.finish
-        self._history.adopt(segment)
+        self._history.adopt(segment, broken_off=problem is not None)
         if problem is not None:
             if segment.calls:
                 self._cut_off(reply, TurnEnd.FAILED)
