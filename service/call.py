@@ -259,7 +259,7 @@ class Call:
         terms.generation, terms.tools = status.generation, status.tools
         seed = event.seed or 0
         key = CallKey(self.tenant, event.session_id)
-        shadows = self._shadows(key, event, conversation, terms, seed)
+        shadows = self._shadows(key, event, conversation, terms, seed, restored=True)
         place = (generation, last_seq, stored, state.client_seq)
         parts = self._open(key, opening, terms, conversation, shadows, ask_aside, *place)
         parts.history.restore(status.version, status.submissions)
@@ -329,9 +329,18 @@ class Call:
         self._clock = CallClock(limits, self.services.later, lambda: parts.reporter.busy, self._out_of_time, elapsed_s)
 
     def _shadows(
-        self, key: CallKey, event: events.Open, conversation: Conversation, terms: Terms, seed: int
+        self,
+        key: CallKey,
+        event: events.Open,
+        conversation: Conversation,
+        terms: Terms,
+        seed: int,
+        *,
+        restored: bool = False,
     ) -> dict[str, Shadow]:
-        """The call at each model of its chain. Raises Problem for one that is not served, or cannot hold the call."""
+        """The call at each model of its chain. Raises Problem for one that is not served, or cannot hold the call; one
+        that was restored goes on without those.
+        """
         shadows: dict[str, Shadow] = {}
         try:
             for at, link in enumerate(event.fallbacks):
@@ -339,17 +348,26 @@ class Call:
                 terms.check_input(link.phrase, f"{path}.phrase")
                 if not link.model or link.model in shadows:
                     continue
-                resident = self.services.residents.get(link.model)
-                if resident is None:
-                    raise Problem(Reason.UNKNOWN_MODEL, f"{link.model} is no fallback here", field=f"{path}.model")
-                content, generation = conversation.content, terms.generation
-                name, field = key.engine_name, f"{path}.model"
-                shadows[link.model] = Shadow(resident, name, seed, content, generation, field, self.tenant)
+                try:
+                    shadows[link.model] = self._shadow(link.model, key, conversation, terms, seed, f"{path}.model")
+                except Problem as problem:
+                    if not restored:
+                        raise
+                    log.warning("a call goes on without a fallback", extra={"model": link.model, "cause": str(problem)})
         except Problem:
             for shadow in shadows.values():
                 shadow.close()
             raise
         return shadows
+
+    def _shadow(
+        self, model: str, key: CallKey, conversation: Conversation, terms: Terms, seed: int, field: str
+    ) -> Shadow:
+        resident = self.services.residents.get(model)
+        if resident is None:
+            raise Problem(Reason.UNKNOWN_MODEL, f"{model} is no fallback here", field=field)
+        content, generation = conversation.content, terms.generation
+        return Shadow(resident, key.engine_name, seed, content, generation, field, self.tenant)
 
     def _opened(
         self,

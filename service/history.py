@@ -122,7 +122,10 @@ class History:
             wants_reply=state.wants_reply,
             standing_in=set(state.standing_in),
         )
-        segment.read_again(self.shadows[model].decoder() if state.foreign and model else self._conversation.decoder())
+        if not state.foreign:
+            segment.read_again(self._conversation.decoder())
+        elif model in self.shadows:
+            segment.read_again(self.shadows[model].decoder())
         return segment
 
     def go_on(self, reply: Reply, sink: RecordSink) -> None:
@@ -141,6 +144,8 @@ class History:
                 segment.number, reply.generation, said, 0.0, hear, may_call=segment.may_call, forced=forced, told=told
             )
             return
+        if segment.foreign:
+            raise Problem(Reason.UNKNOWN_MODEL, "the model that answers cannot go on here")
         conversation.may_call, may_call = segment.may_call, conversation.may_call
         number, length = segment.number, conversation.length
         command = submission(conversation, self._session, number, length, (), reply.generation, said=said)

@@ -80,7 +80,7 @@ class Speaking:
             try:
                 self._history.go_on(reply, self._sink(reply))
             except Problem as unanswered:
-                self.end(reply, unanswered)
+                self._break_off(reply, unanswered)
 
     def begin(self, reply: Reply, held: HeldReply | None) -> None:
         """Make a reply to the history as it stands, or release the one that was made ahead."""
@@ -262,13 +262,11 @@ class Speaking:
         if problem is not None and self._fallbacks.rescue(reply):
             return
         reply.record.finish = record.finish
-        self._history.adopt(segment, broken_off=problem is not None)
         if problem is not None:
-            if segment.calls:
-                self._cut_off(reply, TurnEnd.FAILED)
-                self._history.flush()
-            self.end(reply, problem)
-        elif segment.malformed_calls and not segment.calls:
+            self._break_off(reply, problem)
+            return
+        self._history.adopt(segment)
+        if segment.malformed_calls and not segment.calls:
             self._end_without_calls(reply)
         elif not segment.calls:
             self.end(reply)
@@ -278,6 +276,14 @@ class Speaking:
             self._reporter.waiting(reply)
         else:
             self._go_on(reply)
+
+    def _break_off(self, reply: Reply, problem: Problem) -> None:
+        """The newest generation has failed half-way. What was told of it stays."""
+        self._history.adopt(reply.current, broken_off=True)
+        if reply.current.calls:
+            self._cut_off(reply, TurnEnd.FAILED)
+            self._history.flush()
+        self.end(reply, problem)
 
     def _end_without_calls(self, reply: Reply) -> None:
         """All the tools the reply wrote are no calls: nobody can run them.
