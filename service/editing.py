@@ -58,7 +58,7 @@ class Editing:
         return any(late.call_id == call_id for late in self._late)
 
     def put_late(self, result: ToolResultItem) -> None:
-        """Take a late result, for when no turn is in progress."""
+        """Take a late result, for when nothing is generated."""
         self._late.append(result)
 
     @property
@@ -78,13 +78,7 @@ class Editing:
         """No turn is in progress: put what waits into force. Gives, for each, where an end of an item is since. The
         turn that it has waited for may have left no room, and what was refused is nothing for the next to build on.
         """
-        while self._late:
-            done = self._history.put_late_result(self._late.pop(0))
-            if done is not None:
-                result, kept, moved = done
-                self._put(result)
-                yield moved
-                self._changed(HistoryCause.TOOL_RESULT, kept)
+        yield from self.apply_late()
         while self._waiting:
             event, _, _ = self._waiting.pop(0)
             try:
@@ -98,6 +92,16 @@ class Editing:
             yield moved
             self._history.prepare(self._terms.generation)
             self._changed(HistoryCause.UPDATE, kept)
+
+    def apply_late(self) -> Iterator[Callable[[int], int]]:
+        """Nothing is generated: put late results in their places. Gives the same."""
+        while self._late:
+            done = self._history.put_late_result(self._late.pop(0))
+            if done is not None:
+                result, kept, moved = done
+                self._put(result)
+                yield moved
+                self._changed(HistoryCause.TOOL_RESULT, kept)
 
     def require_version(self, event: Items) -> None:
         """Raises Problem where the history has changed since the client took its view."""

@@ -34,7 +34,8 @@ class Speaking:
     """The replies of one call, of which one at a time is made.
 
     fallbacks: the chain for late first tokens; serving: whether the call's own engine is there. on_over: called when a
-    reply has said all it will. on_cut: called when the history has lost something of one. on_lost: called with what
+    reply has said all it will. on_cut: called when the history has lost something of one. on_waiting: called when one
+    waits for tools. on_lost: called with what
     ended the call when the engine's log can no longer be known to be the history.
     """
 
@@ -49,6 +50,7 @@ class Speaking:
         serving: Callable[[], bool],
         on_over: Callable[[Reply], None],
         on_cut: Callable[[], None],
+        on_waiting: Callable[[], None],
         on_lost: Callable[[Problem], None],
     ) -> None:
         self._session = session
@@ -58,6 +60,7 @@ class Speaking:
         self._later = later
         self._on_over = on_over
         self._on_cut = on_cut
+        self._on_waiting = on_waiting
         self._on_lost = on_lost
         self._tools = ToolCalls(terms, later, self._tool_timed_out)
         self._fallbacks = Fallbacks(fallbacks, history, reporter, serving, later, self._sink, self.end)
@@ -274,6 +277,7 @@ class Speaking:
             reply.phase = Phase.WAITING
             self._history.version += 1
             self._reporter.waiting(reply)
+            self._on_waiting()
         else:
             self._go_on(reply)
 

@@ -67,7 +67,17 @@ class Turns:
         self._taken: dict[int, str] = {}
         self._editing = Editing(terms, history, reporter.history_changed, reporter.update_refused, self._put_late)
         self._speaking = Speaking(
-            session, terms, history, reporter, later, fallbacks, serving, self._over, self._settle, on_lost
+            session,
+            terms,
+            history,
+            reporter,
+            later,
+            fallbacks,
+            serving,
+            self._over,
+            self._settle,
+            self._put_late_results,
+            on_lost,
         )
         self._compaction = Compaction(terms, history, reporter, self._summarised)
         self._rate = SpeakingRate()
@@ -282,6 +292,14 @@ class Turns:
         self._listening.abandon()
         if self._reply is None or self._reply.phase is Phase.OVER:
             self._settle()
+        elif self._reply.phase is Phase.WAITING:
+            self._put_late_results()
+
+    def _put_late_results(self) -> None:
+        """The turn waits for its tools: what came of earlier ones is known to what it says next, and prefilled now."""
+        if self._editing.late and not self._closed:
+            self._move(self._editing.apply_late())
+            self._history.flush()
 
     def _put_late(self, result: ToolResultItem) -> None:
         """The history has a late result: a reply that is cut later must not put back what stood there."""

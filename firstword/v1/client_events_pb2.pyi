@@ -520,7 +520,8 @@ Global___PlaybackProgress: _TypeAlias = PlaybackProgress  # noqa: Y015
 class ToolResult(_message.Message):
     """What a tool call gave. When all calls of the turn have their results, the reply goes on. A result that comes when nobody
     waits for it any more, for its turn was interrupted or it had no answer in time, asks for no reply: it takes the place of
-    what the history has in its stead, as soon as no turn is in progress, which `history_changed` tells.
+    what the history has in its stead, as soon as no reply is being generated (a turn may wait for other tools meanwhile),
+    which `history_changed` tells.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -152,6 +152,36 @@ def test_a_result_that_comes_when_the_caller_has_gone_on_takes_its_place(when: s
     assert results(call) == ["another" if output == INTERRUPTED_RESULT else output for output in expected]
 
 
+@pytest.mark.parametrize("while_generating", [False, True])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_late_result_is_there_when_the_next_turn_waits_for_tools(while_generating: bool, interrupted: bool) -> None:
+    call, called = at_two_calls()
+    assert isinstance(call.engine, BegunEngine)
+    call.engine.beginning = BegunEngine(AROUND).beginning
+    call.send(client.Final(2, LINES[1], CALLING), client.Update(system="Be short."))
+    if while_generating:
+        call.step_until_text()
+        answer(call, called[0], DONE * 9)
+        assert results(call) == [INTERRUPTED_RESULT] * 2
+    call.run()
+    later = call.of(server.ToolCalled)[2:]
+    assert len(later) == 2 and call.of(server.TurnWaiting)[-1].turn_id == 2
+    if not while_generating:
+        answer(call, called[0], DONE * 9)
+    assert outputs(call) == [DONE * 9, INTERRUPTED_RESULT]
+    assert [change.cause for change in call.of(server.HistoryChanged)] == [HistoryCause.TOOL_RESULT]
+    holds(call)
+    if interrupted:
+        call.send(client.Interrupt(2, client.Heard(chars=5)))
+        assert call.of(server.Interrupted)[-1].text == "Sure,"
+    for made in later:
+        answer(call, made)
+    call.run()
+    assert results(call) == [DONE * 9, INTERRUPTED_RESULT, DONE, DONE]
+    assert [c.cause for c in call.of(server.HistoryChanged)].count(HistoryCause.UPDATE) == 1
+    goes_on(call, 3)
+
+
 def test_a_reply_behind_a_late_result_can_still_be_spoken_over() -> None:
     call, called = at_two_calls()
     call.send(client.Final(2, LINES[1], BRIEF))
@@ -186,7 +216,7 @@ def test_a_tool_that_was_given_up_may_still_answer() -> None:
     (_, again) = call.of(server.ToolCalled)  # the model tries it once more
     answer(call, called)
     answer(call, again, FAILED)
-    assert outputs(call)[-2:] == [TIMED_OUT_RESULT, FAILED]
+    assert outputs(call)[-2:] == [DONE, FAILED]  # the turn only waited
     call.run()
     assert call.of(server.TurnEnded) and outputs(call)[-2:] == [DONE, FAILED]
     goes_on(call, 2)
