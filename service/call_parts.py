@@ -5,6 +5,7 @@ Knows every part and none of what they do. The call itself, in ``service.call``,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,8 @@ from service.side_questions import SideQuestions
 from service.store import CallKey, CallLog, Ownership
 from service.terms import Terms
 from service.turns import Turns
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,10 @@ def put_together(
     place: Place | None = None,
 ) -> Parts:
     """A call with these terms and this conversation, of which the store knows from now on. place: where it is gone on
-    with. Raises Problem for a model of its chain that is not served, or cannot hold it.
+    with. Raises Problem for a model of the chain of a call that begins which is not served, or cannot hold it.
     """
-    shadows, place = _shadows(services, owner.tenant, key, opening.event, conversation, terms), place or Place()
+    shadows = _shadows(services, owner.tenant, key, opening.event, conversation, terms, restored=place is not None)
+    place = place or Place()
     recorder = services.telemetry.call(key.session, dict(owner.metadata), owner.tenant, opening.traceparent)
     opening = replace(opening, traceparent=recorder.traceparent)
     history = History(services, key.engine_name, conversation, shadows, owner.tenant)
@@ -152,24 +156,36 @@ def _shadows(
     event: events.Open,
     conversation: Conversation,
     terms: Terms,
+    *,
+    restored: bool,
 ) -> dict[str, Shadow]:
-    """The call at each model of its chain. Raises Problem for one that is not served, or cannot hold the call."""
+    """The call at each model of its chain. Raises Problem for one that is not served, or cannot hold the call; one that
+    was restored goes on without those.
+    """
     shadows: dict[str, Shadow] = {}
+
+    def shadow(model: str, field: str) -> Shadow:
+        resident = services.residents.get(model)
+        if resident is None:
+            raise Problem(Reason.UNKNOWN_MODEL, f"{model} is no fallback here", field=field)
+        content, generation, seed = conversation.content, terms.generation, event.seed or 0
+        return Shadow(resident, key.engine_name, seed, content, generation, field, tenant)
+
     try:
         for at, link in enumerate(event.fallbacks):
             path = f"open.fallbacks[{at}]"
             terms.check_input(link.phrase, f"{path}.phrase")
             if not link.model or link.model in shadows:
                 continue
-            resident = services.residents.get(link.model)
-            if resident is None:
-                raise Problem(Reason.UNKNOWN_MODEL, f"{link.model} is no fallback here", field=f"{path}.model")
-            content, generation, seed = conversation.content, terms.generation, event.seed or 0
-            name, field = key.engine_name, f"{path}.model"
-            shadows[link.model] = Shadow(resident, name, seed, content, generation, field, tenant)
+            try:
+                shadows[link.model] = shadow(link.model, f"{path}.model")
+            except Problem as problem:
+                if not restored:
+                    raise
+                log.warning("a call goes on without a fallback", extra={"model": link.model, "cause": str(problem)})
     except Problem:
-        for shadow in shadows.values():
-            shadow.close()
+        for opened in shadows.values():
+            opened.close()
         raise
     return shadows
 

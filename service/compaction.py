@@ -20,7 +20,7 @@ from service.items import Item
 from service.options import GenerationPatch
 from service.problems import Problem, generation_problem
 from service.reporter import Reporter
-from service.server_events import HistoryCause, HistoryChanged
+from service.server_events import HistoryCause
 from service.terms import Terms
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Compaction:
             yield moved
             self._in_vain = False
             self._reporter.announce(due_at=used)
-            self._changed(HistoryCause.DROPPED_OLDEST, kept)
+            self._reporter.history_changed(HistoryCause.DROPPED_OLDEST, kept)
 
     def close(self) -> None:
         """The call is over."""
@@ -164,13 +164,9 @@ class Compaction:
             self._in_vain = False
             kept, moved = changed
             yield moved
-            self._changed(HistoryCause.SUMMARISED, kept, text)
+            self._reporter.history_changed(HistoryCause.SUMMARISED, kept, text)
 
     def _drop_summary(self) -> None:
         if self._summary is not None and not self._summary.done:
             self._history.close_fork(self._summary.fork)
         self._summary, self._in_vain = None, True
-
-    def _changed(self, cause: HistoryCause, kept: int, summary: str = "") -> None:
-        ids = tuple(item.id for item in self._history.items)
-        self._reporter.history_changed(HistoryChanged(cause, self._history.state(ids), kept, summary))

@@ -274,7 +274,7 @@ class Conversation:
         """Put a result in the place of what stands in for it. Returns where each end of an item is since; None, and
         changes nothing, where nothing does, or there are more than ``limit`` tokens with it.
         """
-        spans = enumerate(self.spans[1:], 1)  # before everything else stands what the call was opened with
+        spans = enumerate(self.spans)
         at = next((at for at, span in spans if any(_stands_in(item, result.call_id) for item in span.items)), None)
         if at is None:
             return None
@@ -283,6 +283,8 @@ class Conversation:
             replace(result, id=result.id or item.id) if _stands_in(item, result.call_id) else item
             for item in span.items
         ]
+        if at == 0:
+            return self._reopen(results, limit)
         tokens = self._result_tokens([item for item in results if isinstance(item, ToolResultItem)])
         shift = len(tokens) - (span.end - span.start)
         if self.length + shift > limit:
@@ -292,6 +294,19 @@ class Conversation:
         behind = [Span(later.items, later.start + shift, later.end + shift) for later in self.spans[at + 1 :]]
         self.spans[at:] = [Span(tuple(results), span.start, span.end + shift), *behind]
         return lambda end: end if end < span.end else end + shift
+
+    def _reopen(self, items: Sequence[Item], limit: int) -> Callable[[int], int] | None:
+        """As ``put_late_result``, of what the call was opened with, or a client has put in place of all that: these
+        items stand before everything else.
+        """
+        mine, restore = self._instructions, self.snapshot()
+        opened = Instructions.of(self._chat, mine.system, items, mine.tools, "items", "items", mine.summary)
+        self.spans[0] = replace(self.spans[0], items=tuple(items))
+        moved = self.instruct(opened)
+        if self.length > limit:
+            restore()
+            return None
+        return moved
 
     def result_tokens(self, results: Sequence[ToolResultItem]) -> int:
         """How many tokens ``put_results`` will append."""

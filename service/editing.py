@@ -7,7 +7,9 @@ Decides no turn.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby, takewhile
 
 from service.client_events import Items, Update
 from service.history import History
@@ -15,26 +17,27 @@ from service.instructions import Instructions
 from service.items import Item, MessageItem, ToolCallItem, ToolResultItem
 from service.problems import Problem, Reason
 from service.reply import Reply, Segment
-from service.server_events import HistoryCause, HistoryChanged
+from service.server_events import HistoryCause
 from service.terms import Terms
 
 
 class Editing:
-    """Of one call. emit: sends what has changed. refuse: told what an update that was taken has failed of after all.
-    put: told of a late result that is in the history now, or of what is there because it was too long.
+    """Of one call. changed: told of each change, and how many tokens at the front stayed as they were. refuse: told
+    what an update that was taken has failed of after all. put: told of a late result that is in the history now, or of
+    what is there because it was too long.
     """
 
     def __init__(
         self,
         terms: Terms,
         history: History,
-        emit: Callable[[HistoryChanged], object],
+        changed: Callable[[HistoryCause, int], object],
         refuse: Callable[[Problem], object],
         put: Callable[[ToolResultItem], object],
     ) -> None:
         self._terms = terms
         self._history = history
-        self._emit = emit
+        self._changed = changed
         self._refuse = refuse
         self._put = put
         self._waiting: list[tuple[Update, Instructions, Terms]] = []
@@ -55,7 +58,7 @@ class Editing:
         return any(late.call_id == call_id for late in self._late)
 
     def put_late(self, result: ToolResultItem) -> None:
-        """Take a late result, for when no turn is in progress."""
+        """Take a late result, for when nothing is generated."""
         self._late.append(result)
 
     @property
@@ -75,13 +78,7 @@ class Editing:
         """No turn is in progress: put what waits into force. Gives, for each, where an end of an item is since. The
         turn that it has waited for may have left no room, and what was refused is nothing for the next to build on.
         """
-        while self._late:
-            done = self._history.put_late_result(self._late.pop(0))
-            if done is not None:
-                result, kept, moved = done
-                self._put(result)
-                yield moved
-                self._changed(HistoryCause.TOOL_RESULT, kept)
+        yield from self.apply_late()
         while self._waiting:
             event, _, _ = self._waiting.pop(0)
             try:
@@ -96,12 +93,30 @@ class Editing:
             self._history.prepare(self._terms.generation)
             self._changed(HistoryCause.UPDATE, kept)
 
+    def apply_late(self) -> Iterator[Callable[[int], int]]:
+        """Nothing is generated: put late results in their places. Gives the same."""
+        while self._late:
+            done = self._history.put_late_result(self._late.pop(0))
+            if done is not None:
+                result, kept, moved = done
+                self._put(result)
+                yield moved
+                self._changed(HistoryCause.TOOL_RESULT, kept)
+
     def require_version(self, event: Items) -> None:
         """Raises Problem where the history has changed since the client took its view."""
         version = self._history.version
         if event.history_version is not None and event.history_version < version:
             message, known = f"the history is at version {version} by now", {"history_version": str(version)}
             raise Problem(Reason.STALE_HISTORY, message, field="items.history_version", metadata=known)
+
+    def completed(self, event: Items, results: Sequence[ToolResultItem] | None = None) -> Items:
+        """The client's view of the history, where calls without a result have the one among ``results``, or what the
+        history has in its stead: a result that comes late needs a place.
+        """
+        if results is None:
+            results = [item for item in self._history.items if isinstance(item, ToolResultItem) and item.stands_in]
+        return replace(event, items=_completed(event.items, {result.call_id: result for result in results}))
 
     def agreeing(self, event: Items) -> int | None:
         """How many items the client's view and the history begin with both; None where they are the same."""
@@ -140,15 +155,34 @@ class Editing:
         self._changed(HistoryCause.ITEMS, self._history.length if kept is None else kept)
         return renamed
 
-    def _changed(self, cause: HistoryCause, kept: int) -> None:
-        ids = tuple(item.id for item in self._history.items)
-        self._emit(HistoryChanged(cause, self._history.state(ids), kept))
-
 
 def agreeing(mine: Sequence[Item], theirs: Sequence[Item]) -> int:
     """How many items two views of a conversation begin with both."""
     pairs = enumerate(zip(mine, theirs, strict=False))
     return next((at for at, (one, other) in pairs if not _same(one, other)), min(len(mine), len(theirs)))
+
+
+def _completed(items: Sequence[Item], known: Mapping[str, ToolResultItem]) -> tuple[Item, ...]:
+    """The items, where calls without a result have the one that is known, in the order of the calls."""
+    order = {item.call_id: at for at, item in enumerate(items) if isinstance(item, ToolCallItem)}
+    missing = known.keys() - {item.call_id for item in items if isinstance(item, ToolResultItem)}
+    found: list[Item] = []
+    for calls, group in groupby(items, lambda item: not isinstance(item, MessageItem)):
+        given = [item if not isinstance(item, ToolResultItem) else _standing(item, known) for item in group]
+        found += given
+        wanted = [item.call_id for item in given if isinstance(item, ToolCallItem) and item.call_id in missing]
+        if calls and wanted:
+            start = len(found) - len(list(takewhile(lambda item: isinstance(item, ToolResultItem), reversed(given))))
+            behind = [item for item in found[start:] if isinstance(item, ToolResultItem)]
+            behind = sorted([*behind, *(known[call_id] for call_id in wanted)], key=lambda item: order[item.call_id])
+            found[start:] = behind
+    return tuple(found)
+
+
+def _standing(item: ToolResultItem, known: Mapping[str, ToolResultItem]) -> ToolResultItem:
+    """A result of the client's view. It stands in for one where it says the same as what is known to do so."""
+    mine = known.get(item.call_id)
+    return item if mine is None else replace(item, stands_in=mine.stands_in and mine.output == item.output)
 
 
 def _left_among(theirs: Sequence[Item], segment: Segment) -> str:

@@ -100,7 +100,10 @@ class Fallbacks:
         return None if needed is None else 2 * needed + LEAD_S
 
     def _can_answer(self, link: Fallback) -> bool:
-        return self._history.fits_said(link.phrase) if link.phrase else self._history.shadows[link.model].can_answer
+        if link.phrase:
+            return self._history.fits_said(link.phrase)
+        shadow = self._history.shadows.get(link.model)  # which a server that has taken the call over may not have
+        return shadow is not None and shadow.can_answer
 
     def _wait(self, seconds: float, then: Callable[[], None]) -> None:
         self._call_off()

@@ -122,7 +122,10 @@ class History:
             wants_reply=state.wants_reply,
             standing_in=set(state.standing_in),
         )
-        segment.read_again(self.shadows[model].decoder() if state.foreign and model else self._conversation.decoder())
+        if not state.foreign:
+            segment.read_again(self._conversation.decoder())
+        elif model in self.shadows:
+            segment.read_again(self.shadows[model].decoder())
         return segment
 
     def go_on(self, reply: Reply, sink: RecordSink) -> None:
@@ -141,6 +144,8 @@ class History:
                 segment.number, reply.generation, said, 0.0, hear, may_call=segment.may_call, forced=forced, told=told
             )
             return
+        if segment.foreign:
+            raise Problem(Reason.UNKNOWN_MODEL, "the model that answers cannot go on here")
         conversation.may_call, may_call = segment.may_call, conversation.may_call
         number, length = segment.number, conversation.length
         command = submission(conversation, self._session, number, length, (), reply.generation, said=said)
@@ -318,7 +323,9 @@ class History:
         return replace(self.result(call, output, is_error=is_error), stands_in=True)
 
     def require_results(self, results: Sequence[ToolResultItem], *, reply: bool) -> None:
-        """Raises Problem where the results of a generation, and a reply to them if there shall be one, do not fit."""
+        """Raises Problem where the results of the generation at the history's end, and a reply to them if there shall
+        be one, do not fit.
+        """
         prompt = len(self._conversation.prompt) if reply else 0
         self.require_room(self._conversation.result_tokens(results) + prompt, "tool_result.output")
 
@@ -326,11 +333,13 @@ class History:
         """Add the results of a generation's calls, in the order of the calls."""
         self._conversation.put_results([segment.results[call.call_id] for call in segment.calls])
 
-    def adopt(self, segment: Segment) -> None:
-        """A whole generation is in the engine's log: it is history, but for tool calls that are none."""
+    def adopt(self, segment: Segment, *, broken_off: bool = False) -> None:
+        """A whole generation is in the engine's log: it is history, but for tool calls that are none. broken_off: it
+        failed, and may have tokens behind what was told of it, which alone is history then.
+        """
         if not segment.tokens:
             self.drop(segment)
-        elif segment.malformed_calls and not segment.foreign:
+        elif (segment.malformed_calls or broken_off) and not segment.foreign:
             self.drop(segment)
             self._conversation.put_heard(segment, len(segment.text), segment.calls)
             self.flush()
@@ -355,8 +364,47 @@ class History:
         """Make the history hold the first ``chars`` code points of the reply, and the tools it has used.
 
         Returns the text that it holds then. Tool calls of which none has a result are put there with the first one;
-        until the others have theirs, something stands for it.
+        until the others have theirs, something stands for it. Where the newest results leave no room for a reply, it
+        holds that they were too long; or not even their calls, where that leaves none either.
         """
+        text = self._write(reply, chars)
+        if reply.segments and reply.current.results and not self._fits_reply:
+            segment, held = reply.current, reply.current.results
+            segment.results = {
+                key: result if result.stands_in else replace(result, output=UNHELD_RESULT)
+                for key, result in held.items()
+            }
+            text = self._write(reply, chars)
+            if not self._fits_reply:
+                segment.results = held
+                text = self._write(reply, chars, newest_calls=False)
+        return text
+
+    def put_behind_cut(self, reply: Reply, segment: Segment, result: ToolResultItem) -> int:
+        """Put one more result of a reply that was cut; returns how many tokens at the front stayed. Raises Problem, and
+        changes nothing, where no reply would fit any more.
+        """
+        assert reply.cut is not None
+        conversation, before, restore = self._conversation, self._conversation.tokens, self._conversation.snapshot()
+        held = segment.results.copy(), segment.standing_in.copy()
+        segment.answer(result)
+        kept = self._write(reply, reply.cut)
+        if not self._fits_reply:
+            message = f"the conversation would have {conversation.length} tokens, which leaves no room for a reply"
+            restore()
+            segment.results, segment.standing_in = held
+            raise Problem(Reason.CONTEXT_FULL, message, field="tool_result.output")
+        reply.kept = kept
+        self.version += 1
+        return common_length(before, conversation.tokens)
+
+    @property
+    def _fits_reply(self) -> bool:
+        """Whether a reply could be asked for."""
+        return self.fits(len(self._conversation.prompt))
+
+    def _write(self, reply: Reply, chars: int, *, newest_calls: bool = True) -> str:
+        """As ``rewrite``, whatever room there is. newest_calls: whether those of the newest generation may stay."""
         conversation = self._conversation
         conversation.rewind(reply.before)
         text = ""
@@ -365,7 +413,8 @@ class History:
             chars -= len(segment.text)
             if segment.answered:
                 self._stand_in(segment)
-            calls = tuple(segment.calls) if len(segment.results) == len(segment.calls) else ()
+            stay = len(segment.results) == len(segment.calls) and (newest_calls or segment is not reply.current)
+            calls = tuple(segment.calls) if stay else ()
             if heard > 0 or calls:
                 text += conversation.put_heard(segment, heard, calls)
             if calls:

@@ -17,6 +17,7 @@ from service.server_events import (
     DeadlineAtRisk,
     Failure,
     FallbackTaken,
+    HistoryCause,
     HistoryChanged,
     Interrupted,
     LimitReached,
@@ -195,9 +196,10 @@ class Reporter:
         """An update that was taken cannot come into force."""
         self._emit(Failure(problem))
 
-    def history_changed(self, change: HistoryChanged) -> None:
-        """Something other than a turn has changed the history."""
-        self._emit(change)
+    def history_changed(self, cause: HistoryCause, kept: int, summary: str = "") -> None:
+        """Something other than a turn has changed the history. kept: tokens at the front that stayed as they were."""
+        ids = tuple(item.id for item in self._history.items)
+        self._emit(HistoryChanged(cause, self._history.state(ids), kept, summary))
         self.announce()
 
     def tool_timed_out(self, reply: Reply, call: ToolCallItem, timeout_ms: int) -> None:

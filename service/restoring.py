@@ -19,8 +19,7 @@ def restored_reply(state: ReplyState, history: History) -> Reply:
     record.stats.append(TurnStats(submitted=now, ended=now))
     reply = Reply(state.turn_id, state.begin, state.before, state.generation, record)
     reply.source, reply.phase = state.source, state.phase
-    if state.model:
-        reply.answerer = history.shadows[state.model]
+    reply.answerer = history.shadows.get(state.model)  # None too where this server does not have that model
     reply.segments = [history.restored_segment(segment, state.model) for segment in state.segments]
     reply.played, reply.hearing = state.played, Hearing(state.words)
     reply.cut, reply.kept, reply.cut_by = state.cut, state.kept, state.cut_by

@@ -23,7 +23,7 @@ from service.options import Fallback
 from service.problems import Guardrail, Problem, Reason, engine_problem, generation_problem
 from service.reply import Phase, RecordSink, Reply, Segment, Steps
 from service.reporter import Reporter
-from service.server_events import AnswerSource, TurnEnd
+from service.server_events import AnswerSource, HistoryCause, TurnEnd
 from service.terms import Terms
 from service.tool_calls import ToolCalls
 
@@ -34,7 +34,8 @@ class Speaking:
     """The replies of one call, of which one at a time is made.
 
     fallbacks: the chain for late first tokens; serving: whether the call's own engine is there. on_over: called when a
-    reply has said all it will. on_cut: called when the history has lost something of one. on_lost: called with what
+    reply has said all it will. on_cut: called when the history has lost something of one. on_waiting: called when one
+    waits for tools. on_lost: called with what
     ended the call when the engine's log can no longer be known to be the history.
     """
 
@@ -49,6 +50,7 @@ class Speaking:
         serving: Callable[[], bool],
         on_over: Callable[[Reply], None],
         on_cut: Callable[[], None],
+        on_waiting: Callable[[], None],
         on_lost: Callable[[Problem], None],
     ) -> None:
         self._session = session
@@ -58,6 +60,7 @@ class Speaking:
         self._later = later
         self._on_over = on_over
         self._on_cut = on_cut
+        self._on_waiting = on_waiting
         self._on_lost = on_lost
         self._tools = ToolCalls(terms, later, self._tool_timed_out)
         self._fallbacks = Fallbacks(fallbacks, history, reporter, serving, later, self._sink, self.end)
@@ -80,7 +83,7 @@ class Speaking:
             try:
                 self._history.go_on(reply, self._sink(reply))
             except Problem as unanswered:
-                self.end(reply, unanswered)
+                self._break_off(reply, unanswered)
 
     def begin(self, reply: Reply, held: HeldReply | None) -> None:
         """Make a reply to the history as it stands, or release the one that was made ahead."""
@@ -100,6 +103,17 @@ class Speaking:
             reply.current.answer(standing or self._history.stand_in(call, INTERRUPTED_RESULT))
         return abandoned
 
+    def given(self, reply: Reply) -> list[ToolResultItem]:
+        """What has come of the newest generation's calls and is not in the history, or stands for it."""
+        if not reply.segments:
+            return []
+        results = reply.current.results
+        given = [
+            results.get(call.call_id) or self._history.stand_in(call, INTERRUPTED_RESULT)
+            for call in reply.current.calls
+        ]
+        return [result for result in given if result.stands_in or reply.phase is not Phase.OVER]
+
     def is_answered(self, call_id: str) -> bool:
         """Whether a tool call has its result."""
         return self._tools.is_answered(call_id)
@@ -111,20 +125,24 @@ class Speaking:
         self._fallbacks.close()
 
     def take_result(self, reply: Reply, segment: Segment, result: ToolResultItem, *, wants_reply: bool) -> None:
-        """A tool's result, or what stands for it. With the last that is waited for the reply goes on."""
+        """A tool's result, or what stands for it. With the last that is waited for the reply goes on; where that was
+        cut, the history is another. Raises Problem, and changes nothing, where it has no room.
+        """
+        cut = reply.phase is Phase.OVER and reply.cut is not None
+        kept = self._history.put_behind_cut(reply, segment, result) if cut else 0
         self._tools.answered(result.call_id)
         if (tool := reply.record.tool(result.call_id)) is not None:
             tool.answered, tool.result = time.monotonic(), result.output
             if tool.outcome == "abandoned":
                 tool.outcome = "failed" if result.is_error else "answered"
+        if cut:
+            self._reporter.history_changed(HistoryCause.TOOL_RESULT, kept)
+            self._on_cut()
+            return
         segment.answer(result)
         segment.wants_reply |= wants_reply
-        if reply.phase is Phase.WAITING:
-            if not segment.outstanding:
-                self._go_on(reply)
-        elif reply.cut is not None:
-            reply.kept = self._history.rewrite(reply, reply.cut)
-            self._on_cut()
+        if reply.phase is Phase.WAITING and not segment.outstanding:
+            self._go_on(reply)
 
     def _tool_timed_out(self, call: ToolCallItem, timeout_ms: int) -> None:
         """The model is told that its tool did not answer, and goes on. What was overtaken since waits for nothing."""
@@ -134,7 +152,10 @@ class Speaking:
             return
         self._reporter.tool_timed_out(reply, call, timeout_ms)
         result = self._history.stand_in(call, TIMED_OUT_RESULT, is_error=True)
-        self.take_result(reply, segments[0], result, wants_reply=True)
+        try:
+            self.take_result(reply, segments[0], result, wants_reply=True)
+        except Problem:  # no room behind the cut: what the history holds of the call is all there can be
+            log.warning("no room to say that a tool timed out", extra={"session": self._session})
 
     def _release(self, reply: Reply, held: HeldReply) -> None:
         """The reply was made ahead: all of its text that is there goes out at once."""
@@ -244,13 +265,11 @@ class Speaking:
         if problem is not None and self._fallbacks.rescue(reply):
             return
         reply.record.finish = record.finish
-        self._history.adopt(segment)
         if problem is not None:
-            if segment.calls:
-                self._cut_off(reply, TurnEnd.FAILED)
-                self._history.flush()
-            self.end(reply, problem)
-        elif segment.malformed_calls and not segment.calls:
+            self._break_off(reply, problem)
+            return
+        self._history.adopt(segment)
+        if segment.malformed_calls and not segment.calls:
             self._end_without_calls(reply)
         elif not segment.calls:
             self.end(reply)
@@ -258,8 +277,17 @@ class Speaking:
             reply.phase = Phase.WAITING
             self._history.version += 1
             self._reporter.waiting(reply)
+            self._on_waiting()
         else:
             self._go_on(reply)
+
+    def _break_off(self, reply: Reply, problem: Problem) -> None:
+        """The newest generation has failed half-way. What was told of it stays."""
+        self._history.adopt(reply.current, broken_off=True)
+        if reply.current.calls:
+            self._cut_off(reply, TurnEnd.FAILED)
+            self._history.flush()
+        self.end(reply, problem)
 
     def _end_without_calls(self, reply: Reply) -> None:
         """All the tools the reply wrote are no calls: nobody can run them.

@@ -70,7 +70,17 @@ class Turns:
         self._taken: dict[int, str] = {}
         self._editing = Editing(terms, history, reporter.history_changed, reporter.update_refused, self._put_late)
         self._speaking = Speaking(
-            session, terms, history, reporter, later, fallbacks, serving, self._over, self._settle, on_lost
+            session,
+            terms,
+            history,
+            reporter,
+            later,
+            fallbacks,
+            serving,
+            self._over,
+            self._settle,
+            self._put_late_results,
+            on_lost,
         )
         self._compaction = Compaction(terms, history, reporter, admit, self._summarised)
         self._rate = SpeakingRate()
@@ -259,26 +269,27 @@ class Turns:
         if reply is None or not made:
             message = f"turn {event.turn_id} has no call {event.call_id}"
             raise Problem(Reason.UNKNOWN_TOOL_CALL, message, field="tool_result.call_id")
+        if reply.settled:
+            self._late_result(event)
+            return
         self._terms.check_input(event.output, "tool_result.output")
         segment, call = made[0]
-        if reply.settled:
-            return
         result = self._history.result(call, event.output, is_error=event.is_error, item_id=event.item_id)
-        if reply.phase is Phase.OVER:
-            results = segment.results | {result.call_id: result}
-            self._history.require_results(list(results.values()), reply=False)
         self._speaking.take_result(reply, segment, result, wants_reply=not event.no_reply)
 
     def _late_result(self, event: client_events.ToolResult) -> None:
         """Nobody waits for it any more, but the model must not go on believing that nothing has come of its call."""
         call_id, history = event.call_id, self._history.standing_in(event.call_id)
-        segments = [] if self._reply is None else self._reply.segments
+        segments = [] if self._reply is None or self._reply.settled else self._reply.segments
         segment = next((segment for segment in segments if segment.stands_in_for(call_id)), None)
         standing = history or (None if segment is None else segment.results[call_id])
         if standing is None or self._editing.knows(call_id):
-            if not self._speaking.is_answered(call_id):
+            if self._speaking.is_answered(call_id):
+                return
+            if event.turn_id < self.last_turn:
                 raise self._stale("tool_result.turn_id")
-            return
+            message = f"the history has no call {call_id} any more"
+            raise Problem(Reason.UNKNOWN_TOOL_CALL, message, field="tool_result.call_id")
         self._terms.check_input(event.output, "tool_result.output")
         self._speaking.tools.answered(call_id)
         result = replace(standing, id=event.item_id, output=event.output, is_error=event.is_error, stands_in=False)
@@ -289,6 +300,14 @@ class Turns:
         self._listening.abandon()
         if self._reply is None or self._reply.phase is Phase.OVER:
             self._settle()
+        elif self._reply.phase is Phase.WAITING:
+            self._put_late_results()
+
+    def _put_late_results(self) -> None:
+        """The turn waits for its tools: what came of earlier ones is known to what it says next, and prefilled now."""
+        if self._editing.late and not self._closed:
+            self._move(self._editing.apply_late())
+            self._history.flush()
 
     def _put_late(self, result: ToolResultItem) -> None:
         """The history has a late result: a reply that is cut later must not put back what stood there."""
@@ -310,19 +329,23 @@ class Turns:
         """The conversation as the client sees it. What it has in common with the history stays."""
         self._terms.check_items(event.items, "items.items")
         self._editing.require_version(event)
+        event = self._editing.completed(event)
         same = self._editing.agreeing(event)
         if same is None:
             renamed = self._editing.rename(event)
             if self._reply is not None:
                 self._reply.rename(renamed)
             return
+        reply = self._reply
+        if reply is not None:
+            event = self._editing.completed(event, self._speaking.given(reply))
         self._editing.require_room(event, same)
         self._listening.abandon()
-        reply = self._reply
         if reply is not None:
             if reply.phase is not Phase.OVER:
                 self._overtake()  # it was a reply to another conversation, and what the client holds of it counts
                 same = min(same, self._history.items_before(reply.before))
+            self._speaking.abandon(reply)
             reply.settle(self._history.item_ids(reply), self._editing.left_of(event, same, reply))
         self._editing.replace(event, same)
         self._settle()

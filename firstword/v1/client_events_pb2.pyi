@@ -520,7 +520,8 @@ Global___PlaybackProgress: _TypeAlias = PlaybackProgress  # noqa: Y015
 class ToolResult(_message.Message):
     """What a tool call gave. When all calls of the turn have their results, the reply goes on. A result that comes when nobody
     waits for it any more, for its turn was interrupted or it had no answer in time, asks for no reply: it takes the place of
-    what the history has in its stead, as soon as no turn is in progress, which `history_changed` tells.
+    what the history has in its stead, as soon as no reply is being generated (a turn may wait for other tools meanwhile),
+    which `history_changed` tells.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -534,8 +535,8 @@ class ToolResult(_message.Message):
     turn_id: _builtins.int
     """The turn that called."""
     call_id: _builtins.str
-    """Which call it was: `ToolCall.call_id`. Refused with NOT_FOUND when the turn made no such call; a second result is
-    dropped.
+    """Which call it was: `ToolCall.call_id`. Refused with NOT_FOUND when the turn made no such call, or `items` have taken
+    it out of the history; a second result is dropped.
     """
     output: _builtins.str
     """The result: any text, usually JSON."""
@@ -567,7 +568,8 @@ Global___ToolResult: _TypeAlias = ToolResult  # noqa: Y015
 class Items(_message.Message):
     """The whole conversation as the client sees it, for clients that edit it anywhere and resend it each turn. The service
     finds the first item that differs and rewinds there; what is the same stays warm. Items are compared by content, and
-    an assistant's text also by what it begins with, so that an interrupted one matches. Ids are taken over. A reply in
+    an assistant's text also by what it begins with, so that an interrupted one matches. Ids are taken over. A call of the
+    newest turn whose result is still to come may stand without one: the service adds what stands for it. A reply in
     progress is interrupted only if it hangs on an item that changed. Answered by `history_changed`.
     """
 

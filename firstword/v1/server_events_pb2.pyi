@@ -112,7 +112,9 @@ class _HistoryCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HistoryC
     HISTORY_CAUSE_SUMMARISED: _HistoryCause.ValueType  # 4
     """The oldest turns were replaced by a summary, for the context was full."""
     HISTORY_CAUSE_TOOL_RESULT: _HistoryCause.ValueType  # 5
-    """A tool's result came late, and took the place of what had stood for it."""
+    """A tool's result came when nobody waited for it any more, and took its place in the history; or it is known of a turn
+    that was interrupted that its tool did not answer in time.
+    """
 
 class HistoryCause(_HistoryCause, metaclass=_HistoryCauseEnumTypeWrapper):
     """Why the history changed."""
@@ -128,7 +130,9 @@ HISTORY_CAUSE_DROPPED_OLDEST: HistoryCause.ValueType  # 3
 HISTORY_CAUSE_SUMMARISED: HistoryCause.ValueType  # 4
 """The oldest turns were replaced by a summary, for the context was full."""
 HISTORY_CAUSE_TOOL_RESULT: HistoryCause.ValueType  # 5
-"""A tool's result came late, and took the place of what had stood for it."""
+"""A tool's result came when nobody waited for it any more, and took its place in the history; or it is known of a turn
+that was interrupted that its tool did not answer in time.
+"""
 Global___HistoryCause: _TypeAlias = HistoryCause  # noqa: Y015
 
 @_typing.final

@@ -8,12 +8,13 @@ import pytest
 
 from service import client_events as client
 from service import server_events as server
+from service.conversation import Conversation
 from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT
-from service.items import ToolCallItem, ToolResultItem
+from service.items import Item, MessageItem, ToolCallItem, ToolResultItem
 from service.options import GenerationPatch, Limits, ToolChoice, TurnOptions
 from service.problems import Reason
 from service.server_events import HistoryCause, TurnEnd
-from tests.service.calls import LINES, SYSTEM, BegunEngine, CallUnderTest, fresh_reply, target
+from tests.service.calls import LINES, SYSTEM, BegunEngine, CallUnderTest, chat, fresh_reply, target
 from tests.service.interrupts import AROUND
 from tests.service.test_guardrails import WAIT, due, holds
 from tests.service.test_telemetry import at_a_tool_call
@@ -23,10 +24,10 @@ BRIEF = TurnOptions(generation=GenerationPatch(max_tokens=6, tool_choice=ToolCho
 DONE, FAILED = '{"id": "V2443"}', '{"error": "no such day"}'
 
 
-def at_two_calls(**fields) -> tuple[CallUnderTest, list[server.ToolCalled]]:
+def at_two_calls(options: TurnOptions = CALLING, **fields) -> tuple[CallUnderTest, list[server.ToolCalled]]:
     """A turn that waits for the results of two tools, with text before and between them."""
     call = CallUnderTest(client.Open(system=SYSTEM, tools=(WAIT,), seed=7, **fields), BegunEngine(AROUND))
-    call.send(client.Final(1, LINES[0], CALLING))
+    call.send(client.Final(1, LINES[0], options))
     call.run()
     called = call.of(server.ToolCalled)
     assert len(called) == 2 and call.of(server.TurnWaiting)
@@ -87,6 +88,34 @@ def test_a_call_that_was_carried_out_stays_though_the_other_has_no_result_yet(fi
     assert results(call) == expected
 
 
+def test_what_comes_of_tools_behind_an_interruption_is_told() -> None:
+    call, called = at_two_calls()
+    call.send(client.Interrupt(1, client.Heard(chars=5)))
+    version = call.of(server.Interrupted)[-1].history.version
+
+    def told(times: int) -> None:
+        changes = call.of(server.HistoryChanged)
+        assert [change.cause for change in changes] == [HistoryCause.TOOL_RESULT] * times
+        assert changes[-1].history.version == version + times
+        assert changes[-1].history.item_ids == tuple(item.id for item in call.conversation.items)
+        assert changes[-1].history.used_tokens == call.conversation.length
+        assert 0 < changes[-1].kept_tokens < call.conversation.length
+
+    answer(call, called[0])
+    told(1)
+    for timer in [timer for timer in call.timers if timer[0] == 0.7]:
+        call.timers.remove(timer)
+        timer[1]()
+    assert results(call) == [DONE, TIMED_OUT_RESULT]
+    told(2)
+    answer(call, called[1], FAILED)
+    assert results(call) == [DONE, FAILED]
+    told(3)
+    call.send(client.Items((*call.conversation.items, MessageItem("", "user", "Hello?")), version + 2))
+    assert call.of(server.Failure)[-1].problem.reason is Reason.STALE_HISTORY
+    goes_on(call, 2)
+
+
 def test_calls_of_which_none_was_carried_out_stand_nowhere_until_one_is() -> None:
     call, called = at_two_calls()
     call.send(client.Interrupt(1, client.Heard(chars=5)))
@@ -123,6 +152,36 @@ def test_a_result_that_comes_when_the_caller_has_gone_on_takes_its_place(when: s
     assert results(call) == ["another" if output == INTERRUPTED_RESULT else output for output in expected]
 
 
+@pytest.mark.parametrize("while_generating", [False, True])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_late_result_is_there_when_the_next_turn_waits_for_tools(while_generating: bool, interrupted: bool) -> None:
+    call, called = at_two_calls()
+    assert isinstance(call.engine, BegunEngine)
+    call.engine.beginning = BegunEngine(AROUND).beginning
+    call.send(client.Final(2, LINES[1], CALLING), client.Update(system="Be short."))
+    if while_generating:
+        call.step_until_text()
+        answer(call, called[0], DONE * 9)
+        assert results(call) == [INTERRUPTED_RESULT] * 2
+    call.run()
+    later = call.of(server.ToolCalled)[2:]
+    assert len(later) == 2 and call.of(server.TurnWaiting)[-1].turn_id == 2
+    if not while_generating:
+        answer(call, called[0], DONE * 9)
+    assert outputs(call) == [DONE * 9, INTERRUPTED_RESULT]
+    assert [change.cause for change in call.of(server.HistoryChanged)] == [HistoryCause.TOOL_RESULT]
+    holds(call)
+    if interrupted:
+        call.send(client.Interrupt(2, client.Heard(chars=5)))
+        assert call.of(server.Interrupted)[-1].text == "Sure,"
+    for made in later:
+        answer(call, made)
+    call.run()
+    assert results(call) == [DONE * 9, INTERRUPTED_RESULT, DONE, DONE]
+    assert [c.cause for c in call.of(server.HistoryChanged)].count(HistoryCause.UPDATE) == 1
+    goes_on(call, 3)
+
+
 def test_a_reply_behind_a_late_result_can_still_be_spoken_over() -> None:
     call, called = at_two_calls()
     call.send(client.Final(2, LINES[1], BRIEF))
@@ -157,7 +216,7 @@ def test_a_tool_that_was_given_up_may_still_answer() -> None:
     (_, again) = call.of(server.ToolCalled)  # the model tries it once more
     answer(call, called)
     answer(call, again, FAILED)
-    assert outputs(call)[-2:] == [TIMED_OUT_RESULT, FAILED]
+    assert outputs(call)[-2:] == [DONE, FAILED]  # the turn only waited
     call.run()
     assert call.of(server.TurnEnded) and outputs(call)[-2:] == [DONE, FAILED]
     goes_on(call, 2)
@@ -172,6 +231,81 @@ def test_a_late_result_is_there_when_the_reply_behind_it_is_cut(then: client.Cli
     assert outputs(call)[-1] == DONE
     goes_on(call, 3)
     assert outputs(call)[-1] == DONE
+
+
+def nearly_full(room: int) -> tuple[CallUnderTest, list[server.ToolCalled]]:
+    """As ``at_two_calls``, where so many tokens more would fit behind the calls."""
+    no_more = TurnOptions(generation=GenerationPatch(max_tokens=len(BegunEngine(AROUND).beginning) + 1))
+
+    def opening(words: int) -> client.Open:
+        return client.Open(system=SYSTEM, tools=(WAIT,), items=(MessageItem("", "assistant", "no " * words),))
+
+    def opened(words: int) -> int:
+        return Conversation.opened(chat(), opening(words)).length
+
+    probe, _ = at_two_calls(no_more, items=opening(1).items)
+    wanted, words = target().max_context_tokens - room - (probe.conversation.length - opened(1)), 1
+    while missing := wanted - opened(words):
+        words += missing
+    call, called = at_two_calls(no_more, items=opening(words).items)
+    assert target().max_context_tokens - call.conversation.length == room
+    return call, called
+
+
+def fits(call: CallUnderTest) -> None:
+    """A reply could be asked for."""
+    assert call.conversation.length + len(call.conversation.prompt) < target().max_context_tokens
+
+
+@pytest.mark.parametrize("room", [1, 20, 50])
+def test_a_result_behind_a_cut_counts_with_the_calls_that_come_back_with_it(room: int) -> None:
+    call, called = nearly_full(room)
+    call.send(client.Interrupt(1, client.Heard(chars=0)))
+    before = call.conversation.tokens
+    assert results(call) == []
+    answer(call, called[0], "7 " * ((target().max_context_tokens - len(before)) // 2 - 8))  # alone it would fit
+    (failure,) = call.of(server.Failure)
+    assert (failure.problem.reason, failure.problem.field) == (Reason.CONTEXT_FULL, "tool_result.output")
+    assert call.conversation.tokens == before and not call.of(server.HistoryChanged)
+    answer(call, called[0])
+    assert results(call) == ([DONE, INTERRUPTED_RESULT] if room > 1 else [])
+    fits(call)
+    holds(call)
+
+
+@pytest.mark.parametrize("heard", [0, 5, 999])
+def test_a_result_that_was_waited_for_and_does_not_fit_behind_a_cut_is_said_to_be_too_long(heard: int) -> None:
+    call, called = at_two_calls()
+    answer(call, called[0], "7 " * target().max_context_tokens)
+    call.send(client.Interrupt(1, client.Heard(chars=heard)))
+    assert results(call) == [UNHELD_RESULT, INTERRUPTED_RESULT]
+    fits(call)
+    goes_on(call, 2)
+
+
+@pytest.mark.parametrize("room", [1, 20, 30])
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_calls_go_with_a_cut_where_they_and_their_results_leave_no_room(room: int, interrupted: bool) -> None:
+    call, called = nearly_full(room)
+    answer(call, called[0])
+    if interrupted:
+        call.send(client.Interrupt(1, client.Heard(chars=999)))
+        fits(call)
+    call.send(client.Respond(2, BRIEF))
+    assert results(call) == ([DONE, INTERRUPTED_RESULT] if room == 30 else [])
+    call.run()
+    assert not call.of(server.Failure) and call.of(server.TurnEnded)[-1].turn_id == 2
+    holds(call)
+
+
+@pytest.mark.parametrize("room", [1, 20])
+def test_calls_without_results_are_told_with_the_next_turn_where_they_fit(room: int) -> None:
+    call, _ = nearly_full(room)
+    call.send(client.Interrupt(1, client.Heard(chars=0)), client.Respond(2, BRIEF))
+    assert results(call) == ([] if room == 1 else [INTERRUPTED_RESULT] * 2)
+    call.run()
+    assert not call.of(server.Failure)
+    holds(call)
 
 
 def test_a_late_result_that_is_too_long_stays_out_when_the_reply_is_cut_afterwards() -> None:
@@ -218,6 +352,96 @@ def test_a_late_result_finds_its_place_under_other_names() -> None:
     assert results(call) == [DONE] * 2
     ids = [item.id for item in call.conversation.items if isinstance(item, ToolResultItem)]
     assert ids[0] == "mine" and ids[1].startswith("named-")
+
+
+def view(call: CallUnderTest, *, stand_ins: bool = True) -> tuple[Item, ...]:
+    """The history as a client sees it, which knows no stand-ins, or at least not that they are any."""
+    return tuple(
+        replace(item, stands_in=False) if isinstance(item, ToolResultItem) else item
+        for item in call.conversation.items
+        if stand_ins or not isinstance(item, ToolResultItem) or not item.stands_in
+    )
+
+
+MORE = MessageItem("", "user", "Hello?")
+
+
+def edited(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    """Another first message: nothing of the history is left."""
+    return (MessageItem("", "user", "Good morning."), *items[1:])
+
+
+@pytest.mark.parametrize("from_the_start", [False, True])
+@pytest.mark.parametrize("stand_ins", [False, True])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_result_finds_its_place_behind_an_edit(first: int, stand_ins: bool, from_the_start: bool) -> None:
+    call, called = at_two_calls()
+    answer(call, called[first])
+    call.send(client.Interrupt(1, client.Heard(chars=5)))
+    items = (*view(call, stand_ins=stand_ins), MORE)
+    call.send(client.Items(edited(items) if from_the_start else items))
+    expected = [INTERRUPTED_RESULT, INTERRUPTED_RESULT]
+    expected[first] = DONE
+    assert results(call) == expected and not call.call.turns.reply.outstanding
+    log = call.conversation.tokens
+    call.send(client.Items(edited(items) if from_the_start else items))  # the same again changes nothing
+    assert call.conversation.tokens == log and call.of(server.HistoryChanged)[-1].kept_tokens == len(log)
+    answer(call, called[1 - first], FAILED, is_error=True)
+    expected[1 - first] = FAILED
+    assert results(call) == expected and not call.of(server.Failure)
+    assert call.of(server.HistoryChanged)[-1].cause is HistoryCause.TOOL_RESULT
+    opening = client.Open(system=SYSTEM, tools=(WAIT,), items=call.conversation.items)
+    if from_the_start:
+        assert call.conversation.tokens == Conversation.opened(chat(), opening).tokens
+    goes_on(call, 2)
+    assert results(call) == expected
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+@pytest.mark.parametrize("from_the_start", [False, True])
+def test_a_result_finds_its_place_behind_an_edit_of_a_turn_that_waits(answered: int, from_the_start: bool) -> None:
+    call, called = at_two_calls()
+    for made in called[:answered]:
+        answer(call, made)
+    items = (*view(call), MORE)
+    call.send(client.Items(edited(items) if from_the_start else items))
+    assert results(call) == [DONE if answered else INTERRUPTED_RESULT, INTERRUPTED_RESULT]
+    for made in called:
+        answer(call, made, FAILED)
+    assert results(call) == [DONE if answered else FAILED, FAILED] and not call.of(server.Failure)
+    goes_on(call, 2)
+
+
+def test_calls_that_stood_nowhere_stand_where_the_client_puts_them() -> None:
+    call, called = at_two_calls()
+    items = view(call)
+    call.send(client.Interrupt(1, client.Heard(chars=5)))
+    assert results(call) == []
+    call.send(client.Items((*view(call), *(item for item in items if isinstance(item, ToolCallItem)), MORE)))
+    assert results(call) == [INTERRUPTED_RESULT] * 2
+    answer(call, called[1])
+    assert results(call) == [INTERRUPTED_RESULT, DONE]
+    goes_on(call, 2)
+
+
+def test_a_result_of_a_call_that_the_client_has_taken_out_is_refused() -> None:
+    call, called = at_two_calls()
+    call.send(client.Interrupt(1, client.Heard(chars=5)), client.Items((*view(call)[:1], MORE)))
+    answer(call, called[0])
+    (failure,) = call.of(server.Failure)
+    assert (failure.problem.reason, failure.problem.field) == (Reason.UNKNOWN_TOOL_CALL, "tool_result.call_id")
+    assert results(call) == []
+
+
+def test_a_late_result_that_is_too_long_for_what_a_client_has_put_in_place_is_said_to_be() -> None:
+    call, called = at_two_calls()
+    answer(call, called[0])
+    call.send(client.Interrupt(1, client.Heard(chars=5)))
+    call.send(client.Items(edited((*view(call), MORE))))
+    before = call.conversation.length
+    answer(call, called[1], "7 " * target().max_context_tokens)
+    assert results(call) == [DONE, UNHELD_RESULT] and call.conversation.length < before + 50
+    goes_on(call, 2)
 
 
 def test_what_was_called_before_the_engine_failed_stays() -> None:
