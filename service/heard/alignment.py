@@ -118,9 +118,12 @@ class Alignment:
                 place += 1
                 self.reached.append(place)
                 continue
+            is_open = self.said.may_change(place)
             while at > self._since and not self._both_begin(at, place):
                 self.reached.pop()
                 at, place = at - 1, place - 1
+            if is_open:
+                self._leave_undecided(at)
             found = self._read(at, place)
             if found is None:
                 return

@@ -67,6 +67,10 @@ class Words:
         """Whether a word ends there."""
         return place <= len(self.parts) and self.begins_at(place)
 
+    def may_change(self, place: int) -> bool:
+        """Whether what comes behind the text may be there, or be of the character that is there."""
+        return place >= len(self.parts) or self.starts[place] == self.starts[-1]
+
     def behind(self, place: int) -> int:
         """Where the word behind the one at ``place`` begins."""
         return next((at for at in range(place + 1, len(self.parts)) if self.begins[at]), len(self.parts))

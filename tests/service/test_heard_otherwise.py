@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.client_events import Heard, WordTiming
@@ -147,6 +147,25 @@ def test_no_word_counts_before_it_is_spoken(pairs: list[tuple[str, str]], data: 
     timings = [WordTiming(100 * number, word=word) for number, word in enumerate(spoken, 1)]
     for known in (timings[:count], timings):
         assert Hearing(known).extent(text, Heard(played_ms=100 * count if known else 0), "").chars <= limit
+
+
+SYMBOLS = st.lists(
+    st.sampled_from(["=", "is", "–", "to", "&", "and", "%", "percent", "5", "five", "per", "cent"]), max_size=5
+)
+
+
+@given(SYMBOLS, SYMBOLS, st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=4))
+@example(["–", "to"], ["to", "and", "percent"], [(1, 14)])
+@settings(max_examples=500, deadline=None)
+def test_how_text_and_words_come_in_pieces_makes_no_difference(
+    written: list[str], spoken: list[str], pieces: list[tuple[int, int]]
+) -> None:
+    """Also where the text that is still to come is what the name of a symbol before it is."""
+    text, words, hearing = " ".join(written), " ".join(spoken), Hearing()
+    ends = zip(*(sorted(ends) for ends in zip(*pieces, strict=True)), strict=True)
+    for text_end, words_end in (*ends, (len(text), len(words))):
+        told = Heard(text=words[:words_end])
+        assert hearing.extent(text[:text_end], told, "") == Hearing().extent(text[:text_end], told, "")
 
 
 def called_by(work: Callable[[], object]) -> int:
