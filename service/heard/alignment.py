@@ -2,19 +2,23 @@
 
 A synthesiser speaks some words otherwise than they are written. Where the two part, the word is looked up among the
 ``readings`` of what is written so. What is spoken otherwise still is passed over: the two go on together from the first
-place where two words of the text are heard next to each other again, or its last one at the end. What was spoken comes
-from words in the order of the text, so the first place is not behind the true one, but where what is spoken for a word
-stands written further on: "2,50, also zwei fünfzig" heard as "zwei fünfzig" counts to its end, which is more than was
-heard. Until there is such a place, only what was heard before counts.
+place where two words of the text are heard next to each other again, or its last one at the end. Until there is such a
+place, only what was heard before counts.
+
+What is spoken for a word may stand written further on, too: "2,50 EUR, also zwei Euro fünfzig" heard as "zwei Euro
+fünfzig" is no more than "2,50 EUR". So no more words are passed over than were spoken for them, and those that are
+spoken as they are written only where they were heard. What stands written directly behind the word, as in "2,50,
+fünfzig Cent", cannot be told from the end of what is spoken for it.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from service.heard.abbreviations import SYMBOLS
+from service.heard.passing import may_be_spoken, written
 from service.heard.readings import LONGEST, LONGEST_WRITTEN, readings
 from service.heard.words import Words
 
@@ -142,30 +146,41 @@ class Alignment:
         """
         if place == len(self.said.parts):
             return None, False
-        found, begun = (0, 0), False
+        found, begun = (0, 0, [0]), False
         if len(self.said.text) - self.said.starts[place] < LONGEST_WRITTEN:
             self._leave_undecided(at)
         for end, forms in readings(self.said.text, self.said.starts[place]):
-            spoken, goes_on = self._longest(at, forms)
+            fitting, goes_on = self._fitting(at, forms)
             if goes_on:
                 self._leave_undecided(at)
-            begun = begun or (goes_on and not spoken)
-            found = max(found, (at + spoken, self.said.character_end(end))) if spoken else found
-        behind, end = found
-        if begun or not behind:
+            begun = begun or (goes_on and not fitting)
+            if fitting:
+                found = max(found, (fitting[-1], self.said.character_end(end), fitting))
+        longest, end, fitting = found
+        if begun or not longest:
             return None, begun
+        behind = at + self._without_what_follows(at, fitting, self.said.within(end))
         self._ends[behind] = end
         return (behind, self.said.within(end)), begun
 
-    def _longest(self, at: int, forms: Iterable[str]) -> tuple[int, bool]:
-        """(letters of the longest form that is spoken from ``at`` on, or 0; whether a longer one may be)"""
-        rest, longest, goes_on = "".join(self.spoken.parts[at : at + LONGEST]), 0, False
+    def _fitting(self, at: int, forms: Iterable[str]) -> tuple[list[int], bool]:
+        """(letters of the forms that are spoken from ``at`` on, the longest last; whether a longer one may be)"""
+        rest, fitting, goes_on = "".join(self.spoken.parts[at : at + LONGEST]), set[int](), False
         for form in forms:
             if len(form) > len(rest):
                 goes_on = goes_on or form.startswith(rest)
-            elif len(form) > longest and rest.startswith(form) and self.spoken.ends_at(at + len(form)):
-                longest = len(form)
-        return longest, goes_on
+            elif rest.startswith(form) and self.spoken.ends_at(at + len(form)):
+                fitting.add(len(form))
+        return sorted(fitting), goes_on
+
+    def _without_what_follows(self, at: int, fitting: Sequence[int], place: int) -> int:
+        """Letters of the longest form but for what the text itself goes on with: "½ of" is "a half" and "of"."""
+        longest = fitting[-1]
+        for length in fitting:
+            end = place + longest - length
+            if self.said.parts[place:end] == self.spoken.parts[at + length : at + longest] and self.said.ends_at(end):
+                return length
+        return longest
 
     def _by_symbol(self, at: int, place: int) -> tuple[int, int] | None:
         """Behind the name of a symbol that stands before the place."""
@@ -180,12 +195,16 @@ class Alignment:
     def _by_anchor(self, at: int, place: int) -> tuple[int, int] | None:
         """Behind what is passed over: the first place where what is spoken is how the text goes on."""
         anchors, parts = list(self._anchors(at, place)), self.spoken.parts
-        behind = at
+        behind, spoken = at, list[str]()
         for _ in range(MOST_SPOKEN):
-            behind = self.spoken.behind(behind)
+            begin, behind = behind, self.spoken.behind(behind)
+            spoken.append("".join(parts[begin:behind]))
             for anchor in anchors:
                 end = behind + len(anchor.parts)
                 if parts[behind:end] == anchor.parts and self.spoken.ends_at(end):
+                    passed = list(written(self.said, place, anchor.place))
+                    if not may_be_spoken(passed, spoken, then_ends=anchor.last):
+                        continue
                     if end == len(parts):
                         self._leave_undecided(at)
                     elif anchor.last:

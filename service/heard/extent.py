@@ -1,7 +1,7 @@
 """How much of a turn's text was heard, as its client tells it: by the text, by its length or by the time played.
 
 Text is compared without case, punctuation and spacing. What counts is a beginning of what was heard: less where that is
-not certain. ``Alignment`` says where a word counts that happens to stand further on.
+not certain, and no word that happens to stand further on, as far as ``Alignment`` can tell.
 """
 
 from __future__ import annotations

@@ -108,6 +108,59 @@ def test_what_nobody_knows_how_it_is_spoken_is_passed_over(text: str, spoken: st
     assert heard(text, spoken) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "spoken", "expected"),
+    [
+        (
+            "Es kostet 2,50 EUR pro Tag, also zwei Euro fünfzig am Tag.",
+            "es kostet zwei euro fünfzig",
+            "Es kostet",
+        ),
+        (
+            "Es kostet 2,50 EUR pro Tag, also zwei Euro fünfzig am Tag.",
+            "es kostet zwei euro fünfzig pro tag",
+            "Es kostet 2,50 EUR pro Tag",
+        ),
+        (
+            "The code is BA2490, that is B A two four nine zero, thanks.",
+            "the code is b a two four nine zero",
+            "The code is",
+        ),
+        ("Es kostet 2,50, nur fünfzig Cent mehr.", "es kostet zwei euro fünfzig cent", "Es kostet"),
+        ("Es kostet 2,50 Euro.", "es kostet zwei euro", "Es kostet"),
+        ("Es sind 1 000 EUR pro Tag.", "es sind tausend euro pro tag", "Es sind 1 000 EUR pro Tag."),
+        ("The grey colour of tonite is it.", "the gray color of to night is it", "The grey colour of tonite is it."),
+        ("We have ½ of that.", "we have a half of that", "We have ½ of that."),
+    ],
+)
+def test_what_is_spoken_for_a_word_is_not_found_where_it_stands_written(text: str, spoken: str, expected: str) -> None:
+    assert heard(text, spoken) == expected
+
+
+UNKNOWN = [
+    ("2,50", "zwei euro fünfzig cent"),
+    ("2,50 EUR", "zwei euro fünfzig"),
+    ("BA2490", "b a two four nine zero"),
+    ("0170 123", "null eins sieben null eins zwei drei"),
+    ("16:30", "sechzehn uhr dreißig"),
+]
+BETWEEN = st.lists(st.sampled_from(["also", "pro", "Tag", "nur", "that", "is"]), min_size=1, max_size=4, unique=True)
+
+
+@given(st.sampled_from(UNKNOWN), BETWEEN, st.data())
+@settings(max_examples=300, deadline=None)
+def test_words_that_are_written_again_count_once(
+    pair: tuple[str, str], between: list[str], data: st.DataObject
+) -> None:
+    """A word that nobody knows how it is spoken, and behind it what was spoken for it, or the end of that."""
+    words, others = pair[1].split(), " ".join(between)
+    again = " ".join(words[data.draw(st.integers(0, len(words) - 1)) :])
+    text = f"so {pair[0]} {others} {again} wir sehen"
+    for count in range(len(words) + 1):
+        assert len(heard(text, " ".join(["so", *words[:count]]))) <= len(f"so {pair[0]}")
+    assert len(heard(text, f"so {pair[1]} {others}")) <= len(f"so {pair[0]} {others}")
+
+
 PLAIN = [(word, word) for word in ("no", "no,", "on", "it", "is", "the", "five", "and", "Uhr", "München")]
 WORDS = st.sampled_from([*PAIRS, *PLAIN, ("16:30 Uhr", "sechzehn uhr dreißig"), ("XIV", "the fourteenth")])
 
