@@ -14,6 +14,7 @@ fünfzig Cent", cannot be told from the end of what is spoken for it.
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -39,15 +40,17 @@ class _Anchor(NamedTuple):
 
 
 class Alignment:
-    """said: the words of the text. spoken: those that were heard.
+    """said: the words of the text, which may be those of others, too. start: the code points of it that are before what
+    is followed. spoken: the words that were heard.
 
     reached: for each beginning of what was spoken, the empty one included, how many parts of what was said it reaches;
     None where that is not certain. It has nothing for those behind the last place where the two agree. Both texts may
     change: what they have in common with what they were is not followed again, so growing with each word is cheap.
     """
 
-    def __init__(self) -> None:
-        self.said, self.spoken = Words(), Words()
+    def __init__(self, said: Words, start: int = 0) -> None:
+        self.said, self.spoken = said, Words()
+        self._start, self._text = start, ""
         self.reached: list[int | None] = [0]
         self._since = 0
         self._undecided: int | None = None
@@ -55,11 +58,14 @@ class Alignment:
         self._ends: dict[int, int] = {}
         """Where in the text the reading or symbol ends that ends with so many parts of what was spoken."""
 
-    def follow(self, text: str, heard: str) -> None:
-        """The text is ``text`` now, and ``heard`` what was spoken of it."""
-        if (text, heard) == (self.said.text, self.spoken.text):
+    def follow(self, heard: str) -> None:
+        """What was spoken is ``heard`` now, and the text is what it is now."""
+        if (self._text, self.spoken.text) == (self.said.text, heard):
             return
-        said, spoken = self.said.become(text), self.spoken.become(heard)
+        said, spoken = self.said.stayed_since(self._text), self.spoken.become(heard)
+        self._text, first = self.said.text, bisect_left(self.said.starts, self._start)
+        if first != self.reached[0]:
+            self.reached, self._ends = [first], {}
         self._go_back(spoken, said)
         self._go_on()
 
@@ -83,11 +89,16 @@ class Alignment:
         """How many code points of the text the first parts reach that were spoken, for which that is certain; without a
         character that was not heard to its end.
         """
-        place = self.reached[spoken] or 0
+        place, first = self.reached[spoken] or 0, self.reached[0] or 0
         begun = self.said.starts[place] if place < len(self.said.parts) else len(self.said.text)
-        while place and self.said.ends[place - 1] > begun:
+        while place > first and self.said.ends[place - 1] > begun:
             place -= 1
-        return max(self.said.ends[place - 1] if place else 0, self._ends.get(spoken, 0))
+        start = min(self._start, len(self.said.text))
+        return max(start, self.said.ends[place - 1] if place > first else 0, self._ends.get(spoken, 0))
+
+    def is_between_words(self, place: int) -> bool:
+        """Whether no word of the text is reached in part there."""
+        return place == self.reached[0] or self.said.begins_at(place)
 
     @property
     def left_unread(self) -> bool:
@@ -184,7 +195,7 @@ class Alignment:
 
     def _by_symbol(self, at: int, place: int) -> tuple[int, int] | None:
         """Behind the name of a symbol that stands before the place."""
-        for symbol, symbol_end in self.said.marks(place):
+        for symbol, symbol_end in self.said.marks(place, self._start):
             for form in SYMBOLS.get(symbol, ()):
                 end = at + len(form)
                 if self.spoken.ends_at(end) and "".join(self.spoken.parts[at:end]) == form:
@@ -217,7 +228,7 @@ class Alignment:
         have any name.
         """
         said = self.said
-        first = 0 if _has_symbol(said.before(place)) else 1
+        first = 0 if _has_symbol(said.before(place, self._start)) else 1
         word = said.behind(place) if first else place
         for passed in range(first, MOST_WRITTEN + 1):
             end = self._end_of_word(word)

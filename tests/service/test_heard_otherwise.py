@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import tracemalloc
 from collections.abc import Callable
 from types import FrameType
 
@@ -269,6 +270,26 @@ def replacing(words: int) -> int:
 def test_timings_that_replace_all_others_cost_no_more_for_each_than_few() -> None:
     replacing(1000)
     assert replacing(1000) < 6 * replacing(200)
+
+
+def alternating(words: int) -> int:
+    """Bytes that are taken, at most, by so many timings, each second one of which has a place in a long text."""
+    text, pairs = "some more words " * 500, range(0, 2 * words, 2)
+    known = [(WordTiming(at, end_chars=at), WordTiming(at + 1, word="some")) for at in pairs]
+    hearing = Hearing()
+    hearing.extent(text, Heard(text=text), "")
+    tracemalloc.start()
+    try:
+        hearing.extent(text, Heard(played_ms=1, words=tuple(itertools.chain.from_iterable(known))), "")
+        for played in range(2 * words):
+            hearing.extent(text, Heard(played_ms=played), "")
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_timings_with_and_without_a_place_share_the_text() -> None:
+    assert alternating(200) < 200 * 10_000  # of which a copy of the text's words would take a hundred times as much
 
 
 def test_a_row_of_digits_may_be_of_any_length() -> None:
