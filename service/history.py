@@ -327,10 +327,14 @@ class History:
         self._conversation.put_results([segment.results[call.call_id] for call in segment.calls])
 
     def adopt(self, segment: Segment) -> None:
-        """A whole generation is in the engine's log: it is history, but for tool calls that are none."""
-        if not segment.tokens:
+        """A whole generation is in the engine's log: it is history, but for tool calls that are none.
+
+        Text that its tokens do not spell, for a stop string began within one, is written anew.
+        """
+        is_cut_within = not segment.calls and not segment.foreign and not self._conversation.spells(segment)
+        if not segment.tokens and not segment.text:
             self.drop(segment)
-        elif segment.malformed_calls and not segment.foreign:
+        elif is_cut_within or (segment.malformed_calls and not segment.foreign):
             self.drop(segment)
             self._conversation.put_heard(segment, len(segment.text), segment.calls)
             self.flush()
