@@ -220,7 +220,7 @@ class Conversation:
 
     def spells(self, segment: Segment) -> bool:
         """Whether the tokens of a generation without calls spell all of its text."""
-        return self._chat.codec.decode(segment.tokens).startswith(segment.text)
+        return max(self._chat.codec.text_ends(segment.tokens), default=0) >= len(segment.text)
 
     def adopt(self, segment: Segment) -> None:
         """The engine's log has a whole generation at its end: so has this one, with the message properly closed."""
