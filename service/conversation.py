@@ -218,6 +218,10 @@ class Conversation:
         """Append what asks for a reply. It is part of the reply's span."""
         self._put(self.prompt)
 
+    def spells(self, segment: Segment) -> bool:
+        """Whether the tokens of a generation without calls spell all of its text."""
+        return max(self._chat.codec.text_ends(segment.tokens), default=0) >= len(segment.text)
+
     def adopt(self, segment: Segment) -> None:
         """The engine's log has a whole generation at its end: so has this one, with the message properly closed."""
         self._tokens += segment.tokens

@@ -336,10 +336,13 @@ class History:
     def adopt(self, segment: Segment, *, broken_off: bool = False) -> None:
         """A whole generation is in the engine's log: it is history, but for tool calls that are none. broken_off: it
         failed, and may have tokens behind what was told of it, which alone is history then.
+
+        Text that its tokens do not spell, for a stop string began within one, is written anew.
         """
-        if not segment.tokens:
+        is_cut_within = not segment.calls and not segment.foreign and not self._conversation.spells(segment)
+        if not segment.tokens and not segment.text:
             self.drop(segment)
-        elif (segment.malformed_calls or broken_off) and not segment.foreign:
+        elif is_cut_within or ((segment.malformed_calls or broken_off) and not segment.foreign):
             self.drop(segment)
             self._conversation.put_heard(segment, len(segment.text), segment.calls)
             self.flush()

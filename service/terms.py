@@ -110,6 +110,10 @@ class Terms:
             message = f"{len(text)} code points, of at most {limit}"
             raise Problem(Reason.INPUT_TOO_LONG, message, field=path, reached=(Guardrail.INPUT_SIZE, limit))
 
+    def check_heard(self, heard: events.Heard, path: str) -> None:
+        """Raises Problem for more text and words than an event may have; each word timing counts one more."""
+        self.check_input("\n".join((heard.text or "", *(word.word for word in heard.words))), path)
+
     def check_items(self, items: Sequence[Item], path: str) -> None:
         """Raises Problem for items that are longer, all together, than an event may be."""
         self.check_input("".join(map(text_of, items)), path)

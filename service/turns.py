@@ -237,7 +237,7 @@ class Turns:
             return
         unusable = None
         try:
-            chars = reply.heard_chars(event.heard, "interrupt.heard")
+            chars = self._heard_chars(reply, event.heard, "interrupt.heard")
         except Problem as problem:
             chars, unusable = (reply.played or 0) if reply.cut is None else reply.cut, problem
         self._listening.abandon()
@@ -251,12 +251,19 @@ class Turns:
         reply = self._reply
         if reply is not None and reply.turn_id == event.turn_id:
             was_open = reply.is_open
-            reply.played = max(reply.played or 0, reply.heard_chars(event.heard, "playback_progress.heard"))
+            heard = self._heard_chars(reply, event.heard, "playback_progress.heard")
+            reply.played = max(reply.played or 0, heard)
             if was_open and not reply.is_open:  # heard to its end: what is made ahead now is not made in vain
                 self._listening.reconsider()
             if not any(segment.calls or segment.foreign for segment in reply.segments):  # all tokens are its text's
                 now = time.monotonic()
                 self._rate.played(reply.turn_id, reply.played, len(reply.text), reply.output_tokens, now)
+
+    def _heard_chars(self, reply: Reply, heard: client_events.Heard | None, path: str) -> int:
+        """As of ``Reply``. Raises Problem also for more than an event may have: to compare it would take long."""
+        if heard is not None:
+            self._terms.check_heard(heard, path)
+        return reply.heard_chars(heard, path)
 
     def tool_result(self, event: client_events.ToolResult) -> None:
         """What a tool gave. With the last result that is waited for, the reply goes on."""

@@ -2,19 +2,24 @@
 
 A synthesiser speaks some words otherwise than they are written. Where the two part, the word is looked up among the
 ``readings`` of what is written so. What is spoken otherwise still is passed over: the two go on together from the first
-place where two words of the text are heard next to each other again, or its last one at the end. What was spoken comes
-from words in the order of the text, so the first place is not behind the true one, but where what is spoken for a word
-stands written further on: "2,50, also zwei fünfzig" heard as "zwei fünfzig" counts to its end, which is more than was
-heard. Until there is such a place, only what was heard before counts.
+place where two words of the text are heard next to each other again, or its last one at the end. Until there is such a
+place, only what was heard before counts.
+
+What is spoken for a word may stand written further on, too: "2,50 EUR, also zwei Euro fünfzig" heard as "zwei Euro
+fünfzig" is no more than "2,50 EUR". So no more words are passed over than were spoken for them, and those that are
+spoken as they are written only where they were heard. What stands written directly behind the word, as in "2,50,
+fünfzig Cent", cannot be told from the end of what is spoken for it.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from service.heard.abbreviations import SYMBOLS
+from service.heard.passing import may_be_spoken, written
 from service.heard.readings import LONGEST, LONGEST_WRITTEN, readings
 from service.heard.words import Words
 
@@ -35,15 +40,17 @@ class _Anchor(NamedTuple):
 
 
 class Alignment:
-    """said: the words of the text. spoken: those that were heard.
+    """said: the words of the text, which may be those of others, too. start: the code points of it that are before what
+    is followed. spoken: the words that were heard.
 
     reached: for each beginning of what was spoken, the empty one included, how many parts of what was said it reaches;
     None where that is not certain. It has nothing for those behind the last place where the two agree. Both texts may
     change: what they have in common with what they were is not followed again, so growing with each word is cheap.
     """
 
-    def __init__(self) -> None:
-        self.said, self.spoken = Words(), Words()
+    def __init__(self, said: Words, start: int = 0) -> None:
+        self.said, self.spoken = said, Words()
+        self._start, self._text = start, ""
         self.reached: list[int | None] = [0]
         self._since = 0
         self._undecided: int | None = None
@@ -51,11 +58,14 @@ class Alignment:
         self._ends: dict[int, int] = {}
         """Where in the text the reading or symbol ends that ends with so many parts of what was spoken."""
 
-    def follow(self, text: str, heard: str) -> None:
-        """The text is ``text`` now, and ``heard`` what was spoken of it."""
-        if (text, heard) == (self.said.text, self.spoken.text):
+    def follow(self, heard: str) -> None:
+        """What was spoken is ``heard`` now, and the text is what it is now."""
+        if (self._text, self.spoken.text) == (self.said.text, heard):
             return
-        said, spoken = self.said.become(text), self.spoken.become(heard)
+        said, spoken = self.said.stayed_since(self._text), self.spoken.become(heard)
+        self._text, first = self.said.text, bisect_left(self.said.starts, self._start)
+        if first != self.reached[0]:
+            self.reached, self._ends = [first], {}
         self._go_back(spoken, said)
         self._go_on()
 
@@ -79,11 +89,16 @@ class Alignment:
         """How many code points of the text the first parts reach that were spoken, for which that is certain; without a
         character that was not heard to its end.
         """
-        place = self.reached[spoken] or 0
+        place, first = self.reached[spoken] or 0, self.reached[0] or 0
         begun = self.said.starts[place] if place < len(self.said.parts) else len(self.said.text)
-        while place and self.said.ends[place - 1] > begun:
+        while place > first and self.said.ends[place - 1] > begun:
             place -= 1
-        return max(self.said.ends[place - 1] if place else 0, self._ends.get(spoken, 0))
+        start = min(self._start, len(self.said.text))
+        return max(start, self.said.ends[place - 1] if place > first else 0, self._ends.get(spoken, 0))
+
+    def is_between_words(self, place: int) -> bool:
+        """Whether no word of the text is reached in part there."""
+        return place == self.reached[0] or self.said.begins_at(place)
 
     @property
     def left_unread(self) -> bool:
@@ -118,9 +133,12 @@ class Alignment:
                 place += 1
                 self.reached.append(place)
                 continue
+            is_open = self.said.may_change(place)
             while at > self._since and not self._both_begin(at, place):
                 self.reached.pop()
                 at, place = at - 1, place - 1
+            if is_open:
+                self._leave_undecided(at)
             found = self._read(at, place)
             if found is None:
                 return
@@ -139,34 +157,45 @@ class Alignment:
         """
         if place == len(self.said.parts):
             return None, False
-        found, begun = (0, 0), False
+        found, begun = (0, 0, [0]), False
         if len(self.said.text) - self.said.starts[place] < LONGEST_WRITTEN:
             self._leave_undecided(at)
         for end, forms in readings(self.said.text, self.said.starts[place]):
-            spoken, goes_on = self._longest(at, forms)
+            fitting, goes_on = self._fitting(at, forms)
             if goes_on:
                 self._leave_undecided(at)
-            begun = begun or (goes_on and not spoken)
-            found = max(found, (at + spoken, self.said.character_end(end))) if spoken else found
-        behind, end = found
-        if begun or not behind:
+            begun = begun or (goes_on and not fitting)
+            if fitting:
+                found = max(found, (fitting[-1], self.said.character_end(end), fitting))
+        longest, end, fitting = found
+        if begun or not longest:
             return None, begun
+        behind = at + self._without_what_follows(at, fitting, self.said.within(end))
         self._ends[behind] = end
         return (behind, self.said.within(end)), begun
 
-    def _longest(self, at: int, forms: Iterable[str]) -> tuple[int, bool]:
-        """(letters of the longest form that is spoken from ``at`` on, or 0; whether a longer one may be)"""
-        rest, longest, goes_on = "".join(self.spoken.parts[at : at + LONGEST]), 0, False
+    def _fitting(self, at: int, forms: Iterable[str]) -> tuple[list[int], bool]:
+        """(letters of the forms that are spoken from ``at`` on, the longest last; whether a longer one may be)"""
+        rest, fitting, goes_on = "".join(self.spoken.parts[at : at + LONGEST]), set[int](), False
         for form in forms:
             if len(form) > len(rest):
                 goes_on = goes_on or form.startswith(rest)
-            elif len(form) > longest and rest.startswith(form) and self.spoken.ends_at(at + len(form)):
-                longest = len(form)
-        return longest, goes_on
+            elif rest.startswith(form) and self.spoken.ends_at(at + len(form)):
+                fitting.add(len(form))
+        return sorted(fitting), goes_on
+
+    def _without_what_follows(self, at: int, fitting: Sequence[int], place: int) -> int:
+        """Letters of the longest form but for what the text itself goes on with: "½ of" is "a half" and "of"."""
+        longest = fitting[-1]
+        for length in fitting:
+            end = place + longest - length
+            if self.said.parts[place:end] == self.spoken.parts[at + length : at + longest] and self.said.ends_at(end):
+                return length
+        return longest
 
     def _by_symbol(self, at: int, place: int) -> tuple[int, int] | None:
         """Behind the name of a symbol that stands before the place."""
-        for symbol, symbol_end in self.said.marks(place):
+        for symbol, symbol_end in self.said.marks(place, self._start):
             for form in SYMBOLS.get(symbol, ()):
                 end = at + len(form)
                 if self.spoken.ends_at(end) and "".join(self.spoken.parts[at:end]) == form:
@@ -177,12 +206,16 @@ class Alignment:
     def _by_anchor(self, at: int, place: int) -> tuple[int, int] | None:
         """Behind what is passed over: the first place where what is spoken is how the text goes on."""
         anchors, parts = list(self._anchors(at, place)), self.spoken.parts
-        behind = at
+        behind, spoken = at, list[str]()
         for _ in range(MOST_SPOKEN):
-            behind = self.spoken.behind(behind)
+            begin, behind = behind, self.spoken.behind(behind)
+            spoken.append("".join(parts[begin:behind]))
             for anchor in anchors:
                 end = behind + len(anchor.parts)
                 if parts[behind:end] == anchor.parts and self.spoken.ends_at(end):
+                    passed = list(written(self.said, place, anchor.place))
+                    if not may_be_spoken(passed, spoken, then_ends=anchor.last):
+                        continue
                     if end == len(parts):
                         self._leave_undecided(at)
                     elif anchor.last:
@@ -195,7 +228,7 @@ class Alignment:
         have any name.
         """
         said = self.said
-        first = 0 if _has_symbol(said.before(place)) else 1
+        first = 0 if _has_symbol(said.before(place, self._start)) else 1
         word = said.behind(place) if first else place
         for passed in range(first, MOST_WRITTEN + 1):
             end = self._end_of_word(word)

@@ -1,7 +1,7 @@
 """How much of a turn's text was heard, as its client tells it: by the text, by its length or by the time played.
 
 Text is compared without case, punctuation and spacing. What counts is a beginning of what was heard: less where that is
-not certain. ``Alignment`` says where a word counts that happens to stand further on.
+not certain, and no word that happens to stand further on, as far as ``Alignment`` can tell.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import partial
 
 from service.client_events import Heard, WordTiming
 from service.heard.alignment import Alignment
+from service.heard.words import Words
 from service.problems import invalid
 
 
@@ -32,7 +33,8 @@ class Hearing:
 
     def __init__(self, words: Iterable[WordTiming] = ()) -> None:
         self.words: tuple[WordTiming, ...] = ()
-        self._by_text = Alignment()
+        self._said = Words()
+        self._by_text = Alignment(self._said)
         self._runs: list[_Run] = []
         self._latest: list[int] = []
         """For each word, when it and all before it have ended, in ms."""
@@ -46,6 +48,7 @@ class Hearing:
         """
         if heard.played_ms and not (self.words or heard.words):
             raise invalid(f"{path}.played_ms", "needs word timings, and none of this turn are known")
+        self._said.become(text)
         if heard.words:
             self._join(text, heard.words)
         if heard.text is not None:
@@ -57,7 +60,7 @@ class Hearing:
     def _of_text(self, text: str, heard: str) -> Extent:
         """The beginning of ``text`` that reads like ``heard``. The last word may have been heard in part."""
         found = self._by_text
-        found.follow(text, heard)
+        found.follow(heard)
         said, place = found.said, found.place
         if not said.parts:
             return Extent(len(text) if heard.strip() and not found.spoken.parts else 0, not found.spoken.parts)
@@ -70,16 +73,16 @@ class Hearing:
         count = bisect_right(self._latest, played_ms)
         found = self._up_to(text, count)
         only_marks = found.chars and not any(map(str.isalnum, text[found.chars :]))
-        if only_marks or (count == len(self.words) and self._is_played_out(text, played_ms)):
+        if only_marks or (count == len(self.words) and self._is_played_out(played_ms)):
             return Extent(len(text), found.certain or not only_marks)
         return found
 
-    def _is_played_out(self, text: str, played_ms: int) -> bool:
+    def _is_played_out(self, played_ms: int) -> bool:
         """Whether playback has gone past the last word, and something was spoken for the only one that is left."""
         run = self._runs[-1] if self._runs else None
         if run is None or run.is_placed or played_ms <= self._latest[-1]:
             return False
-        return run.left_unread(text)
+        return run.left_unread
 
     def _up_to(self, text: str, count: int) -> Extent:
         """What the first ``count`` words reach of ``text``. One that is not found ends where the one before it does."""
@@ -102,7 +105,8 @@ class Hearing:
         for word in words:
             is_placed = word.end_chars is not None
             if not self._runs or self._runs[-1].is_placed != is_placed:
-                self._runs.append(_Run(len(known), is_placed, known[-1].end_chars or 0 if known else 0))
+                start = known[-1].end_chars or 0 if known else 0
+                self._runs.append(_Run(self._said, len(known), is_placed, start))
             self._runs[-1].add(word)
             self._latest.append(max(word.end_ms, self._latest[-1] if self._latest else 0))
             known.append(word)
@@ -132,14 +136,14 @@ class Hearing:
 class _Run:
     """Timings that follow each other and all say where their words end in the text, or all which words they are.
 
-    first: how many timings are before them. start: where the words before them end.
+    said: the words of the text. first: how many timings are before them. start: where the words before them end.
     """
 
-    def __init__(self, first: int, is_placed: bool, start: int) -> None:
+    def __init__(self, said: Words, first: int, is_placed: bool, start: int) -> None:
         self.first, self.is_placed, self._start = first, is_placed, start
         self._ends: list[int] = []
         self._spoken = ""
-        self._found = Alignment()
+        self._found = Alignment(said, start)
 
     def add(self, word: WordTiming) -> None:
         if word.end_chars is not None:
@@ -154,20 +158,21 @@ class _Run:
         ends = self._ends[: count - self.first]
         if self.is_placed:
             return Extent(min(ends[-1], len(text)))
-        start, found = min(self._start, len(text)), self._follow(text)
+        found = self._follow()
         for end in reversed(ends):
             spoken = found.spoken.within(end)
             place = found.place_of(spoken)
-            if place is not None and found.said.begins_at(place):
-                return Extent(start + found.end(spoken), end == ends[-1])
-        return Extent(start, certain=False)
+            if place is not None and found.is_between_words(place):
+                return Extent(found.end(spoken), end == ends[-1])
+        return Extent(min(self._start, len(text)), certain=False)
 
-    def left_unread(self, text: str) -> bool:
+    @property
+    def left_unread(self) -> bool:
         """As of ``Alignment``."""
-        return self._follow(text).left_unread
+        return self._follow().left_unread
 
-    def _follow(self, text: str) -> Alignment:
-        self._found.follow(text[self._start :], self._spoken)
+    def _follow(self) -> Alignment:
+        self._found.follow(self._spoken)
         return self._found
 
 

@@ -59,6 +59,14 @@ class Words:
         self._read(start)
         return stayed
 
+    def stayed_since(self, text: str) -> int:
+        """How many parts are those that there were when the text was another one, as of ``become``."""
+        if text == self.text:
+            return len(self.parts)
+        same = len(text) if self.text.startswith(text) else _common(text, self.text)
+        stayed = bisect_left(self.starts, same)
+        return bisect_left(self.starts, self.starts[stayed - 1]) if stayed else 0
+
     def begins_at(self, place: int) -> bool:
         """Whether a word begins there, or nothing is left."""
         return place == len(self.parts) or self.begins[place]
@@ -66,6 +74,10 @@ class Words:
     def ends_at(self, place: int) -> bool:
         """Whether a word ends there."""
         return place <= len(self.parts) and self.begins_at(place)
+
+    def may_change(self, place: int) -> bool:
+        """Whether what comes behind the text may be there, or be of the character that is there."""
+        return place >= len(self.parts) or self.starts[place] == self.starts[-1]
 
     def behind(self, place: int) -> int:
         """Where the word behind the one at ``place`` begins."""
@@ -80,15 +92,15 @@ class Words:
         place = bisect_left(self.starts, end)
         return max(end, self.ends[place - 1]) if place else end
 
-    def before(self, place: int) -> str:
-        """What stands in the text between the part at ``place``, or the end, and the part before it."""
-        start = self.ends[place - 1] if place else 0
+    def before(self, place: int, since: int) -> str:
+        """What stands in the text between the part at ``place``, or the end, and the part before it, or ``since``."""
+        start = max(self.ends[place - 1] if place else 0, since)
         return self.text[start : self.starts[place] if place < len(self.parts) else len(self.text)]
 
-    def marks(self, place: int) -> Iterator[tuple[str, int]]:
+    def marks(self, place: int, since: int) -> Iterator[tuple[str, int]]:
         """The characters that stand there, of each what it begins with and where it ends."""
-        start = self.ends[place - 1] if place else 0
-        for mark in _CHARACTERS.finditer(self.before(place)):
+        start = max(self.ends[place - 1] if place else 0, since)
+        for mark in _CHARACTERS.finditer(self.before(place, since)):
             yield mark.group()[0], start + mark.end()
 
     def _read(self, start: int) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import sys
+import tracemalloc
 from collections.abc import Callable
 from types import FrameType
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.client_events import Heard, WordTiming
@@ -108,6 +109,59 @@ def test_what_nobody_knows_how_it_is_spoken_is_passed_over(text: str, spoken: st
     assert heard(text, spoken) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "spoken", "expected"),
+    [
+        (
+            "Es kostet 2,50 EUR pro Tag, also zwei Euro fünfzig am Tag.",
+            "es kostet zwei euro fünfzig",
+            "Es kostet",
+        ),
+        (
+            "Es kostet 2,50 EUR pro Tag, also zwei Euro fünfzig am Tag.",
+            "es kostet zwei euro fünfzig pro tag",
+            "Es kostet 2,50 EUR pro Tag",
+        ),
+        (
+            "The code is BA2490, that is B A two four nine zero, thanks.",
+            "the code is b a two four nine zero",
+            "The code is",
+        ),
+        ("Es kostet 2,50, nur fünfzig Cent mehr.", "es kostet zwei euro fünfzig cent", "Es kostet"),
+        ("Es kostet 2,50 Euro.", "es kostet zwei euro", "Es kostet"),
+        ("Es sind 1 000 EUR pro Tag.", "es sind tausend euro pro tag", "Es sind 1 000 EUR pro Tag."),
+        ("The grey colour of tonite is it.", "the gray color of to night is it", "The grey colour of tonite is it."),
+        ("We have ½ of that.", "we have a half of that", "We have ½ of that."),
+    ],
+)
+def test_what_is_spoken_for_a_word_is_not_found_where_it_stands_written(text: str, spoken: str, expected: str) -> None:
+    assert heard(text, spoken) == expected
+
+
+UNKNOWN = [
+    ("2,50", "zwei euro fünfzig cent"),
+    ("2,50 EUR", "zwei euro fünfzig"),
+    ("BA2490", "b a two four nine zero"),
+    ("0170 123", "null eins sieben null eins zwei drei"),
+    ("16:30", "sechzehn uhr dreißig"),
+]
+BETWEEN = st.lists(st.sampled_from(["also", "pro", "Tag", "nur", "that", "is"]), min_size=1, max_size=4, unique=True)
+
+
+@given(st.sampled_from(UNKNOWN), BETWEEN, st.data())
+@settings(max_examples=300, deadline=None)
+def test_words_that_are_written_again_count_once(
+    pair: tuple[str, str], between: list[str], data: st.DataObject
+) -> None:
+    """A word that nobody knows how it is spoken, and behind it what was spoken for it, or the end of that."""
+    words, others = pair[1].split(), " ".join(between)
+    again = " ".join(words[data.draw(st.integers(0, len(words) - 1)) :])
+    text = f"so {pair[0]} {others} {again} wir sehen"
+    for count in range(len(words) + 1):
+        assert len(heard(text, " ".join(["so", *words[:count]]))) <= len(f"so {pair[0]}")
+    assert len(heard(text, f"so {pair[1]} {others}")) <= len(f"so {pair[0]} {others}")
+
+
 PLAIN = [(word, word) for word in ("no", "no,", "on", "it", "is", "the", "five", "and", "Uhr", "München")]
 WORDS = st.sampled_from([*PAIRS, *PLAIN, ("16:30 Uhr", "sechzehn uhr dreißig"), ("XIV", "the fourteenth")])
 
@@ -147,6 +201,25 @@ def test_no_word_counts_before_it_is_spoken(pairs: list[tuple[str, str]], data: 
     timings = [WordTiming(100 * number, word=word) for number, word in enumerate(spoken, 1)]
     for known in (timings[:count], timings):
         assert Hearing(known).extent(text, Heard(played_ms=100 * count if known else 0), "").chars <= limit
+
+
+SYMBOLS = st.lists(
+    st.sampled_from(["=", "is", "–", "to", "&", "and", "%", "percent", "5", "five", "per", "cent"]), max_size=5
+)
+
+
+@given(SYMBOLS, SYMBOLS, st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=4))
+@example(["–", "to"], ["to", "and", "percent"], [(1, 14)])
+@settings(max_examples=500, deadline=None)
+def test_how_text_and_words_come_in_pieces_makes_no_difference(
+    written: list[str], spoken: list[str], pieces: list[tuple[int, int]]
+) -> None:
+    """Also where the text that is still to come is what the name of a symbol before it is."""
+    text, words, hearing = " ".join(written), " ".join(spoken), Hearing()
+    ends = zip(*(sorted(ends) for ends in zip(*pieces, strict=True)), strict=True)
+    for text_end, words_end in (*ends, (len(text), len(words))):
+        told = Heard(text=words[:words_end])
+        assert hearing.extent(text[:text_end], told, "") == Hearing().extent(text[:text_end], told, "")
 
 
 def called_by(work: Callable[[], object]) -> int:
@@ -197,6 +270,26 @@ def replacing(words: int) -> int:
 def test_timings_that_replace_all_others_cost_no_more_for_each_than_few() -> None:
     replacing(1000)
     assert replacing(1000) < 6 * replacing(200)
+
+
+def alternating(words: int) -> int:
+    """Bytes that are taken, at most, by so many timings, each second one of which has a place in a long text."""
+    text, pairs = "some more words " * 500, range(0, 2 * words, 2)
+    known = [(WordTiming(at, end_chars=at), WordTiming(at + 1, word="some")) for at in pairs]
+    hearing = Hearing()
+    hearing.extent(text, Heard(text=text), "")
+    tracemalloc.start()
+    try:
+        hearing.extent(text, Heard(played_ms=1, words=tuple(itertools.chain.from_iterable(known))), "")
+        for played in range(2 * words):
+            hearing.extent(text, Heard(played_ms=played), "")
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_timings_with_and_without_a_place_share_the_text() -> None:
+    assert alternating(200) < 200 * 10_000  # of which a copy of the text's words would take a hundred times as much
 
 
 def test_a_row_of_digits_may_be_of_any_length() -> None:

@@ -7,7 +7,8 @@ import pytest
 from service import client_events as client
 from service import server_events as server
 from service.client_events import Heard, WordTiming
-from service.problems import Reason
+from service.options import Limits
+from service.problems import Guardrail, Reason
 from tests.service.calls import LINES, SYSTEM, CallUnderTest, chat, drafting_engine
 from tests.service.interrupts import AROUND, interrupted_around_calls, interrupted_at, measures, openings
 
@@ -131,3 +132,29 @@ def test_an_interrupt_whose_words_are_not_found_leaves_what_playback_has_said() 
     lost = (WordTiming(100, word="quite"), WordTiming(200, word="others"))
     call.send(client.Interrupt(1, Heard(played_ms=200, words=lost)))
     assert [cut.text for cut in call.of(server.Interrupted)] == [OTHERWISE[:14]]
+
+
+LONG_TEXT = Heard(text="x" * 301)
+LONG_WORDS = Heard(played_ms=1, words=tuple(WordTiming(number, word="xx") for number in range(101)))
+MANY_PLACES = Heard(chars=14, words=tuple(WordTiming(number, end_chars=number) for number in range(302)))
+
+
+@pytest.mark.parametrize("heard", [LONG_TEXT, LONG_WORDS, MANY_PLACES])
+def test_what_was_heard_is_held_to_the_length_of_an_event(heard: Heard) -> None:
+    """The reply stops all the same, as far as playback has said before."""
+    call = CallUnderTest(client.Open(system=SYSTEM, seed=7, limits=Limits(max_input_code_points=300)))
+    call.send(client.Say(1, OTHERWISE), client.Playback(1, Heard(chars=14)))
+    call.send(client.Playback(1, heard))
+    assert not call.of(server.Interrupted)
+    call.send(client.Interrupt(1, heard))
+    problems = [failure.problem for failure in call.of(server.Failure)]
+    assert [problem.reason for problem in problems] == 2 * [Reason.INPUT_TOO_LONG]
+    assert [problem.field for problem in problems] == ["playback_progress.heard", "interrupt.heard"]
+    assert [(told.guardrail, told.limit) for told in call.of(server.LimitReached)] == 2 * [(Guardrail.INPUT_SIZE, 300)]
+    assert [cut.text for cut in call.of(server.Interrupted)] == [OTHERWISE[:14]]
+
+
+def test_what_was_heard_may_be_as_long_as_an_event() -> None:
+    call = CallUnderTest(client.Open(system=SYSTEM, seed=7, limits=Limits(max_input_code_points=len(OTHERWISE))))
+    call.send(client.Say(1, OTHERWISE), client.Interrupt(1, Heard(text=OTHERWISE)))
+    assert not call.of(server.Failure) and [cut.text for cut in call.of(server.Interrupted)] == [OTHERWISE]
