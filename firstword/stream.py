@@ -266,13 +266,20 @@ class CallStream:
         self._line = line
         if self._closing:
             line.send_no_more()
+        self._expect(response)
         self._on_response(response)
         return line
 
     def _take(self, response: call_pb.CallResponse) -> None:
         """Keep the books, and hand the event on."""
-        if self._moving or not self.books.take(response):
+        if self._moving:
             return
+        if response.WhichOneof("event") == "heartbeat":
+            self._acknowledge()  # proxies that end idle streams count either direction by itself
+            return
+        if not self.books.take(response):
+            return
+        self._expect(response)
         self._on_response(response)
         if response.notice.WhichOneof("kind") == "draining":
             self._successor = response.notice.draining.successor_address
@@ -282,6 +289,17 @@ class CallStream:
             self._moving = True  # what this server still says is said again by the next one
             self._line.cancel()
         elif self.books.seq - self._acknowledged >= ACKNOWLEDGE_EVERY:
-            self._acknowledged = self.books.seq
-            # Not numbered, for after a resume it would be no use to send it again.
-            self._line.send(call_pb.CallRequest(acknowledge=client_pb.Acknowledge(seq=self.books.seq)))
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Tell the server what it need not keep any more."""
+        if self._line is None or self._closing:
+            return
+        self._acknowledged = self.books.seq
+        # Not numbered, for after a resume it would be no use to send it again.
+        self._line.send(call_pb.CallRequest(acknowledge=client_pb.Acknowledge(seq=self.books.seq)))
+
+    def _expect(self, response: call_pb.CallResponse) -> None:
+        """Have the line take the server's silence for its end, where the server has said that it will not be silent."""
+        if self._line is not None and response.WhichOneof("event") == "opened":
+            self._line.expect(response.opened.heartbeat_interval_ms / 1000)
