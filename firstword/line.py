@@ -105,6 +105,13 @@ class Line:
         await self._rpc.code()
         return self._status or closed()
 
+    async def header(self, name: str) -> Metadata:
+        """A header of the answer, to be sent with another stream; none where there was none. To be asked when the
+        stream is over.
+        """
+        told = await self._rpc.initial_metadata()
+        return tuple((key, value) for key, value in told or () if key == name)
+
     async def _requests(self) -> AsyncIterator[call_pb.CallRequest]:
         while (request := await self._outbox.get()) is not None:
             yield request
