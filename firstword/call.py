@@ -54,9 +54,10 @@ class Call:
         on_notice: Callable[[Notice | CallError], object] | None,
         resume_timeout_s: float,
         patience_s: float = 0.0,
+        affinity_header: str = "",
     ) -> None:
         """For a client to make, in a running event loop. metadata: gives what each stream opens with. patience_s: how
-        long to ask again where there is no room.
+        long to ask again where there is no room. affinity_header: as in ``Client``.
         """
         self._dial = dial
         self._resume_timeout_s = resume_timeout_s
@@ -65,6 +66,7 @@ class Call:
         self._metadata = metadata
         self._on_notice = on_notice
         self._patience_s = patience_s
+        self._affinity_header = affinity_header
         self._begin_again()
         self._last_turn = 0
         self._revision = 0
@@ -89,7 +91,9 @@ class Call:
     def _begin_again(self) -> None:
         """Nothing is sent yet."""
         self._router = router = Router(self._on_notice)
-        self._stream = CallStream(router.receive, router.end, router.is_quiet, self._resume_timeout_s)
+        self._stream = CallStream(
+            router.receive, router.end, router.is_quiet, self._resume_timeout_s, self._affinity_header
+        )
 
     async def _open(self) -> None:
         """Open the call. Raises CallFailed, and ServiceBusy where that is worth trying again."""

@@ -46,6 +46,8 @@ class Client:
     may be given by a function, which is asked whenever a stream opens, and must not wait for anything. metadata: sent
     with every stream. options: of the channel, in place of those of the same name in ``CHANNEL_OPTIONS``.
     resume_timeout_s: how long a call may be without a server before it has failed; 0: it fails with its stream.
+    affinity_header: in lower case, by which a gateway tells streams that belong together: what it answered with is sent
+    when the call resumes, so that it reaches the server that is warm for it.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         options: Sequence[tuple[str, Any]] = (),
         resume_timeout_s: float = 60.0,
+        affinity_header: str = "x-firstword-pod",
     ) -> None:
         """Raises ValueError where two of them say the same thing, OSError for a certificate that cannot be read."""
         if tls and credentials is not None:
@@ -73,6 +76,7 @@ class Client:
         self._metadata = dict(metadata or {})
         self._options = tuple({**dict(CHANNEL_OPTIONS), **dict(options)}.items())
         self._resume_timeout_s = resume_timeout_s
+        self._affinity_header = affinity_header
         self._channels: dict[str, grpc.aio.Channel] | None = None
 
     async def __aenter__(self) -> Self:
@@ -188,4 +192,6 @@ class Client:
             caller_key=caller_key,
         )
         known = metadata_of({**self._metadata, **(metadata or {})}, self._token)
-        return Call(self._stub, opening, tools, known, on_notice, self._resume_timeout_s, patience_s)
+        return Call(
+            self._stub, opening, tools, known, on_notice, self._resume_timeout_s, patience_s, self._affinity_header
+        )

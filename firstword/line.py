@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HEARTBEATS_MISSED = 3
+"""Intervals without anything from the server, a heartbeat either, after which a line is taken for cut."""
+
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
@@ -28,6 +31,9 @@ class Line:
     def __init__(self, stub: CallServiceAsyncStub, metadata: Metadata) -> None:
         """Must be made in a running event loop."""
         self._status: CallFailed | None = None
+        self._silent: CallFailed | None = None
+        self._intervals = 0
+        self._watch: asyncio.TimerHandle | None = None
         self._outbox: asyncio.Queue[call_pb.CallRequest | None] = asyncio.Queue()
         self._rpc = stub.Call(self._requests(), metadata=metadata)
         self._rpc.add_done_callback(self._note_status)
@@ -43,6 +49,26 @@ class Line:
         """End it at once. Idempotent."""
         self._rpc.cancel()
 
+    def expect(self, interval_s: float) -> None:
+        """From now on the server says something at least so often: else the line is cut at this end, and ``read``
+        returns. 0: it has promised nothing.
+        """
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = asyncio.get_running_loop().call_later(interval_s, self._tick, interval_s) if interval_s else None
+
+    def _tick(self, interval_s: float) -> None:
+        """An interval is over. They are counted, and no time is measured: a client that was frozen itself has missed
+        one, and finds what came meanwhile before the next is over.
+        """
+        self._intervals += 1
+        if self._intervals <= HEARTBEATS_MISSED:
+            self.expect(interval_s)
+            return
+        silence = f"nothing was heard of the server for {HEARTBEATS_MISSED} heartbeats"
+        self._silent = CallFailed(grpc.StatusCode.UNAVAILABLE, "", silence)
+        self._rpc.cancel()
+
     async def first(self) -> call_pb.CallResponse:
         """The first event. Raises CallFailed where there is none."""
         try:
@@ -56,12 +82,19 @@ class Line:
     async def read(self, take: Callable[[call_pb.CallResponse], None]) -> CallFailed:
         """Hand on every event, in order, until the end; returns how it ended."""
         try:
+            return await self._read_all(take)
+        finally:
+            self.expect(0.0)
+
+    async def _read_all(self, take: Callable[[call_pb.CallResponse], None]) -> CallFailed:
+        try:
             while isinstance(response := await self._rpc.read(), call_pb.CallResponse):
+                self._intervals = 0
                 take(response)
         except grpc.aio.AioRpcError as error:
             return self._ended(error)
         except asyncio.CancelledError:  # of the stream; the task itself is nobody's to cancel but the loop's
-            return CallFailed(grpc.StatusCode.CANCELLED, CLOSED, "the client dropped the call")
+            return self._silent or CallFailed(grpc.StatusCode.CANCELLED, CLOSED, "the client dropped the call")
         except CallFailed as failure:
             self._rpc.cancel()
             return failure
@@ -71,6 +104,13 @@ class Line:
             return CallFailed(grpc.StatusCode.INTERNAL, UNREADABLE, "an event of the service cannot be read")
         await self._rpc.code()
         return self._status or closed()
+
+    async def header(self, name: str) -> Metadata:
+        """A header of the answer, to be sent with another stream; none where there was none. To be asked when the
+        stream is over.
+        """
+        told = await self._rpc.initial_metadata()
+        return tuple((key, value) for key, value in told or () if key == name)
 
     async def _requests(self) -> AsyncIterator[call_pb.CallRequest]:
         while (request := await self._outbox.get()) is not None:

@@ -104,7 +104,8 @@ class CallStream:
     """The stream of one call, or those that follow each other.
 
     on_response: takes each server event, in order and once. on_end: called once, with how the call ended. is_quiet:
-    whether no turn is in progress. resume_timeout_s: how long the call may be without a server.
+    whether no turn is in progress. resume_timeout_s: how long the call may be without a server. affinity_header: which
+    a gateway gives with a stream, and which leads to the same server where it is given back.
 
     failure: how it ended; None: it has not. resumes: how often another stream has taken over.
     """
@@ -115,6 +116,7 @@ class CallStream:
         on_end: Callable[[CallFailed], None],
         is_quiet: Callable[[], bool],
         resume_timeout_s: float,
+        affinity_header: str,
     ) -> None:
         self.failure: CallFailed | None = None
         self.resumes = 0
@@ -123,6 +125,8 @@ class CallStream:
         self._on_end = on_end
         self._is_quiet = is_quiet
         self._resume_timeout_s = resume_timeout_s
+        self._affinity_header = affinity_header
+        self._affinity: Metadata = ()
         self._acknowledged = 0
         self._closing = False
         self._dropped = False
@@ -191,6 +195,7 @@ class CallStream:
                 known = self.books.seq
                 failure = await line.read(self._take)
                 self._line = None
+                self._affinity = await line.header(self._affinity_header)
                 in_vain = in_vain + 1 if self.books.seq == known else 0
                 if self._dropped:
                     failure = CallFailed(grpc.StatusCode.CANCELLED, CLOSED, "the client dropped the call")
@@ -222,11 +227,13 @@ class CallStream:
         """A stream on which the call goes on. Raises CallFailed where there is none in time, or will be none."""
         until = time.monotonic() + self._resume_timeout_s
         address, self._successor, self._moving = self._successor, "", False
+        pinned: Metadata = () if address else self._affinity
         take_over, attempt = False, 0
         while True:
             try:
-                patience_s = WARM_TIMEOUT_S if address else min(OPENED_TIMEOUT_S * 2**attempt, MAX_OPENED_TIMEOUT_S)
-                return await self._resume(address, take_over, patience_s)
+                cold_s = min(OPENED_TIMEOUT_S * 2**attempt, MAX_OPENED_TIMEOUT_S)
+                patience_s = WARM_TIMEOUT_S if address or pinned else cold_s
+                return await self._resume(address, take_over, patience_s, pinned)
             except CallFailed as refused:
                 failure = refused
                 if refused.reason in _UNTAKEN:
@@ -235,6 +242,7 @@ class CallStream:
                 raise failure
             if failure.reason == SUPERSEDED:
                 self.books.superseded(int(failure.metadata.get("generation", 0)))
+            was_pinned, pinned = bool(pinned), ()
             if address:  # whoever should be warm is not
                 address, take_over = "", True
                 continue
@@ -242,15 +250,17 @@ class CallStream:
                 address = failure.metadata.get("address", "")
                 take_over = not address
                 continue
+            if was_pinned:
+                continue
             wait = random.uniform(0.5, 1.0) * min(MAX_BACKOFF_S, BACKOFF_S * 2**attempt)
             attempt += 1
             if time.monotonic() + wait > until:
                 raise failure
             await asyncio.sleep(wait)
 
-    async def _resume(self, address: str, take_over: bool, patience_s: float) -> Line:
+    async def _resume(self, address: str, take_over: bool, patience_s: float, pinned: Metadata) -> Line:
         """Try one server. Raises CallFailed."""
-        line = Line(self._dial(address), self._metadata())
+        line = Line(self._dial(address), (*self._metadata(), *pinned))
         try:
             line.send(self.books.resume(take_over=take_over))
             async with asyncio.timeout(patience_s):
@@ -266,13 +276,20 @@ class CallStream:
         self._line = line
         if self._closing:
             line.send_no_more()
+        self._expect(response)
         self._on_response(response)
         return line
 
     def _take(self, response: call_pb.CallResponse) -> None:
         """Keep the books, and hand the event on."""
-        if self._moving or not self.books.take(response):
+        if self._moving:
             return
+        if response.WhichOneof("event") == "heartbeat":
+            self._acknowledge()  # proxies that end idle streams count either direction by itself
+            return
+        if not self.books.take(response):
+            return
+        self._expect(response)
         self._on_response(response)
         if response.notice.WhichOneof("kind") == "draining":
             self._successor = response.notice.draining.successor_address
@@ -282,6 +299,17 @@ class CallStream:
             self._moving = True  # what this server still says is said again by the next one
             self._line.cancel()
         elif self.books.seq - self._acknowledged >= ACKNOWLEDGE_EVERY:
-            self._acknowledged = self.books.seq
-            # Not numbered, for after a resume it would be no use to send it again.
-            self._line.send(call_pb.CallRequest(acknowledge=client_pb.Acknowledge(seq=self.books.seq)))
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Tell the server what it need not keep any more."""
+        if self._line is None or self._closing:
+            return
+        self._acknowledged = self.books.seq
+        # Not numbered, for after a resume it would be no use to send it again.
+        self._line.send(call_pb.CallRequest(acknowledge=client_pb.Acknowledge(seq=self.books.seq)))
+
+    def _expect(self, response: call_pb.CallResponse) -> None:
+        """Have the line take the server's silence for its end, where the server has said that it will not be silent."""
+        if self._line is not None and response.WhichOneof("event") == "opened":
+            self._line.expect(response.opened.heartbeat_interval_ms / 1000)

@@ -49,6 +49,7 @@ class ServerConfig(Section):
     client that is further behind than max_queued_events, or takes nothing for unread_s, loses its call.
     health_port: a second port, in plain text, that answers for health alone: for probes that know no TLS. None: there
     is none; 0 lets the system choose. first_event_s: how long a stream may be open before it says what it wants.
+    heartbeat_s: silence on a stream after which its client is told that the line is up. 0: never.
     reload_s: how often files of certificates, keys and key sets are looked at.
     """
 
@@ -67,6 +68,7 @@ class ServerConfig(Section):
     unread_s: float = Field(default=30.0, gt=0)
     health_port: int | None = Field(default=None, ge=0, le=65535)
     first_event_s: float = Field(default=30.0, gt=0)
+    heartbeat_s: float = Field(default=5.0, ge=0, le=3600)
     reload_s: float = Field(default=10.0, gt=0)
 
     @model_validator(mode="after")

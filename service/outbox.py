@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from service.config import ServerConfig
 from service.problems import Problem
-from service.server_events import Envelope
+from service.server_events import Envelope, Heartbeat
 
 CAUGHT_UP = 4
 """A client has caught up when this part of what it may be behind is left: a reply is not held and let go event by
@@ -60,12 +61,16 @@ class Outbox:
         self._news.set()
 
     async def drain(self, write: Callable[[Envelope], Awaitable[None]]) -> None:
-        """Write everything, until the end. write: returns when the stream has taken the event."""
+        """Write everything, and heartbeats where there is nothing, until the end. write: returns when the stream has
+        taken the event.
+        """
+        last: Envelope | None = None
         while True:
             while self._queue:
+                last = self._queue.popleft()
                 try:
                     async with asyncio.timeout(self._config.unread_s):
-                        await write(self._queue.popleft())
+                        await write(last)
                 except TimeoutError:
                     self.given_up.set()
                     return
@@ -75,4 +80,10 @@ class Outbox:
             if self._ended:
                 return
             self._news.clear()
-            await self._news.wait()
+            try:
+                async with asyncio.timeout(self._config.heartbeat_s if last and self._config.heartbeat_s else None):
+                    await self._news.wait()
+            except TimeoutError:
+                assert last is not None
+                if not self._queue:  # with the number of the last event, which every client passes over
+                    self._queue.append(replace(last, event=Heartbeat(), record=b""))

@@ -310,8 +310,14 @@ class Failure:
     request_id: int = 0
 
 
+@dataclass(frozen=True)
+class Heartbeat:
+    """Nothing has been said for a while. Of a stream and not of its call: never numbered, written down or replayed."""
+
+
 ServerEvent = (
     Opened
+    | Heartbeat
     | TextDelta
     | ToolCalled
     | TurnWaiting

@@ -25,7 +25,7 @@ from service.problems import Problem, Reason
 from service.rate import TokenBucket
 from service.resumption import resumed
 from service.security.identity import everybody
-from service.server_events import Draining, Envelope, Notice
+from service.server_events import Draining, Envelope, Notice, Opened
 from service.store import StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         self._streams.add(outbox)
         self._nobody_calls.clear()
         reader = asyncio.create_task(_read(requests, call, outbox))
-        writer = asyncio.create_task(outbox.drain(lambda envelope: _write(context, envelope)))
+        writer = asyncio.create_task(outbox.drain(lambda envelope: self._write(context, envelope)))
         given_up = asyncio.create_task(outbox.given_up.wait())
         try:
             await asyncio.wait({writer, given_up}, return_when=asyncio.FIRST_COMPLETED)
@@ -165,6 +165,12 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
                 self._nobody_calls.set()
             for task in (reader, writer, given_up):
                 task.cancel()
+
+    async def _write(self, context: Context, envelope: Envelope) -> None:
+        response = wire.response(envelope)
+        if isinstance(envelope.event, Opened):  # how often a stream is heard of is the server's, and not the call's
+            response.opened.heartbeat_interval_ms = round(self._config.heartbeat_s * 1000)
+        await context.write(response)
 
     async def drain(self, grace_s: float) -> None:
         """Take no more calls, tell the open ones how long they may go on, and end what is left then: where there is a
@@ -222,10 +228,6 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
 def unreadable() -> Problem:
     """A request is no message of the contract."""
     return Problem(Reason.INVALID_FIELD, "the request is no firstword.v1.CallRequest")
-
-
-async def _write(context: Context, envelope: Envelope) -> None:
-    await context.write(wire.response(envelope))
 
 
 async def _read(requests: AsyncIterator[call_pb.CallRequest], call: Call, outbox: Outbox) -> None:

@@ -186,6 +186,7 @@ class CallResponse(_message.Message):
     NOTICE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     TURN_WAITING_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """Generation of the lease under which the sender serves the call, from 1, growing with each takeover. An event with
     a lower generation than the highest one seen comes from a server that lost the call: the client drops it.
@@ -244,6 +245,12 @@ class CallResponse(_message.Message):
     def turn_waiting(self) -> _server_events_pb2.TurnWaiting:
         """A reply waits for its tools."""
 
+    @_builtins.property
+    def heartbeat(self) -> _server_events_pb2.Heartbeat:
+        """Nothing has been said for a while, and the line is up. No event of the call: it has the `seq` of the event before
+        it on its stream, changes nothing, and is not replayed.
+        """
+
     def __init__(
         self,
         *,
@@ -263,12 +270,13 @@ class CallResponse(_message.Message):
         notice: _notices_pb2.Notice | None = ...,
         error: _error_pb2.Error | None = ...,
         turn_waiting: _server_events_pb2.TurnWaiting | None = ...,
+        heartbeat: _server_events_pb2.Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event", b"event", "generated", b"generated", "history_changed", b"history_changed", "interrupted", b"interrupted", "notice", b"notice", "opened", b"opened", "text_delta", b"text_delta", "tool_called", b"tool_called", "turn_ended", b"turn_ended", "turn_waiting", b"turn_waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event", b"event", "generated", b"generated", "heartbeat", b"heartbeat", "history_changed", b"history_changed", "interrupted", b"interrupted", "notice", b"notice", "opened", b"opened", "text_delta", b"text_delta", "tool_called", b"tool_called", "turn_ended", b"turn_ended", "turn_waiting", b"turn_waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_seq", b"client_seq", "durable_seq", b"durable_seq", "error", b"error", "event", b"event", "generated", b"generated", "generation", b"generation", "history_changed", b"history_changed", "interrupted", b"interrupted", "notice", b"notice", "opened", b"opened", "record", b"record", "seq", b"seq", "text_delta", b"text_delta", "tool_called", b"tool_called", "turn_ended", b"turn_ended", "turn_waiting", b"turn_waiting", "whole_seq", b"whole_seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_seq", b"client_seq", "durable_seq", b"durable_seq", "error", b"error", "event", b"event", "generated", b"generated", "generation", b"generation", "heartbeat", b"heartbeat", "history_changed", b"history_changed", "interrupted", b"interrupted", "notice", b"notice", "opened", b"opened", "record", b"record", "seq", b"seq", "text_delta", b"text_delta", "tool_called", b"tool_called", "turn_ended", b"turn_ended", "turn_waiting", b"turn_waiting", "whole_seq", b"whole_seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["opened", "text_delta", "tool_called", "turn_ended", "interrupted", "generated", "history_changed", "notice", "error", "turn_waiting"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["opened", "text_delta", "tool_called", "turn_ended", "interrupted", "generated", "history_changed", "notice", "error", "turn_waiting", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -28,35 +28,37 @@ from firstword.v1 import resume_pb2 as firstword_dot_v1_dot_resume__pb2
 from firstword.v1 import turn_report_pb2 as firstword_dot_v1_dot_turn__report__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n firstword/v1/server_events.proto\x12\x0c\x66irstword.v1\x1a\x1f\x66irstword/v1/conversation.proto\x1a\x1a\x66irstword/v1/options.proto\x1a\x19\x66irstword/v1/resume.proto\x1a\x1e\x66irstword/v1/turn_report.proto\"\x8a\x03\n\x06Opened\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x03 \x01(\r\x12\x13\n\x0bused_tokens\x18\x04 \x01(\r\x12(\n\x08sampling\x18\x05 \x01(\x0b\x32\x16.firstword.v1.Sampling\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12$\n\x06limits\x18\x07 \x01(\x0b\x32\x14.firstword.v1.Limits\x12/\n\x0cresume_token\x18\x08 \x01(\x0b\x32\x19.firstword.v1.ResumeToken\x12\x0f\n\x07resumed\x18\t \x01(\x08\x12\x30\n\nunfinished\x18\n \x01(\x0b\x32\x1c.firstword.v1.UnfinishedTurn\x12\x17\n\x0fhistory_version\x18\x0b \x01(\x04\x12\x10\n\x08item_ids\x18\x0c \x03(\t\x12\x16\n\x0e\x64rafting_modes\x18\r \x03(\t\x12\x17\n\x0fservice_version\x18\x0e \x01(\t\"\xd9\x01\n\tTextDelta\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1a\n\x12offset_code_points\x18\x03 \x01(\r\x12\x1e\n\x16\x63lause_end_code_points\x18\x04 \x03(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x05 \x01(\r\x12\x16\n\x0e\x64rafted_tokens\x18\x06 \x01(\r\x12%\n\x05spans\x18\x07 \x03(\x0b\x32\x16.firstword.v1.TextSpan\x12\x17\n\x0fsince_commit_us\x18\x08 \x01(\x04\"0\n\x08TextSpan\x12\x13\n\x0b\x63ode_points\x18\x01 \x01(\r\x12\x0f\n\x07\x64rafted\x18\x02 \x01(\x08\"\x98\x01\n\nToolCalled\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12$\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x16.firstword.v1.ToolCall\x12\x0f\n\x07item_id\x18\x03 \x01(\t\x12\x17\n\ntimeout_ms\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\x12offset_code_points\x18\x05 \x01(\rB\r\n\x0b_timeout_ms\"\xd2\x01\n\x0bTurnWaiting\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x10\n\x08\x63\x61ll_ids\x18\x02 \x03(\t\x12\'\n\x05usage\x18\x03 \x01(\x0b\x32\x18.firstword.v1.TokenUsage\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x19.firstword.v1.TurnTimings\x12\x32\n\x08\x64rafting\x18\x05 \x01(\x0b\x32 .firstword.v1.DraftingStatistics\x12\x17\n\x0fhistory_version\x18\x06 \x01(\x04\"\xf3\x02\n\tTurnEnded\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12+\n\x06reason\x18\x02 \x01(\x0e\x32\x1b.firstword.v1.TurnEndReason\x12*\n\x06source\x18\x03 \x01(\x0e\x32\x1a.firstword.v1.AnswerSource\x12\r\n\x05model\x18\x04 \x01(\t\x12\'\n\x05usage\x18\x05 \x01(\x0b\x32\x18.firstword.v1.TokenUsage\x12*\n\x07timings\x18\x06 \x01(\x0b\x32\x19.firstword.v1.TurnTimings\x12\x32\n\x08\x64rafting\x18\x07 \x01(\x0b\x32 .firstword.v1.DraftingStatistics\x12\x16\n\x0e\x61nswered_ahead\x18\x08 \x01(\x08\x12\x17\n\x0fhistory_version\x18\t \x01(\x04\x12\x10\n\x08item_ids\x18\n \x03(\t\x12\x13\n\x0bused_tokens\x18\x0b \x01(\r\x12\x0c\n\x04text\x18\x0c \x01(\t\"t\n\x0bInterrupted\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x18\n\x10text_code_points\x18\x03 \x01(\r\x12\x17\n\x0fhistory_version\x18\x04 \x01(\x04\x12\x13\n\x0bused_tokens\x18\x05 \x01(\r\"\xf2\x01\n\tGenerated\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\x12+\n\x06reason\x18\x03 \x01(\x0e\x32\x1b.firstword.v1.TurnEndReason\x12\r\n\x05model\x18\x04 \x01(\t\x12\'\n\x05usage\x18\x05 \x01(\x0b\x32\x18.firstword.v1.TokenUsage\x12*\n\x07timings\x18\x06 \x01(\x0b\x32\x19.firstword.v1.TurnTimings\x12\x32\n\x08\x64rafting\x18\x07 \x01(\x0b\x32 .firstword.v1.DraftingStatistics\"\xa1\x01\n\x0eHistoryChanged\x12)\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1a.firstword.v1.HistoryCause\x12\x17\n\x0fhistory_version\x18\x02 \x01(\x04\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\x13\n\x0bkept_tokens\x18\x04 \x01(\r\x12\x13\n\x0bused_tokens\x18\x05 \x01(\r\x12\x0f\n\x07summary\x18\x06 \x01(\t*\xed\x01\n\rTurnEndReason\x12\x1f\n\x1bTURN_END_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19TURN_END_REASON_COMPLETED\x10\x01\x12\x1a\n\x16TURN_END_REASON_LENGTH\x10\x02\x12 \n\x1cTURN_END_REASON_CONTEXT_FULL\x10\x03\x12\x1f\n\x1bTURN_END_REASON_INTERRUPTED\x10\x04\x12!\n\x1dTURN_END_REASON_LIMIT_REACHED\x10\x05\x12\x1a\n\x16TURN_END_REASON_FAILED\x10\x06*\xa9\x01\n\x0c\x41nswerSource\x12\x1d\n\x19\x41NSWER_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41NSWER_SOURCE_MODEL\x10\x01\x12 \n\x1c\x41NSWER_SOURCE_FALLBACK_MODEL\x10\x02\x12!\n\x1d\x41NSWER_SOURCE_FALLBACK_PHRASE\x10\x03\x12\x1c\n\x18\x41NSWER_SOURCE_GIVEN_TEXT\x10\x04*\xbf\x01\n\x0cHistoryCause\x12\x1d\n\x19HISTORY_CAUSE_UNSPECIFIED\x10\x00\x12\x17\n\x13HISTORY_CAUSE_ITEMS\x10\x01\x12\x18\n\x14HISTORY_CAUSE_UPDATE\x10\x02\x12 \n\x1cHISTORY_CAUSE_DROPPED_OLDEST\x10\x03\x12\x1c\n\x18HISTORY_CAUSE_SUMMARISED\x10\x04\x12\x1d\n\x19HISTORY_CAUSE_TOOL_RESULT\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n firstword/v1/server_events.proto\x12\x0c\x66irstword.v1\x1a\x1f\x66irstword/v1/conversation.proto\x1a\x1a\x66irstword/v1/options.proto\x1a\x19\x66irstword/v1/resume.proto\x1a\x1e\x66irstword/v1/turn_report.proto\"\xa9\x03\n\x06Opened\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x03 \x01(\r\x12\x13\n\x0bused_tokens\x18\x04 \x01(\r\x12(\n\x08sampling\x18\x05 \x01(\x0b\x32\x16.firstword.v1.Sampling\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12$\n\x06limits\x18\x07 \x01(\x0b\x32\x14.firstword.v1.Limits\x12/\n\x0cresume_token\x18\x08 \x01(\x0b\x32\x19.firstword.v1.ResumeToken\x12\x0f\n\x07resumed\x18\t \x01(\x08\x12\x30\n\nunfinished\x18\n \x01(\x0b\x32\x1c.firstword.v1.UnfinishedTurn\x12\x17\n\x0fhistory_version\x18\x0b \x01(\x04\x12\x10\n\x08item_ids\x18\x0c \x03(\t\x12\x16\n\x0e\x64rafting_modes\x18\r \x03(\t\x12\x17\n\x0fservice_version\x18\x0e \x01(\t\x12\x1d\n\x15heartbeat_interval_ms\x18\x0f \x01(\x04\"\x0b\n\tHeartbeat\"\xd9\x01\n\tTextDelta\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1a\n\x12offset_code_points\x18\x03 \x01(\r\x12\x1e\n\x16\x63lause_end_code_points\x18\x04 \x03(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x05 \x01(\r\x12\x16\n\x0e\x64rafted_tokens\x18\x06 \x01(\r\x12%\n\x05spans\x18\x07 \x03(\x0b\x32\x16.firstword.v1.TextSpan\x12\x17\n\x0fsince_commit_us\x18\x08 \x01(\x04\"0\n\x08TextSpan\x12\x13\n\x0b\x63ode_points\x18\x01 \x01(\r\x12\x0f\n\x07\x64rafted\x18\x02 \x01(\x08\"\x98\x01\n\nToolCalled\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12$\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x16.firstword.v1.ToolCall\x12\x0f\n\x07item_id\x18\x03 \x01(\t\x12\x17\n\ntimeout_ms\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\x12offset_code_points\x18\x05 \x01(\rB\r\n\x0b_timeout_ms\"\xd2\x01\n\x0bTurnWaiting\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x10\n\x08\x63\x61ll_ids\x18\x02 \x03(\t\x12\'\n\x05usage\x18\x03 \x01(\x0b\x32\x18.firstword.v1.TokenUsage\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x19.firstword.v1.TurnTimings\x12\x32\n\x08\x64rafting\x18\x05 \x01(\x0b\x32 .firstword.v1.DraftingStatistics\x12\x17\n\x0fhistory_version\x18\x06 \x01(\x04\"\xf3\x02\n\tTurnEnded\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12+\n\x06reason\x18\x02 \x01(\x0e\x32\x1b.firstword.v1.TurnEndReason\x12*\n\x06source\x18\x03 \x01(\x0e\x32\x1a.firstword.v1.AnswerSource\x12\r\n\x05model\x18\x04 \x01(\t\x12\'\n\x05usage\x18\x05 \x01(\x0b\x32\x18.firstword.v1.TokenUsage\x12*\n\x07timings\x18\x06 \x01(\x0b\x32\x19.firstword.v1.TurnTimings\x12\x32\n\x08\x64rafting\x18\x07 \x01(\x0b\x32 .firstword.v1.DraftingStatistics\x12\x16\n\x0e\x61nswered_ahead\x18\x08 \x01(\x08\x12\x17\n\x0fhistory_version\x18\t \x01(\x04\x12\x10\n\x08item_ids\x18\n \x03(\t\x12\x13\n\x0bused_tokens\x18\x0b \x01(\r\x12\x0c\n\x04text\x18\x0c \x01(\t\"t\n\x0bInterrupted\x12\x0f\n\x07turn_id\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x18\n\x10text_code_points\x18\x03 \x01(\r\x12\x17\n\x0fhistory_version\x18\x04 \x01(\x04\x12\x13\n\x0bused_tokens\x18\x05 \x01(\r\"\xf2\x01\n\tGenerated\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\x12+\n\x06reason\x18\x03 \x01(\x0e\x32\x1b.firstword.v1.TurnEndReason\x12\r\n\x05model\x18\x04 \x01(\t\x12\'\n\x05usage\x18\x05 \x01(\x0b\x32\x18.firstword.v1.TokenUsage\x12*\n\x07timings\x18\x06 \x01(\x0b\x32\x19.firstword.v1.TurnTimings\x12\x32\n\x08\x64rafting\x18\x07 \x01(\x0b\x32 .firstword.v1.DraftingStatistics\"\xa1\x01\n\x0eHistoryChanged\x12)\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1a.firstword.v1.HistoryCause\x12\x17\n\x0fhistory_version\x18\x02 \x01(\x04\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\x13\n\x0bkept_tokens\x18\x04 \x01(\r\x12\x13\n\x0bused_tokens\x18\x05 \x01(\r\x12\x0f\n\x07summary\x18\x06 \x01(\t*\xed\x01\n\rTurnEndReason\x12\x1f\n\x1bTURN_END_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19TURN_END_REASON_COMPLETED\x10\x01\x12\x1a\n\x16TURN_END_REASON_LENGTH\x10\x02\x12 \n\x1cTURN_END_REASON_CONTEXT_FULL\x10\x03\x12\x1f\n\x1bTURN_END_REASON_INTERRUPTED\x10\x04\x12!\n\x1dTURN_END_REASON_LIMIT_REACHED\x10\x05\x12\x1a\n\x16TURN_END_REASON_FAILED\x10\x06*\xa9\x01\n\x0c\x41nswerSource\x12\x1d\n\x19\x41NSWER_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41NSWER_SOURCE_MODEL\x10\x01\x12 \n\x1c\x41NSWER_SOURCE_FALLBACK_MODEL\x10\x02\x12!\n\x1d\x41NSWER_SOURCE_FALLBACK_PHRASE\x10\x03\x12\x1c\n\x18\x41NSWER_SOURCE_GIVEN_TEXT\x10\x04*\xbf\x01\n\x0cHistoryCause\x12\x1d\n\x19HISTORY_CAUSE_UNSPECIFIED\x10\x00\x12\x17\n\x13HISTORY_CAUSE_ITEMS\x10\x01\x12\x18\n\x14HISTORY_CAUSE_UPDATE\x10\x02\x12 \n\x1cHISTORY_CAUSE_DROPPED_OLDEST\x10\x03\x12\x1c\n\x18HISTORY_CAUSE_SUMMARISED\x10\x04\x12\x1d\n\x19HISTORY_CAUSE_TOOL_RESULT\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'firstword.v1.server_events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TURNENDREASON']._serialized_start=2107
-  _globals['_TURNENDREASON']._serialized_end=2344
-  _globals['_ANSWERSOURCE']._serialized_start=2347
-  _globals['_ANSWERSOURCE']._serialized_end=2516
-  _globals['_HISTORYCAUSE']._serialized_start=2519
-  _globals['_HISTORYCAUSE']._serialized_end=2710
+  _globals['_TURNENDREASON']._serialized_start=2151
+  _globals['_TURNENDREASON']._serialized_end=2388
+  _globals['_ANSWERSOURCE']._serialized_start=2391
+  _globals['_ANSWERSOURCE']._serialized_end=2560
+  _globals['_HISTORYCAUSE']._serialized_start=2563
+  _globals['_HISTORYCAUSE']._serialized_end=2754
   _globals['_OPENED']._serialized_start=171
-  _globals['_OPENED']._serialized_end=565
-  _globals['_TEXTDELTA']._serialized_start=568
-  _globals['_TEXTDELTA']._serialized_end=785
-  _globals['_TEXTSPAN']._serialized_start=787
-  _globals['_TEXTSPAN']._serialized_end=835
-  _globals['_TOOLCALLED']._serialized_start=838
-  _globals['_TOOLCALLED']._serialized_end=990
-  _globals['_TURNWAITING']._serialized_start=993
-  _globals['_TURNWAITING']._serialized_end=1203
-  _globals['_TURNENDED']._serialized_start=1206
-  _globals['_TURNENDED']._serialized_end=1577
-  _globals['_INTERRUPTED']._serialized_start=1579
-  _globals['_INTERRUPTED']._serialized_end=1695
-  _globals['_GENERATED']._serialized_start=1698
-  _globals['_GENERATED']._serialized_end=1940
-  _globals['_HISTORYCHANGED']._serialized_start=1943
-  _globals['_HISTORYCHANGED']._serialized_end=2104
+  _globals['_OPENED']._serialized_end=596
+  _globals['_HEARTBEAT']._serialized_start=598
+  _globals['_HEARTBEAT']._serialized_end=609
+  _globals['_TEXTDELTA']._serialized_start=612
+  _globals['_TEXTDELTA']._serialized_end=829
+  _globals['_TEXTSPAN']._serialized_start=831
+  _globals['_TEXTSPAN']._serialized_end=879
+  _globals['_TOOLCALLED']._serialized_start=882
+  _globals['_TOOLCALLED']._serialized_end=1034
+  _globals['_TURNWAITING']._serialized_start=1037
+  _globals['_TURNWAITING']._serialized_end=1247
+  _globals['_TURNENDED']._serialized_start=1250
+  _globals['_TURNENDED']._serialized_end=1621
+  _globals['_INTERRUPTED']._serialized_start=1623
+  _globals['_INTERRUPTED']._serialized_end=1739
+  _globals['_GENERATED']._serialized_start=1742
+  _globals['_GENERATED']._serialized_end=1984
+  _globals['_HISTORYCHANGED']._serialized_start=1987
+  _globals['_HISTORYCHANGED']._serialized_end=2148
 # @@protoc_insertion_point(module_scope)

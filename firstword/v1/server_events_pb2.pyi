@@ -155,6 +155,7 @@ class Opened(_message.Message):
     ITEM_IDS_FIELD_NUMBER: _builtins.int
     DRAFTING_MODES_FIELD_NUMBER: _builtins.int
     SERVICE_VERSION_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The call's name: the client's, or one that the service made."""
     model: _builtins.str
@@ -171,6 +172,10 @@ class Opened(_message.Message):
     """Version of the history."""
     service_version: _builtins.str
     """Version of the service, for people."""
+    heartbeat_interval_ms: _builtins.int
+    """A `heartbeat` comes on this stream whenever nothing else has come for so long. A client that hears nothing for
+    several times as long can take the line for cut, and resume. 0: none comes.
+    """
     @_builtins.property
     def sampling(self) -> _options_pb2.Sampling:
         """Sampling in force, every field but `seed` set."""
@@ -212,14 +217,35 @@ class Opened(_message.Message):
         item_ids: _abc.Iterable[_builtins.str] | None = ...,
         drafting_modes: _abc.Iterable[_builtins.str] | None = ...,
         service_version: _builtins.str = ...,
+        heartbeat_interval_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "resume_token", b"resume_token", "sampling", b"sampling", "unfinished", b"unfinished"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drafting_modes", b"drafting_modes", "history_version", b"history_version", "item_ids", b"item_ids", "limits", b"limits", "max_context_tokens", b"max_context_tokens", "model", b"model", "resume_token", b"resume_token", "resumed", b"resumed", "sampling", b"sampling", "seed", b"seed", "service_version", b"service_version", "session_id", b"session_id", "unfinished", b"unfinished", "used_tokens", b"used_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drafting_modes", b"drafting_modes", "heartbeat_interval_ms", b"heartbeat_interval_ms", "history_version", b"history_version", "item_ids", b"item_ids", "limits", b"limits", "max_context_tokens", b"max_context_tokens", "model", b"model", "resume_token", b"resume_token", "resumed", b"resumed", "sampling", b"sampling", "seed", b"seed", "service_version", b"service_version", "session_id", b"session_id", "unfinished", b"unfinished", "used_tokens", b"used_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Opened: _TypeAlias = Opened  # noqa: Y015
+
+@_typing.final
+class Heartbeat(_message.Message):
+    """The service has nothing to say. Proxies that end idle streams count data and not the pings of HTTP/2, and a ping tells
+    of the next proxy alone: this tells of the server. It needs no answer; the client library sends `acknowledge`, so that
+    the other direction is not idle either.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class TextDelta(_message.Message):

@@ -74,6 +74,8 @@ def response(envelope: events.Envelope) -> call_pb.CallResponse:
             _fill_delta(message.text_delta, event)
         case events.Opened():
             message.opened.CopyFrom(_opened(event))
+        case events.Heartbeat():
+            message.heartbeat.SetInParent()
         case events.ToolCalled():
             message.tool_called.CopyFrom(_tool_called(event))
         case events.TurnEnded():

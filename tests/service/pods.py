@@ -31,8 +31,8 @@ from tests.service.calls import MODEL, LocalEngine, chat, target
 
 
 class LocalPod:
-    """One server behind lines of its own, whose address it keeps. store_url: empty for none. sections: of its
-    configuration, or config: all of it. new_engine: makes what it serves.
+    """One server behind lines of its own, whose address it keeps. store_url: empty for none. advertise: None for
+    these lines. sections: of its configuration, or config: all of it. new_engine: makes what it serves.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class LocalPod:
         lease_s: float = 30.0,
         trust_after_s: float = 0.1,
         lines: Lines | None = None,
+        advertise: str | None = None,
         sections: Mapping[str, Any] | None = None,
         config: ServiceConfig | None = None,
         new_engine: Callable[[], LocalEngine] = LocalEngine,
@@ -51,6 +52,7 @@ class LocalPod:
         resume = {"keys": SECRET, **own.get("resume", {})}
         self._config = config or ServiceConfig.model_validate({**own, "server": server, "resume": resume})
         self.lines = lines or Lines()
+        self._advertise = advertise
         self._new_engine = new_engine
         self._store_config = (
             StoreConfig(url=store_url, timeout_s=5.0, lease_s=lease_s, trust_after_s=trust_after_s)
@@ -156,7 +158,8 @@ class LocalPod:
         if not self._store_config.url:
             return MemoryStore()
         config = ServiceConfig(store=self._store_config, resume=ResumeConfig(keys=SECRET))
-        return store_of(config, self.address, lambda: servicer.load, lambda: servicer.tenants)
+        address = self.address if self._advertise is None else self._advertise
+        return store_of(config, address, lambda: servicer.load, lambda: servicer.tenants)
 
     async def _work(self) -> None:
         """The engine's steps, between which the sockets are served."""

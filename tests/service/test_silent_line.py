@@ -1,23 +1,43 @@
-"""A line on which nothing passes any more, and nobody is told: it is found out with the options that clients have."""
+"""A line on which nothing passes any more, and nobody is told: keepalive finds it out, and so do heartbeats alone."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from firstword import Client, TextDelta
+from firstword.books import Books
+from firstword.v1 import call_service_pb2 as call_pb
+from firstword.v1 import call_service_pb2_grpc
+from firstword.v1 import client_events_pb2 as client_pb
+from tests.e2e.lines import Lines
 from tests.firstword.receptionist import LINES, SYSTEM
+from tests.proto.test_breaking import RELEASED
 from tests.service.pods import local_pods
+from tests.service.waiting import until
+
+OPENING: dict[str, Any] = {"system": SYSTEM, "seed": 11, "temperature": 0.9, "max_tokens": 40}
+NEVER_MS = 3_600_000
+NO_KEEPALIVE = (
+    ("grpc.keepalive_time_ms", NEVER_MS),
+    ("grpc.http2.ping_timeout_ms", NEVER_MS),  # also of the pings that measure bandwidth
+    ("grpc.use_local_subchannel_pool", 1),
+)
 
 LEFT_WITHIN_S = 30.0
 """By default it takes eight seconds, or gRPC's own sixty where keepalive does not work."""
 
 
 async def test_a_silent_line_is_left_for_another() -> None:
-    opening = {"system": SYSTEM, "seed": 11, "temperature": 0.9, "max_tokens": 40}
     async with local_pods(1) as (pod,), Client(pod.address) as client:
-        async with client.call(**opening) as call:
+        async with client.call(**OPENING) as call:
             wanted = await (await call.final(LINES[0])).run()
-        async with client.call(**opening) as call:
+        async with client.call(**OPENING) as call:
             turn, deltas = await call.final(LINES[0]), 0
             async with asyncio.timeout(LEFT_WITHIN_S):
                 async for event in turn:
@@ -26,3 +46,82 @@ async def test_a_silent_line_is_left_for_another() -> None:
                         pod.lines.silence_those_there_are()
             assert turn.text == wanted.text
             assert call.resumes == 1
+
+
+async def test_a_client_that_hears_no_heartbeat_goes_on_elsewhere_without_any_ping() -> None:
+    """As behind a proxy, which answers pings itself: two ways lead to the server, and one swallows everything."""
+    server = {"heartbeat_s": 0.3, "keepalive_time_ms": NEVER_MS, "keepalive_timeout_ms": NEVER_MS}
+    async with local_pods(1, sections={"server": server}) as (pod,):
+        other = Lines()
+        listening = await other.listen()
+        assert pod.server is not None
+        other.lead_to(pod.server.port)
+        async with Client(f"ipv4:{pod.address},{other.address}", options=NO_KEEPALIVE) as client:
+            async with client.call(**OPENING) as alone:
+                wanted = await alone.ask(LINES[0])
+            await until(lambda: bool(pod.lines._connections and other._connections))
+            async with client.call(**OPENING) as one, client.call(**OPENING) as two:  # one each way
+                pod.lines.silence_those_there_are()
+                async with asyncio.timeout(LEFT_WITHIN_S):
+                    await until(lambda: one.resumes + two.resumes == 1)
+                    for call in (one, two):
+                        turn = await call.ask(LINES[0])
+                        assert turn.text == wanted.text
+                pod.lines.cut_all()
+        listening.close()
+
+
+async def test_a_client_that_stood_still_itself_does_not_leave_its_line() -> None:
+    async with (
+        local_pods(1, sections={"server": {"heartbeat_s": 0.3}}) as (pod,),
+        Client(pod.address) as client,
+        client.call(**OPENING) as call,
+    ):
+        time.sleep(2.0)  # noqa: ASYNC251 (nothing in this process moves)
+        await asyncio.sleep(0.6)
+        turn = await call.ask(LINES[0])
+        assert turn.text and call.resumes == 0
+
+
+async def test_heartbeats_are_no_events_of_the_call_and_clients_that_do_not_know_them_pass_over_them() -> None:
+    """Read with the contract as it was released, and entered in the books of a client."""
+    released = message_factory.GetMessageClass(_released().FindMessageTypeByName("firstword.v1.CallResponse"))
+    asked: asyncio.Queue[call_pb.CallRequest] = asyncio.Queue()
+
+    async def requests() -> AsyncIterator[call_pb.CallRequest]:
+        while True:
+            yield await asked.get()
+
+    async with (
+        local_pods(1, sections={"server": {"heartbeat_s": 0.1}}) as (pod,),
+        grpc.aio.insecure_channel(pod.address) as channel,
+    ):
+        stream = call_service_pb2_grpc.CallServiceStub(channel).Call(requests())
+        asked.put_nowait(call_pb.CallRequest(client_seq=1, open=client_pb.Open(system_prompt=SYSTEM)))
+        opened = await stream.read()
+        assert opened.opened.heartbeat_interval_ms == 100
+        books, beats, kinds = Books(), 0, []
+        assert books.take(opened)
+        while "turn_ended" not in kinds:
+            response = await stream.read()
+            kind, seq = response.WhichOneof("event"), books.seq
+            news = books.take(response)
+            if kind == "heartbeat":
+                old = released.FromString(response.SerializeToString())
+                assert (old.WhichOneof("event"), old.seq, response.record, news) == (None, seq, b"", False)
+                beats += 1
+                if beats == 2:
+                    asked.put_nowait(call_pb.CallRequest(client_seq=2, final=client_pb.Final(turn_id=1, text="Hi")))
+            else:
+                kinds.append(kind)
+                assert (response.seq, news) == (seq + 1, True)
+        assert beats >= 2
+        stream.cancel()
+
+
+def _released() -> descriptor_pool.DescriptorPool:
+    """The contract that clients have been built with."""
+    pool = descriptor_pool.DescriptorPool()
+    for file in descriptor_pb2.FileDescriptorSet.FromString(RELEASED.read_bytes()).file:
+        pool.Add(file)
+    return pool
