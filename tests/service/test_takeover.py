@@ -14,9 +14,9 @@ from firstword import Call, CallFailed, Client, Notice, ServiceBusy, TextDelta, 
 from firstword.books import RECORDS_LOST, Books
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import call_service_pb2_grpc
-from service import servicer
 from service.admission import Admission
 from service.config import AdmissionConfig
+from service.servicer import CallServicer
 from service.telemetry import Telemetry, names
 from tests.e2e.server import resume_with
 from tests.firstword.receptionist import LINES, SYSTEM
@@ -301,15 +301,15 @@ def test_what_an_old_server_says_and_what_is_said_twice_is_no_news() -> None:
 
 async def test_a_call_that_is_back_is_not_ended_by_the_stream_that_it_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was to be written there when the line went silent is given up at last: it ends the old stream alone."""
-    stuck, write, contexts = set[Any](), servicer._write, list[Any]()
+    stuck, write, contexts = set[Any](), CallServicer._write, list[Any]()
 
-    async def stuck_write(context: Any, envelope: Any) -> None:
+    async def stuck_write(self: CallServicer, context: Any, envelope: Any) -> None:
         contexts.append(context)
         if context in stuck:  # as in a full window of a line that is dead
             await asyncio.Event().wait()
-        await write(context, envelope)
+        await write(self, context, envelope)
 
-    monkeypatch.setattr(servicer, "_write", stuck_write)
+    monkeypatch.setattr(CallServicer, "_write", stuck_write)
     soon = (("grpc.keepalive_time_ms", 1000), ("grpc.http2.ping_timeout_ms", 1000))
     async with (
         local_pods(1, sections={"server": {"unread_s": 5.0}}) as (pod,),
