@@ -109,7 +109,7 @@ async def test_a_write_under_way_does_not_hide_why_the_call_was_refused() -> Non
 
     async def refusal(stub: Any) -> tuple[grpc.StatusCode, str, str, float | None]:
         ended: asyncio.Future[CallFailed] = asyncio.get_running_loop().create_future()
-        stream = CallStream(lambda response: None, ended.set_result, lambda: True, 5.0)
+        stream = CallStream(lambda response: None, ended.set_result, lambda: True, 5.0, "")
         stream.start(lambda address: stub, lambda: ())
         for _ in range(5):
             if stream.failure is None:
