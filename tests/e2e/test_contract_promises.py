@@ -229,11 +229,14 @@ async def test_a_tool_result_after_an_interrupt_enters_the_history_and_asks_for_
     assert (await call.expect("turn_ended")).reason == server_pb.TURN_END_REASON_INTERRUPTED
     for _ in range(2):  # the second one is dropped
         await call.send(tool_result=result(1, waiting.call_ids[0], '{"id": "V1"}'))
+    changed = await call.expect("history_changed")
+    assert changed.cause == server_pb.HISTORY_CAUSE_TOOL_RESULT
+    assert changed.history_version == before.history_version + 1
     await call.send(interrupt=client_pb.Interrupt(turn_id=1))
     after = await call.expect("interrupted")
     assert after.used_tokens > before.used_tokens
     assert after.text == before.text
-    assert after.history_version == before.history_version
+    assert after.history_version == changed.history_version
     assert (await call.say("so?")).ended is not None
 
 
