@@ -1,4 +1,6 @@
-"""``firstword demo``: a server of its own on the embedded model, and a conversation with it."""
+"""``firstword demo``: a server of its own on the embedded model, and a conversation with it. Nothing is to be set up,
+and what is set up here for a service, its certificates and tenants, is not asked of the demo.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ async def demo(calls: Path | None, svg: Path | None, *, live: bool) -> None:
     end_on_signals()
     say("Starting the server on a free port ...")
     began = time.perf_counter()
-    async with local_server(lambda line: say(f"  {line}")) as server:
+    async with local_server(lambda line: say(f"  {line}"), configured=False) as server:
         say(f"  ready after {time.perf_counter() - began:.1f} s: {server.model} at {server.address}")
         say(f"  {server.costs}")
         if svg is not None:

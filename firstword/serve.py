@@ -20,6 +20,7 @@ from types import FrameType, MappingProxyType
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 40.0
 LOG_LINES_KEPT = 20
+ENGINE = "FIRSTWORD_ENGINE__"
 LONGEST_LOG_LINE = 1024 * 1024
 
 NOT_HERE = """\
@@ -122,19 +123,26 @@ class LocalServer:
 
 @asynccontextmanager
 async def local_server(
-    say: Callable[[str], None], environment: Mapping[str, str] = MappingProxyType({})
+    say: Callable[[str], None], environment: Mapping[str, str] = MappingProxyType({}), *, configured: bool = True
 ) -> AsyncIterator[LocalServer]:
     """The service on a free port of this machine while the block runs; ``say`` gets a line for each stage of its start.
 
-    environment: added to this process's own; see ``settings``.
+    environment: added to this process's own; see ``settings``. configured: whether a firstword.toml that is here, and
+    what this process's environment says of other things than the engine, have a say in it.
 
     Raises NotInstalledError when it is not here, ServerError when it does not start or, after the block, end in order.
     """
     arguments, needed = command()
     fixed = settings(host="127.0.0.1", port=0) | {"FIRSTWORD_LOG__FORMAT": "json", "FIRSTWORD_LOG__LEVEL": "info"}
+    own = dict(os.environ)
+    if not configured:
+        own = {
+            name: value for name, value in own.items() if not name.startswith("FIRSTWORD_") or name.startswith(ENGINE)
+        }
+        environment = settings(config=os.devnull) | dict(environment)
     process = await asyncio.create_subprocess_exec(
         *arguments,
-        env={**os.environ, **needed, **environment, **fixed},
+        env={**own, **needed, **environment, **fixed},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

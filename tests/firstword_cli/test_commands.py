@@ -97,7 +97,9 @@ def test_serve_names_a_bad_setting(firstword: Start) -> None:
 
 
 def test_demo_without_a_terminal_plays_the_recorded_call(firstword: Start, script: Script) -> None:
-    process = firstword("demo")
+    """Whatever a service is told here of certificates and of its configuration."""
+    told = {"FIRSTWORD_TLS__CERTIFICATE": "absent.pem", "FIRSTWORD_TLS__KEY": "absent.pem"}
+    process = firstword("demo", environment=told | {"FIRSTWORD_CONFIG": "absent.toml"})
     output, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
     assert errors == ""
