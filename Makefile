@@ -55,6 +55,12 @@ lint: $(READY) ## ruff, mypy --strict, stale stubs, and buf where npm is there
 test-equality: $(READY) ## The whole equality suite: with transformers, and with and without every drafter
 	$(PY) -m tests.equality
 
+PROMTOOL := build/promtool
+test-alerts: $(READY) ## The alerts as promtool evaluates them (where there is none, Debian's is fetched into build/)
+	command -v promtool >/dev/null || test -d $(PROMTOOL)/usr || (mkdir -p $(PROMTOOL) && cd $(PROMTOOL) \
+	  && apt-get download --quiet prometheus && dpkg --extract prometheus_*.deb . && rm prometheus_*.deb)
+	PATH="$(CURDIR)/$(PROMTOOL)/usr/bin:$$PATH" $(PY) -m pytest tests/deploy/test_alerts.py
+
 soak: $(READY) ## Hold calls while servers, the store and lines die: nothing lost, nothing said twice (SOAK="--kills 30 ...")
 	$(PY) -m tests.soak $(SOAK)
 

@@ -21,7 +21,7 @@ from service.telemetry.names import BUCKETS
 from tests.deploy.queries import RULES
 
 PROMTOOL = shutil.which("promtool")
-pytestmark = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not here; it comes with Prometheus")
+pytestmark = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not here: make test-alerts fetches it")
 
 OBJECTIVES = {one.name: one for one in load().objective}
 
