@@ -127,7 +127,7 @@ def _store(config: ServiceConfig, server: Server, servicer: CallServicer, teleme
     if not address and config.server.host not in ("0.0.0.0", "::", "[::]"):
         address = f"{config.server.host}:{server.port}"
     store = store_of(config, address, lambda: servicer.load, lambda: servicer.tenants)
-    stores.watch(telemetry, store)
+    stores.watch(telemetry, store.writer)
     return store
 
 

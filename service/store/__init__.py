@@ -2,8 +2,9 @@
 
 from service.store.directory import Pod
 from service.store.memory import MemoryStore
+from service.store.naming import new_pod_id
 from service.store.protocol import CallKey, CallLog, Elsewhere, Ownership, Store, StoreUnavailable, Superseded, Taken
-from service.store.redis_store import RedisOptions, RedisStore, new_pod_id
+from service.store.redis_store import RedisOptions, RedisStore
 from service.store.sealing import AesGcm
 
 __all__ = [

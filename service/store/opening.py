@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 from service.config import ServiceConfig
 from service.store.directory import Pod
-from service.store.redis_store import RedisOptions, RedisStore, new_pod_id
+from service.store.naming import new_pod_id
+from service.store.redis_store import RedisOptions, RedisStore
 from service.store.sealing import AesGcm
 
 

@@ -214,7 +214,7 @@ async def test_a_call_that_is_over_is_not_found(two: list[LocalPod]) -> None:
     async with client_of(two[:1]) as client:
         async with client.call(**LONG) as call:
             pass
-        await until(lambda: not two[0].store.pending)  # type: ignore[attr-defined]
+        await until(lambda: not two[0].store.writer.pending)  # type: ignore[attr-defined]
         books = Books()
         books.token, books.seq = call.opened.resume_token, 1
         assert await resume_with(two[1].address, books) is grpc.StatusCode.NOT_FOUND

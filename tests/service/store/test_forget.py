@@ -24,7 +24,7 @@ async def a_call_of(url: str, caller: str) -> None:
     await store.start()
     owned = Ownership(1, 0, 0, caller, lambda: (1, b""), lambda lost: None, lambda durable: None)
     store.begin(CallKey("", "call-1"), owned).append(1, b"record")
-    await until(lambda: not store.pending)
+    await until(lambda: not store.writer.pending)
     await store.stop(0.0)
 
 

@@ -204,7 +204,7 @@ async def test_the_name_of_a_call_that_is_over_is_free(server: Valkey) -> None:
         log = one.begin(KEY, Told().ownership())
         fill(log, range(1, 9))
         log.close(forget=False)
-        await until(lambda: not one.pending)
+        await until(lambda: not one.writer.pending)
         assert await one.take(KEY, 2, 100, insist=True) is None
         again = one.begin(KEY, told.ownership())
         records = fill(again, range(1, 3))
@@ -250,8 +250,7 @@ async def test_a_silent_pod_is_forgotten(server: Valkey) -> None:
         log = one.begin(KEY, Told().ownership())
         fill(log, range(1, 3))
         await written(log, 2)
-        assert one._writer is not None
-        one._writer.cancel()  # as a frozen process
+        await one.halt()  # as a frozen process
 
         async def is_taken() -> bool:
             return isinstance(await other.take(KEY, 2, 2, insist=False), Taken)
@@ -317,16 +316,16 @@ async def test_a_failover_that_loses_what_was_acknowledged(server: Valkey) -> No
         log = one.begin(KEY, told.ownership())
         records = fill(log, range(1, 5))
         async with redis.asyncio.Redis.from_url(server.url) as client:
-            await until(lambda: not one.pending)
+            await until(lambda: not one.writer.pending)
             (lease,) = await client.keys("firstword:*:lease")
             old = {lease: await client.dump(lease), (book := lease[:-5] + b"log"): await client.dump(book)}
             records |= fill(log, range(5, 9))
-            await until(lambda: not one.pending)
+            await until(lambda: not one.writer.pending)
             assert log.durable_seq == 0  # it may still be lost, and the client keeps it
             for key, value in old.items():
                 await client.restore(key, 0, value, replace=True)
         records |= fill(log, range(9, 11))
-        await until(lambda: not one.pending)
+        await until(lambda: not one.writer.pending)
         assert (await taken(one)).records == records
         assert next(told.checkpoints) == 0
 
@@ -379,8 +378,8 @@ async def test_what_was_forgotten_is_not_written_again(server: Valkey) -> None:
         fill(log, range(1, 4))
         await written(log, 3)
         assert await one.forget("", "anna") == 1
-        beats = one._next_beat
-        await until(lambda: one._next_beat > beats + 0.3)
+        beats = one.writer._next_beat
+        await until(lambda: one.writer._next_beat > beats + 0.3)
         assert await client.keys("*:log") == []
         assert isinstance(log, WriteBehind)
         log.found_hole(0)
@@ -403,11 +402,11 @@ async def test_a_store_that_is_back_has_caught_up_though_calls_go_on(server: Val
                         await asyncio.sleep(0.002)
 
         speaking = asyncio.create_task(speak())
-        await until(lambda: one.writes > 100)
+        await until(lambda: one.writer.writes > 100)
         server.freeze()
-        await until(lambda: one.behind)
+        await until(lambda: one.writer.behind)
         server.thaw()
-        await until(lambda: not one.behind)
+        await until(lambda: not one.writer.behind)
         assert all(told.durable == [False, True] for told in tolds)
         speaking.cancel()
 
@@ -527,7 +526,7 @@ async def test_a_call_is_forgotten_when_it_closes(server: Valkey) -> None:
         log = one.begin(KEY, Told().ownership())
         fill(log, range(1, 4))
         log.close(forget=True)
-        await until(lambda: not one.pending)
+        await until(lambda: not one.writer.pending)
         assert await client.keys("*:log") == []
 
 
@@ -548,25 +547,25 @@ async def test_everything_expires(server: Valkey) -> None:
 async def test_the_store_keeps_figures_of_itself(server: Valkey) -> None:
     async with Pods(server.url, trust_after_s=30.0) as pods:
         one, other, times, told = await pods.pod(), await pods.pod(), list[float](), Told()
-        one.on_written = times.append
+        one.writer.on_written = times.append
         log = one.begin(KEY, told.ownership())
         fill(log, range(1, 4))
-        assert (one.unwritten, one.kept) == (3, 3) and one.lag_s >= 0
-        await until(lambda: one.unwritten == 0)
-        assert one.kept == 3 and one.lag_s == 0 and times and min(times) > 0
-        await until(lambda: one.memory[0] > 0)
+        assert (one.writer.unwritten, one.writer.kept) == (3, 3) and one.writer.lag_s >= 0
+        await until(lambda: one.writer.unwritten == 0)
+        assert one.writer.kept == 3 and one.writer.lag_s == 0 and times and min(times) > 0
+        await until(lambda: one.writer.memory[0] > 0)
         server.kill()
         log.append(4, b"while it is away")
-        await until(lambda: one.failures > 0)
-        first = one.lag_s
-        assert one.unwritten == 1 and 0 < first <= one.lag_s
+        await until(lambda: one.writer.failures > 0)
+        first = one.writer.lag_s
+        assert one.writer.unwritten == 1 and 0 < first <= one.writer.lag_s
         server.start()
-        await until(lambda: one.unwritten == 0 and one.reconnects == 1)
-        assert one.lag_s == 0
+        await until(lambda: one.writer.unwritten == 0 and one.writer.reconnects == 1)
+        assert one.writer.lag_s == 0
         await taken(other)
         log.append(9, b"from the dead")
-        await until(lambda: one.leases_lost == 1)
-        assert one.fenced <= 1 and told.lost == [True] and one.kept == 0
+        await until(lambda: one.writer.leases_lost == 1)
+        assert one.writer.fenced <= 1 and told.lost == [True] and one.writer.kept == 0
 
 
 async def test_a_write_that_is_refused_is_counted(server: Valkey) -> None:
@@ -578,7 +577,7 @@ async def test_a_write_that_is_refused_is_counted(server: Valkey) -> None:
         await taken(other)
         log.append(4, b"from the dead")
         await until(lambda: bool(told.lost))
-        assert (one.fenced, one.leases_lost, other.fenced) == (1, 1, 0)
+        assert (one.writer.fenced, one.writer.leases_lost, other.writer.fenced) == (1, 1, 0)
 
 
 async def test_a_store_that_does_not_say_its_memory_is_used_all_the_same(server: Valkey) -> None:
@@ -589,7 +588,7 @@ async def test_a_store_that_does_not_say_its_memory_is_used_all_the_same(server:
         log = one.begin(KEY, Told().ownership())
         fill(log, range(1, 4))
         await written(log, 3)
-        assert one.memory == (0, 0) and not one.failures
+        assert one.writer.memory == (0, 0) and not one.writer.failures
 
 
 def test_what_is_written_again_counts_as_waiting() -> None:

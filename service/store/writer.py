@@ -1,0 +1,296 @@
+"""What the calls of this process have to say, on its way to Redis.
+
+One task writes for all of them, in pipelines, and says that the pod is there. Where Redis is slow, away, full or not
+the one that it was, calls go on; what was not written is written when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis.asyncio
+from redis.exceptions import RedisError, ResponseError
+
+from service.store import scripts
+from service.store.directory import Directory
+from service.store.log import Batch, WriteBehind
+from service.store.naming import Naming, name_of
+from service.store.protocol import CallKey, CallLog, Ownership
+from service.store.sealing import Sealer
+
+log = logging.getLogger(__name__)
+
+BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
+BEHIND_AFTER_S = 1.0
+"""A store that takes longer has fallen behind, and calls are told."""
+MAX_CALLS_PER_PIPELINE = 64
+
+
+class Writer:
+    """Of one process. pod_id, lease_s, retention_s, trust_after_s: as in ``RedisOptions`` and ``Pod``."""
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        directory: Directory,
+        naming: Naming,
+        sealer: Sealer,
+        pod_id: str,
+        *,
+        lease_s: float,
+        retention_s: float,
+        trust_after_s: float,
+    ) -> None:
+        self._redis = client
+        self._directory = directory
+        self._naming = naming
+        self._sealer = sealer
+        self._pod_id = pod_id
+        self._lease_s = lease_s
+        self._ttl_ms = round(retention_s * 1000)
+        self._trust_after_s = trust_after_s
+        self._logs: dict[CallKey, WriteBehind] = {}
+        self._ending: list[WriteBehind] = []
+        self._news = asyncio.Event()
+        self._round = asyncio.Event()
+        self._halted = False
+        self._task: asyncio.Task[None] | None = None
+        self._next_beat = 0.0
+        self._failing_since: float | None = None
+        self.behind = False
+        """Whether calls have been told that the store does not keep up."""
+        self.on_written: Callable[[float], None] = lambda seconds: None
+        """Told how long a pipeline of records has taken."""
+        self.writes = 0
+        self.failures = 0
+        self.reconnects = 0
+        """Times that it answered again after a failure."""
+        self.fenced = 0
+        """Writes that it refused, as a newer generation has the call."""
+        self.leases_lost = 0
+        """Calls that turned out to be another pod's."""
+        self.memory = (0, 0)
+        """Bytes that the store's server uses, and may use (0: no limit), at the last beat."""
+
+    @property
+    def pending(self) -> int:
+        """Calls that have something to be written."""
+        return sum(log.dirty for log in self._all)
+
+    @property
+    def unwritten(self) -> int:
+        """Records that are to be written."""
+        return sum(log.unwritten for log in self._all)
+
+    @property
+    def kept(self) -> int:
+        """Records that may still be lost, and are kept here."""
+        return sum(log.kept for log in self._all)
+
+    @property
+    def lag_s(self) -> float:
+        """How long the oldest record has waited to be written."""
+        since = [log.waiting_since for log in self._all if log.waiting_since is not None]
+        return max(0.0, time.monotonic() - min(since)) if since else 0.0
+
+    @property
+    def _all(self) -> tuple[WriteBehind, ...]:
+        return (*self._logs.values(), *self._ending)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._halted = False
+        self._task = asyncio.create_task(self._run(), name="store writer")
+
+    async def finish(self, timeout_s: float) -> None:
+        """Write what there is to be written, in so much time, and then nothing more."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.pending:
+                    self._round.clear()
+                    await self._round.wait()
+        await self.halt()
+
+    async def halt(self) -> None:
+        """Write nothing more. Idempotent."""
+        task, self._task = self._task, None
+        if task is not None:
+            self._halted = True  # redis-py can swallow a cancellation, while it connects
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def beat_now(self) -> None:
+        """What the directory says of this pod has changed."""
+        self._next_beat = 0.0
+        self._news.set()
+
+    def begin(self, key: CallKey, ownership: Ownership) -> CallLog:
+        """As of ``Store``."""
+        if (old := self._logs.pop(key, None)) is not None:  # of a call of this name that is over, or was lost
+            old.leave()
+            self._ending.append(old)
+        self._logs[key] = made = WriteBehind(key, ownership, self._trust_after_s, self._news.set)
+        return made
+
+    async def _run(self) -> None:
+        backoff = BACKOFF_S
+        while not self._halted:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, self._next_beat - time.monotonic())):
+                    await self._news.wait()
+            self._news.clear()
+            began = time.monotonic()
+            try:
+                await self._work()
+            except (RedisError, OSError, TimeoutError) as error:
+                self._failed(began, error)
+                await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+                backoff = min(backoff * 2, MAX_BACKOFF_S)
+                self._news.set()
+            except Exception:
+                log.exception("the store's writer failed")
+                await asyncio.sleep(MAX_BACKOFF_S)
+                self._news.set()
+            else:
+                backoff = BACKOFF_S
+                self._succeeded(began)
+
+    async def _work(self) -> None:
+        """One round: the heartbeat where it is due, then whatever there is to write."""
+        if time.monotonic() >= self._next_beat:
+            late = self._next_beat and time.monotonic() - self._next_beat > self._lease_s
+            await self._directory.beat()
+            await self._check_leases()
+            await self._read_memory()
+            if late:
+                log.warning("the lease had run out", extra={"calls": len(self._logs)})
+            self._next_beat = time.monotonic() + self._lease_s / 3
+        for logs in (
+            list(self._ending),
+            list(self._logs.values()),
+        ):  # what ends first: its name may be another's by now
+            dirty = [log_ for log_ in logs if log_.dirty]
+            for first in range(0, len(dirty), MAX_CALLS_PER_PIPELINE):
+                await self._write(dirty[first : first + MAX_CALLS_PER_PIPELINE])
+        self._settle()
+        self._round.set()
+        if self.pending:
+            self._news.set()
+
+    async def _write(self, logs: list[WriteBehind]) -> None:
+        """One pipeline. What one call's records meet harms no other's."""
+        batches = [(log, log.batch()) for log in logs]
+        pipeline = self._redis.pipeline(transaction=False)
+        for log_ in logs:
+            if log_.ownership.caller:  # first, and each time: what is stored of a caller can always be found
+                index = self._naming.callers(log_.key.tenant, log_.ownership.caller)
+                pipeline.sadd(index, self._naming.call(log_.key))
+                pipeline.pexpire(index, self._ttl_ms)
+        for log_, batch in batches:
+            pipeline.eval(scripts.APPEND, 2, *self._naming.keys_of(log_.key), *self._arguments(log_, batch))
+        began = time.monotonic()
+        answers = await pipeline.execute(raise_on_error=False)
+        self.on_written(time.monotonic() - began)
+        broken = next((answer for answer in answers if isinstance(answer, Exception)), None)
+        for (log_, batch), answer in zip(batches, answers[-len(batches) :], strict=True):
+            if not isinstance(answer, Exception):
+                self.writes += 1
+                await self._take_answer(log_, batch, answer[0], int(answer[1]))
+        if broken is not None:
+            raise broken
+
+    async def _take_answer(self, log_: WriteBehind, batch: Batch, kind: bytes, number: int) -> None:
+        match kind:
+            case b"ok":
+                log_.wrote(batch)
+                if log_.closing and not log_.batch().entries:
+                    await self._close(log_)
+            case b"hole":
+                log.warning("the store has lost records", extra={"session": log_.key.session, "top": number})
+                log_.found_hole(number)
+            case b"gone":
+                log_.lose()
+                log_.ownership.on_durable(False)
+            case _:
+                self.fenced += 1
+                self._lose(log_, number)
+
+    async def _close(self, log_: WriteBehind) -> None:
+        arguments = (log_.ownership.generation, self._pod_id, self._ttl_ms, log_.closing)
+        await self._redis.eval(scripts.CLOSE, 2, *self._naming.keys_of(log_.key), *arguments)
+        log_.lose()
+
+    def _lose(self, log_: WriteBehind, generation: int) -> None:
+        log_.lose()
+        self.leases_lost += 1
+        log_.ownership.on_lost(generation > 1 or log_.ownership.generation > 1)
+
+    async def _check_leases(self) -> None:
+        """Of the calls that write nothing: which another pod has taken, and what the store has forgotten or lost."""
+        logs = [log_ for log_ in self._logs.values() if not log_.dead]
+        pipeline = self._redis.pipeline(transaction=False)
+        for log_ in logs:
+            lease, records = self._naming.keys_of(log_.key)
+            pipeline.hmget(lease, ["gen", "pod", "top", "closed"])
+            pipeline.exists(records)
+        answers = await pipeline.execute() if logs else []
+        for log_, (gen, pod, top, closed), there in zip(logs, answers[::2], answers[1::2], strict=True):
+            mine = log_.ownership.generation
+            if closed is not None:
+                continue  # by whoever forgets a caller, or a call of the same name before this one: ``APPEND`` knows
+            if gen is not None and (int(gen) > mine or (int(gen) == mine and name_of(pod) != self._pod_id)):
+                self._lose(log_, int(gen))
+            elif log_.seen(int(top or 0) if there else 0):
+                log.warning("the store has lost records", extra={"session": log_.key.session})
+
+    async def _read_memory(self) -> None:
+        """For metrics alone: whoever may not ask knows nothing of it."""
+        with contextlib.suppress(ResponseError):
+            found = await self._redis.info("memory")
+            self.memory = int(found.get("used_memory", 0)), int(found.get("maxmemory", 0))
+
+    def _settle(self) -> None:
+        """Calls that have left are kept until all of theirs is written."""
+        for key, log_ in list(self._logs.items()):
+            if log_.dead or log_.left or log_.closing:
+                del self._logs[key]
+                self._ending.append(log_)
+        self._ending = [log_ for log_ in self._ending if log_.dirty]
+
+    def _failed(self, began: float, error: Exception) -> None:
+        self.failures += 1
+        self._failing_since = self._failing_since or began
+        if not self.behind and time.monotonic() - self._failing_since > BEHIND_AFTER_S:
+            log.error("the store does not keep up", extra={"cause": f"{type(error).__name__}: {error}"})
+            self._tell(False)
+
+    def _succeeded(self, began: float) -> None:
+        """A round has written all that was to be written when it began."""
+        self.reconnects += self._failing_since is not None
+        self._failing_since = None
+        slow = time.monotonic() - began > BEHIND_AFTER_S
+        if self.behind and not slow:
+            log.info("the store has caught up")
+            self._tell(True)
+        elif not self.behind and slow:
+            log.error("the store does not keep up", extra={"cause": "slow"})
+            self._tell(False)
+
+    def _tell(self, durable: bool) -> None:
+        self.behind = not durable
+        for log_ in list(self._logs.values()):
+            if not log_.dead:
+                log_.ownership.on_durable(durable)
+
+    def _arguments(self, log_: WriteBehind, batch: Batch) -> list[Any]:
+        own, whole = log_.ownership, "1" if batch.whole else "0"
+        found: list[Any] = [own.generation, self._pod_id, own.base, batch.after, self._ttl_ms, whole]
+        for seq, record in batch.entries:
+            found += [seq, self._sealer.seal(record, self._naming.place(log_.key, seq))]
+        return found
