@@ -122,11 +122,11 @@ class Compaction:
         question = self._terms.context.summary_instructions or SUMMARY_INSTRUCTIONS
         asked = Generate(0, question, generation=GenerationPatch(temperature=0.0, max_tokens=MAX_SUMMARY_TOKENS))
         summary = self._summary = _Summary(self._history.new_fork("summary"), covered)
-        self._reporter.announce(due_at=used)
         try:
             generation = self._terms.for_question(asked.generation)
             told = partial(self._hear, summary)
             summary.tokens = self._history.ask_aside(summary.fork, asked, generation, told, self._admit)
+            self._reporter.announce(due_at=used)
         except Problem as problem:
             log.warning("no summary", extra={"cause": str(problem)})
             self._summary, self._in_vain = None, problem.retry_after_s is None

@@ -174,7 +174,9 @@ def _completed(items: Sequence[Item], known: Mapping[str, ToolResultItem]) -> tu
         if calls and wanted:
             start = len(found) - len(list(takewhile(lambda item: isinstance(item, ToolResultItem), reversed(given))))
             behind = [item for item in found[start:] if isinstance(item, ToolResultItem)]
-            behind = sorted([*behind, *(known[call_id] for call_id in wanted)], key=lambda item: order[item.call_id])
+            behind = sorted(
+                [*behind, *(known[call_id] for call_id in wanted)], key=lambda item: order.get(item.call_id, len(items))
+            )
             found[start:] = behind
     return tuple(found)
 

@@ -326,8 +326,11 @@ class History:
         """Raises Problem where the results of the generation at the history's end, and a reply to them if there shall
         be one, do not fit.
         """
-        prompt = len(self._conversation.prompt) if reply else 0
-        self.require_room(self._conversation.result_tokens(results) + prompt, "tool_result.output")
+        self.require_room(self.results_tokens(results, reply=reply), "tool_result.output")
+
+    def results_tokens(self, results: Sequence[ToolResultItem], *, reply: bool) -> int:
+        """How many tokens ``require_results`` asks room for."""
+        return self._conversation.result_tokens(results) + (len(self._conversation.prompt) if reply else 0)
 
     def put_results(self, segment: Segment) -> None:
         """Add the results of a generation's calls, in the order of the calls."""
@@ -383,6 +386,18 @@ class History:
                 text = self._write(reply, chars, newest_calls=False)
         return text
 
+    def put_stand_ins(self, reply: Reply) -> int | None:
+        """Put what stands for the results that a reply which was cut will not have. Tokens at the front that stayed;
+        None where all did.
+        """
+        assert reply.cut is not None
+        before = self._conversation.tokens
+        reply.kept = self.rewrite(reply, reply.cut)
+        if self._conversation.tokens == before:
+            return None
+        self.version += 1
+        return common_length(before, self._conversation.tokens)
+
     def put_behind_cut(self, reply: Reply, segment: Segment, result: ToolResultItem) -> int:
         """Put one more result of a reply that was cut; returns how many tokens at the front stayed. Raises Problem, and
         changes nothing, where no reply would fit any more.
@@ -429,6 +444,11 @@ class History:
         for call in segment.outstanding:
             if call.call_id not in segment.results:
                 segment.answer(self.stand_in(call, INTERRUPTED_RESULT), outstanding=True)
+
+    def has_result(self, call_id: str) -> bool:
+        """Whether there is a result of a call, and not what stands for it."""
+        results = (item for item in self.items if isinstance(item, ToolResultItem) and item.call_id == call_id)
+        return any(not item.stands_in for item in results)
 
     def standing_in(self, call_id: str) -> ToolResultItem | None:
         """What the model was told instead of a call's result, where it was."""

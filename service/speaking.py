@@ -35,8 +35,9 @@ class Speaking:
 
     fallbacks: the chain for late first tokens; serving: whether the call's own engine is there. on_over: called when a
     reply has said all it will. on_cut: called when the history has lost something of one. on_waiting: called when one
-    waits for tools. on_lost: called with what
-    ended the call when the engine's log can no longer be known to be the history.
+    waits for tools. with_room: does something that may not fit, given how many tokens it needs, if need be in place of
+    the oldest turns; raises its Problem. on_lost: called with what ended the call when the engine's log can no longer
+    be known to be the history.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Speaking:
         on_over: Callable[[Reply], None],
         on_cut: Callable[[], None],
         on_waiting: Callable[[], None],
+        with_room: Callable[[Callable[[], None], Callable[[], int]], None],
         on_lost: Callable[[Problem], None],
     ) -> None:
         self._session = session
@@ -61,6 +63,7 @@ class Speaking:
         self._on_over = on_over
         self._on_cut = on_cut
         self._on_waiting = on_waiting
+        self._with_room = with_room
         self._on_lost = on_lost
         self._tools = ToolCalls(terms, later, self._tool_timed_out)
         self._fallbacks = Fallbacks(fallbacks, history, reporter, serving, later, self._sink, self.end)
@@ -147,7 +150,7 @@ class Speaking:
     def _tool_timed_out(self, call: ToolCallItem, timeout_ms: int) -> None:
         """The model is told that its tool did not answer, and goes on. What was overtaken since waits for nothing."""
         reply = self._reply
-        segments = [] if reply is None else [segment for segment in reply.segments if call in segment.outstanding]
+        segments = [] if reply is None else [segment for segment in reply.segments if _waits_for(segment, call)]
         if reply is None or reply.settled or not segments:
             return
         self._reporter.tool_timed_out(reply, call, timeout_ms)
@@ -175,24 +178,25 @@ class Speaking:
         """Every result is there: put them into the history and generate what follows."""
         reply.record.tool_wait_s += time.monotonic() - reply.record.stats[-1].ended
         segment, problem = reply.current, None
+        results, wants_reply = list(segment.results.values()), segment.wants_reply
+        require = partial(self._history.require_results, results, reply=wants_reply)
         try:
-            self._history.require_results(list(segment.results.values()), reply=segment.wants_reply)
+            self._with_room(require, lambda: self._history.results_tokens(results, reply=wants_reply))
         except Problem as no_room:
             problem = no_room
             segment.results = {call.call_id: self._history.result(call, UNHELD_RESULT) for call in segment.calls}
         self._history.put_results(segment)
-        if problem is not None:
+        goes_on = problem is None and wants_reply
+        if goes_on and reply.generation.max_tokens <= reply.output_tokens:
+            reply.record.finish, goes_on = Finish.LENGTH.value, False
+        if not goes_on:
+            self._history.flush()  # so that nobody waits for the results to be computed, later
             self.end(reply, problem)
-        elif not segment.wants_reply:
-            self.end(reply)
-        elif reply.generation.max_tokens <= reply.output_tokens:
-            reply.record.finish = Finish.LENGTH.value
-            self.end(reply)
-        else:
-            try:
-                self._submit(reply)
-            except Problem as unanswered:  # by another model, which has no room for what the tools gave
-                self.end(reply, unanswered)
+            return
+        try:
+            self._submit(reply)
+        except Problem as unanswered:  # by another model, which has no room for what the tools gave
+            self.end(reply, unanswered)
 
     def _progress(self, reply: Reply, segment: Segment, steps: Sequence[records.Progress]) -> None:
         """Steps of the newest generation, as in ``Steps``. A tool call above a limit is not made, and ends the turn."""
@@ -313,3 +317,8 @@ class Speaking:
         self._reporter.ended(reply, end)
         if not self._closed:
             self._on_over(reply)
+
+
+def _waits_for(segment: Segment, call: ToolCallItem) -> bool:
+    """Whether the call, which may have another name by now, has no result."""
+    return any(waiting.call_id == call.call_id for waiting in segment.outstanding)

@@ -29,7 +29,7 @@ from service.options import Fallback, TurnOptions
 from service.problems import Problem, Reason, engine_problem
 from service.reply import Phase, Reply
 from service.reporter import Reporter
-from service.server_events import AnswerSource, TurnEnd
+from service.server_events import AnswerSource, HistoryCause, TurnEnd
 from service.speaking import Speaking
 from service.speaking_rate import SpeakingRate
 from service.telemetry import TurnRecord
@@ -80,6 +80,7 @@ class Turns:
             self._over,
             self._settle,
             self._put_late_results,
+            self._with_room,
             on_lost,
         )
         self._compaction = Compaction(terms, history, reporter, admit, self._summarised)
@@ -291,7 +292,7 @@ class Turns:
         segment = next((segment for segment in segments if segment.stands_in_for(call_id)), None)
         standing = history or (None if segment is None else segment.results[call_id])
         if standing is None or self._editing.knows(call_id):
-            if self._speaking.is_answered(call_id):
+            if self._speaking.is_answered(call_id) or self._history.has_result(call_id):
                 return
             if event.turn_id < self.last_turn:
                 raise self._stale("tool_result.turn_id")
@@ -431,8 +432,8 @@ class Turns:
         abandoned = self._speaking.abandon(reply)
         if reply.is_open:
             self._cut(reply, reply.heard_chars(None))
-        elif abandoned and reply.cut is not None:
-            self._history.rewrite(reply, reply.cut)
+        elif abandoned and reply.cut is not None and (kept := self._history.put_stand_ins(reply)) is not None:
+            self._reporter.history_changed(HistoryCause.TOOL_RESULT, kept)
         reply.item_ids = self._history.item_ids(reply)
         self._put_into_force()
 

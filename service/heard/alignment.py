@@ -145,6 +145,15 @@ class Alignment:
             behind, place = found
             self.reached += [None] * (behind - at - 1) + [place]
             self._since = behind
+        self._leave_begun(place)
+
+    def _leave_begun(self, place: int) -> None:
+        """A word of the text that begins within a spoken one, and does not end with it, was not heard."""
+        begin, at = place, len(self.reached) - 1
+        while not self.said.begins_at(begin):
+            begin, at = begin - 1, at - 1
+        if begin < place and at > self._since and not self.spoken.begins_at(at):
+            del self.reached[at + 1 :]
 
     def _read(self, at: int, place: int) -> tuple[int, int] | None:
         """Where both go on behind what is spoken from ``at`` on and written from ``place`` on, which differ."""

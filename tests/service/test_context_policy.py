@@ -232,6 +232,7 @@ def test_a_summary_asks_for_room_like_any_question_and_again_when_there_may_be_s
             call.engine.step()
         prompt, answer = asked[-1] if len(asked) > refusals else (0, 0)
         assert tokens() == call.conversation.length + prompt + answer
+    assert len(call.of(server.ContextNearlyFull)) == 1
     assert len(set(asked)) == 1 and not changes(call)  # the question alone: the history is shared
     call.run()
     assert [change.cause for change in changes(call)] == [HistoryCause.SUMMARISED]

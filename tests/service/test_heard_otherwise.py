@@ -129,6 +129,7 @@ def test_what_nobody_knows_how_it_is_spoken_is_passed_over(text: str, spoken: st
         ),
         ("Es kostet 2,50, nur fünfzig Cent mehr.", "es kostet zwei euro fünfzig cent", "Es kostet"),
         ("Es kostet 2,50 Euro.", "es kostet zwei euro", "Es kostet"),
+        ("Pay EUR or not.", "pay euro", "Pay EUR"),
         ("Es sind 1 000 EUR pro Tag.", "es sind tausend euro pro tag", "Es sind 1 000 EUR pro Tag."),
         ("The grey colour of tonite is it.", "the gray color of to night is it", "The grey colour of tonite is it."),
         ("We have ½ of that.", "we have a half of that", "We have ½ of that."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -11,7 +12,7 @@ from service import server_events as server
 from service.conversation import Conversation
 from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT
 from service.items import Item, MessageItem, ToolCallItem, ToolResultItem
-from service.options import GenerationPatch, Limits, ToolChoice, TurnOptions
+from service.options import ContextPolicy, GenerationPatch, Limits, ToolChoice, TurnOptions
 from service.problems import Reason
 from service.server_events import HistoryCause, TurnEnd
 from tests.service.calls import LINES, SYSTEM, BegunEngine, CallUnderTest, chat, fresh_reply, target
@@ -338,6 +339,76 @@ def test_a_tool_that_was_given_up_may_answer_while_another_one_is_waited_for() -
     answer(call, first)
     answer(call, second, FAILED)
     assert results(call) == [DONE if made is first else FAILED for made in called]
+
+
+def test_a_tool_times_out_under_another_name() -> None:
+    """A client that has names of its own sends its view of the conversation while the tools run."""
+    call, _ = at_two_calls()
+    named = tuple(replace(item, id=f"mine-{at}") for at, item in enumerate(call.conversation.items))
+    call.send(client.Items(named))
+    assert not call.of(server.TurnEnded)
+    call.wait()
+    call.run()
+    assert len(call.of(server.ToolTimedOut)) == 2 and len(call.of(server.TurnEnded)) == 1
+    assert len(set(results(call))) == 1 and "in time" in results(call)[0]
+
+
+def test_what_stands_for_results_of_an_interrupted_turn_is_told() -> None:
+    call, called = at_two_calls()
+    call.send(client.Interrupt(1, client.Heard(chars=5)))
+    before = call.of(server.Interrupted)[-1].history
+    call.send(client.Final(2, LINES[1], BRIEF))
+    (change,) = call.of(server.HistoryChanged)
+    assert change.cause is HistoryCause.TOOL_RESULT and change.history.version == before.version + 1
+    assert set(change.history.item_ids) >= {made.call.id for made in called}
+    call.run()
+    known = {*change.history.item_ids, *call.of(server.TurnEnded)[-1].history.item_ids}
+    assert {item.id for item in call.conversation.items} == known
+
+
+def test_a_result_that_came_with_the_items_may_come_again() -> None:
+    call, called = at_two_calls()
+    given = [ToolResultItem("", made.call.call_id, made.call.name, DONE) for made in called]
+    call.send(client.Items((*call.conversation.items, *given)))
+    answer(call, called[0])
+    call.send(client.Respond(2, BRIEF))
+    answer(call, called[1])
+    call.run()
+    assert not call.of(server.Failure) and results(call) == [DONE, DONE]
+
+
+def test_results_that_nothing_is_said_to_are_computed_before_anybody_waits() -> None:
+    call, called = at_two_calls()
+    for made in called:
+        answer(call, made, no_reply=True)
+    call.run()
+    assert call.engine.log(call.call.session) == call.conversation.tokens
+
+
+@pytest.mark.parametrize("policy", ["drop_oldest", "refuse"])
+def test_the_policy_for_a_full_context_makes_room_for_results(policy: Literal["drop_oldest", "refuse"]) -> None:
+    turns = tuple(MessageItem("", role, LINES[0]) for _ in range(20) for role in ("user", "assistant"))
+    call, called = at_two_calls(items=turns, context=ContextPolicy(policy, None, 300))
+    room, words = target().max_context_tokens - call.conversation.length, 1
+
+    def given(words: int) -> list[ToolResultItem]:
+        return [ToolResultItem("", made.call.call_id, made.call.name, "7 " * words) for made in called]
+
+    while call.conversation.result_tokens(given(words)) < room + 50:
+        words += 1
+    long = "7 " * words
+    for made in called:
+        answer(call, made, long)
+    call.run()
+    refused = [failure.problem.reason for failure in call.of(server.Failure)]
+    if policy == "refuse":
+        assert refused == [Reason.CONTEXT_FULL] and long not in outputs(call)
+    else:
+        assert not refused and outputs(call) == [long, long]
+        assert call.of(server.HistoryChanged)[0].cause is HistoryCause.DROPPED_OLDEST
+    assert call.call.turns is not None and call.call.turns.reply is not None
+    assert len(call.call.turns.reply.segments) == 1 + (policy == "drop_oldest")  # it goes on behind them
+    fits(call)
 
 
 def test_a_late_result_finds_its_place_under_other_names() -> None:
