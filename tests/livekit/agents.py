@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -38,6 +39,13 @@ def function_tools(answer: Answer) -> list[lk.Tool | lk.Toolset]:
         return function_tool(run, raw_schema=schema)
 
     return [made(dict(tool["function"])) for tool in TOOL_TURN.tools]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that nobody announces. Raises TimeoutError after a minute."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
