@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 
 from livekit.agents import Agent, AgentSession
 
+from firstword import Client
 from firstword.livekit import LLM
 from tests.e2e.server import ServiceProcess
 from tests.firstword.receptionist import LINES, SYSTEM
-from tests.livekit.agents import model, said, texts, until
+from tests.livekit.agents import GREEDY, model, said, texts, until
 from tests.livekit.recogniser import Kind, Recogniser, Silence
 
 
@@ -51,21 +52,27 @@ async def test_what_is_heard_is_prefilled_before_the_turn_is_complete(service: S
 async def test_a_reply_made_ahead_is_taken_and_stays_warm(service: ServiceProcess) -> None:
     """The final transcript differs in case and punctuation: LiveKit takes the reply, and it stays as it was."""
     eager = LINES[0].rstrip(".!?").lower()
-    wanted = await said(service.address, eager, system=SYSTEM)
+    async with Client(service.address) as client, client.call(system=SYSTEM, **GREEDY) as call:
+        first, second = await call.ask(eager), await call.ask(LINES[1])
+    wanted = first.text
     async with model(service.address) as llm, heard(llm) as (session, recogniser):
         recogniser.hear(Kind.START_OF_SPEECH)
         recogniser.hear(Kind.PREFLIGHT_TRANSCRIPT, eager)
         await until(lambda: turns(llm) == 1)
+        made = llm._conversation.turn
+        assert made is not None
+        await until(lambda: made.report is not None and not llm._conversation.replying)
         recogniser.hear(Kind.FINAL_TRANSCRIPT, LINES[0])
         recogniser.hear(Kind.END_OF_SPEECH)
         await until(lambda: len(texts(session)) == 2)
         assert texts(session) == [("user", LINES[0]), ("assistant", wanted)]
         assert turns(llm) == 1
         await session.run(user_input=LINES[1])
+        assert texts(session)[-1] == ("assistant", second.text)
         turn = llm._conversation.turn
-        assert turn is not None and turn.id == 2 and turn.report is not None
-        usage = turn.report.usage
-        assert usage.prompt_tokens - usage.cached_tokens < 2 * len(LINES[1].split()) + 20
+        assert turn is not None and turn.id == 2 and turn.report and made.report and first.report and second.report
+        changes = turn.report.history_version - made.report.history_version
+        assert changes == second.report.history_version - first.report.history_version  # nothing was edited
 
 
 async def test_a_reply_made_ahead_that_is_dropped_leaves_nothing(service: ServiceProcess) -> None:
