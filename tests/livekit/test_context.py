@@ -47,6 +47,27 @@ async def test_a_reply_that_was_spoken_over_is_cut_to_what_was_heard(service: Se
         assert second.report.history_version == alone.report.history_version  # nothing was edited
 
 
+async def test_a_reply_that_was_broken_off_ends_where_the_context_says(service: ServiceProcess) -> None:
+    """Though the service had sent more of it than LiveKit ever took."""
+    ctx = with_system(context(Message("user", LINES[0])))
+    async with model(service.address) as llm:
+        stream = llm.chat(chat_ctx=ctx)
+        first = await anext(aiter(stream))
+        turn = llm._conversation.turn
+        assert turn is not None and first.delta is not None and first.delta.content
+        await stream.aclose()
+        heard = llm._conversation._said
+        ctx.add_message(role="assistant", content=heard, interrupted=True)
+        ctx.add_message(role="user", content=LINES[1])
+        text = await replied(llm, ctx)
+    async with Client(service.address) as client, client.call(system=SYSTEM, **GREEDY) as call:
+        whole = await call.ask(LINES[0])
+        assert whole.text.startswith(heard) and whole.text != heard
+        await call.interrupt(heard_text=heard)
+        assert (await call.ask(LINES[1])).text == text
+    assert turn.history_text == heard
+
+
 async def test_a_reply_of_which_nothing_was_heard_leaves_nothing(service: ServiceProcess) -> None:
     wanted = await said(service.address, LINES[1], Message("user", LINES[0]), system=SYSTEM)
     ctx = with_system(context(Message("user", LINES[0])))

@@ -82,7 +82,9 @@ async def test_a_reply_made_ahead_that_is_dropped_leaves_nothing(service: Servic
         recogniser.hear(Kind.START_OF_SPEECH)
         recogniser.hear(Kind.PREFLIGHT_TRANSCRIPT, begin)
         await until(lambda: turns(llm) == 1)
+        await until(lambda: not llm._conversation.replying)
         recogniser.hear(Kind.INTERIM_TRANSCRIPT, LINES[0])
+        await until(lambda: llm._conversation.turn is None)  # what is heard is prefilled behind the history without it
         recogniser.hear(Kind.PREFLIGHT_TRANSCRIPT, LINES[0])
         recogniser.hear(Kind.FINAL_TRANSCRIPT, LINES[0])
         recogniser.hear(Kind.END_OF_SPEECH)
