@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from firstword.call import Call
 from firstword.errors import FirstwordError
-from firstword.events import TextDelta, TurnEvent, Usage, Waiting
+from firstword.events import Interrupted, TextDelta, TurnEvent, Usage, Waiting
 from firstword.livekit.context import View, alike, same
 from firstword.turn import Turn
 from firstword.types import Item, Message, ToolCall, ToolResult, TurnOptions
@@ -42,7 +42,7 @@ class Conversation:
         self._sure = True
         """Whether the history is what was told, then what was said and called."""
         self._options = TurnOptions()
-        self._cuts: set[asyncio.Task[bool]] = set()
+        self._cuts: set[asyncio.Task[Interrupted | None]] = set()
 
     @property
     def call(self) -> Call | None:
@@ -147,12 +147,11 @@ class Conversation:
             self._cuts.add(cut)
             cut.add_done_callback(self._cuts.discard)
 
-    async def _interrupt(self, call: Call, turn: Turn, heard_text: str | None = None) -> bool:
-        """Whether it was done; else a newer turn has begun, or the call is over, which the next event finds out."""
+    async def _interrupt(self, call: Call, turn: Turn, heard_text: str | None = None) -> Interrupted | None:
+        """None: a newer turn has begun, or the call is over, which the next event finds out."""
         with suppress(FirstwordError):
-            await call.interrupt(turn=turn, heard_text=heard_text)
-            return True
-        return False
+            return await call.interrupt(turn=turn, heard_text=heard_text)
+        return None
 
     async def _begin(self, view: View, options: TurnOptions) -> Turn:
         """Ask for the reply. Returns the turn that gives it."""
@@ -224,7 +223,9 @@ class Conversation:
         heard = items[len(told)]
         if not isinstance(heard, Message) or not heard.interrupted or (self._sure and heard.text == self._said):
             return
-        if await self._interrupt(call, turn, heard.text):
+        self._sure = False
+        cut = await self._interrupt(call, turn, heard.text)
+        if cut is not None and cut.text:  # else nothing of it reads like what was said, and it is told as a text
             self._said, self._sure = heard.text, True
 
     def _history(self) -> tuple[Item, ...]:

@@ -68,6 +68,24 @@ async def test_a_reply_that_was_broken_off_ends_where_the_context_says(service: 
     assert turn.history_text == heard
 
 
+async def test_a_cut_reply_that_was_written_anew_is_as_the_context_has_it(service: ServiceProcess) -> None:
+    """Nothing of it reads like what was said, so there is nothing of that to keep."""
+    other = "Xylophones"
+    ctx = with_system(context(Message("user", LINES[0])))
+    async with model(service.address) as llm:
+        await replied(llm, ctx)
+        ctx.add_message(role="assistant", content=other, interrupted=True)
+        ctx.add_message(role="user", content=LINES[1])
+        await replied(llm, ctx)
+        second = llm._conversation.turn
+        assert second is not None and second.report is not None
+    history = (Message("user", LINES[0]), Message("assistant", other, interrupted=True))
+    async with Client(service.address) as client, client.call(system=SYSTEM, items=history, **GREEDY) as call:
+        alone = await call.ask(LINES[1])
+    assert alone.report is not None and alone.text == second.text
+    assert alone.report.usage.prompt_tokens == second.report.usage.prompt_tokens
+
+
 async def test_a_reply_of_which_nothing_was_heard_leaves_nothing(service: ServiceProcess) -> None:
     wanted = await said(service.address, LINES[1], Message("user", LINES[0]), system=SYSTEM)
     ctx = with_system(context(Message("user", LINES[0])))
