@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from livekit.agents import Agent
+from livekit.agents import Agent, function_tool
+from livekit.agents import llm as lk
+from pydantic import BaseModel, Field
 
 from firstword import Client
 from tests.e2e.server import ServiceProcess
 from tests.firstword.receptionist import LINES, SYSTEM, TOOL_TURN, tools
-from tests.livekit.agents import GREEDY, agent, context, function_tools, model, texts
+from tests.livekit.agents import GREEDY, agent, context, function_tools, model, replied, texts
 
 
 async def test_a_conversation_is_what_the_client_alone_gets(service: ServiceProcess) -> None:
@@ -51,3 +53,36 @@ async def test_a_function_tool_runs_and_the_same_turn_goes_on(service: ServicePr
         assert [(call.name, dict(call.arguments)) for call in turn.tool_calls] == seen and seen
         assert texts(session)[-1] == ("assistant", turn.text)
         assert llm._conversation.turn is not None and llm._conversation.turn.id == 1
+
+
+Short = Annotated[str, Field(max_length=12)]
+
+
+class Visit(BaseModel):
+    """When somebody comes."""
+
+    day: Literal["Monday", "Tuesday"]
+    hour: Annotated[int, Field(ge=8, le=18, description="On the full hour.")] = 9
+    notes: Annotated[list[Short], Field(max_length=1)] = []
+
+
+@function_tool
+async def plan(name: Short, visit: Visit, kind: Literal["cut", "color"] = "cut", phone: Short | None = None) -> str:
+    """Plan a visit.
+
+    Args:
+        name: Full name.
+    """
+    return f"{name} {visit.day} {kind} {phone}"
+
+
+async def test_a_tool_with_the_schema_of_a_function_is_held_to_it(service: ServiceProcess) -> None:
+    """Nested models, defaults, choices and unions, as LiveKit derives them from a signature."""
+    ctx = context(*TOOL_TURN.history)
+    ctx.add_message(role="user", content=TOOL_TURN.line)
+    async with model(service.address, max_tokens=200) as llm:
+        reply = await llm.chat(chat_ctx=ctx, tools=[plan], tool_choice="required").collect()
+        (call,) = reply.tool_calls
+        arguments, _ = lk.utils.prepare_function_arguments(fnc=plan, json_arguments=call.arguments)
+        assert call.name == "plan" and arguments
+        assert await replied(llm, ctx, tools=[plan], tool_choice="none")
