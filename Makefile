@@ -45,6 +45,20 @@ trace-picture: $(READY) ## Draw the picture of a trace in docs/observability.md,
 test: $(READY) ## Run all tests, two at a time (JOBS=1: one after the other)
 	$(PY) -m pytest -n $(JOBS) --dist worksteal
 
+# LiveKit's packages are 400 MB that nothing else needs, and are not of requirements.lock: an environment of their own, and
+# not part of `make test`. What both have is of the same version; the service that the tests speak to runs in .venv.
+LIVEKIT := build/livekit
+$(LIVEKIT)/.ready: requirements.lock pyproject.toml
+	test -x $(LIVEKIT)/bin/python || $(PYTHON) -m venv $(LIVEKIT)
+	grep -E '^(grpcio|protobuf|googleapis-common-protos|pytest|pytest-asyncio|pytest-timeout)==' requirements.lock \
+	  >$(LIVEKIT)/common.txt
+	$(LIVEKIT)/bin/python -m pip install --quiet --disable-pip-version-check -r $(LIVEKIT)/common.txt \
+	  --editable '.[livekit]'
+	touch $@
+
+test-livekit: $(READY) $(LIVEKIT)/.ready ## The LiveKit plug-in's tests: real agents, a real service (400 MB of packages)
+	FIRSTWORD_SERVICE_PYTHON=$(CURDIR)/$(PY) $(LIVEKIT)/bin/python -m pytest tests/livekit
+
 lint: $(READY) ## ruff, mypy --strict, stale stubs, and buf where npm is there
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .

@@ -15,7 +15,7 @@ TELEMETRY_SDK = "opentelemetry.sdk"
 
 ALLOWED: dict[str, set[str]] = {
     "engine": ENGINE,
-    "firstword": {"firstword", "grpc", "google", "textual", "rich", "prometheus_client"},
+    "firstword": {"firstword", "grpc", "google", "livekit", "textual", "rich", "prometheus_client"},
     "training": ENGINE | {"training", "tqdm", "yaml"},
 }
 """Top-level packages that each of ours may import, beside the standard library."""

@@ -42,10 +42,12 @@ START_TIMEOUT_S = 120
 
 class ServiceProcess:
     """``python -m service`` on a free port. ``entries``: its log so far, one dict a line. root: of the tree whose
-    service it is.
+    service it is. python: that runs it.
     """
 
-    def __init__(self, environment: Mapping[str, str] | None = None, root: Path = ROOT) -> None:
+    def __init__(
+        self, environment: Mapping[str, str] | None = None, root: Path = ROOT, python: str = sys.executable
+    ) -> None:
         # Machines that run tests are slow at times, and what waits is no reason to refuse a call there.
         patient = {"FIRSTWORD_ADMISSION__MAX_BACKLOG_MS": "60000"}
         settings = {"FIRSTWORD_SERVER__PORT": "0", "OMP_NUM_THREADS": "1", **patient, **(environment or {})}
@@ -53,7 +55,7 @@ class ServiceProcess:
         self.entries: list[dict[str, Any]] = []
         self._arrivals: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service"],
+            [python, "-m", "service"],
             cwd=root,
             env={**inherited, **settings},
             stderr=subprocess.PIPE,

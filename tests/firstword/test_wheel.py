@@ -19,6 +19,7 @@ HEAVY = {
     "prometheus_client",
     "opentelemetry",
     "pydantic",
+    "livekit",
     "redis",
 }
 
