@@ -62,6 +62,9 @@ class _Stream:
     async def details(self) -> str:
         return self._status.details
 
+    async def initial_metadata(self) -> Metadata:
+        return ()
+
     async def trailing_metadata(self) -> Metadata:
         return self._status.trailers
 
