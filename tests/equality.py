@@ -179,12 +179,11 @@ def main() -> int:
         faults += spoken_over(given.interrupted)
     print("".join(f"{fault}\n" for fault in faults), end="")
     different = sum(len(count.differences) for count in counts)
-    replies, tokens = sum(count.replies for count in counts), sum(count.tokens for count in counts)
-    close = sum(len(count.close) for count in counts)
-    print(
-        f"{different} differences in {replies} replies of {tokens} tokens; {close} decided by rounding; "
-        f"{(time.monotonic() - started) / 60:.1f} min"
-    )
+    if counts:
+        replies, tokens = sum(count.replies for count in counts), sum(count.tokens for count in counts)
+        close = sum(len(count.close) for count in counts)
+        print(f"{different} differences in {replies} replies of {tokens} tokens; {close} decided by rounding")
+    print(f"{(time.monotonic() - started) / 60:.1f} min")
     return 1 if different or faults else 0
 
 
