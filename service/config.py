@@ -104,14 +104,18 @@ class AdmissionConfig(Section):
     max_backlog_ms: int | None = Field(default=2000, ge=1)
 
 
+MIN_SECRET_CHARACTERS = 16
+
+
 class StoreConfig(Section):
     """Redis, for what must outlive a pod. url: of Redis or Valkey; empty: nothing outlives this process but what
     clients hold.
 
     timeout_s: for an answer of it. lease_s: silence after which a pod counts as gone. retention_s: how long a call is
     kept after it was last written. trust_after_s: how long what Redis has acknowledged may still be lost, by a failover
-    or a crash; clients hold it for so long. encryption_keys: base64 of 32 random bytes each, separated by commas,
-    newest first; empty: transcripts are not encrypted.
+    or a crash; clients hold it for so long. name_key: a secret that names in the store are made with, so that they tell
+    nothing; it does not rotate, and is the same for all pods; empty: the last of ``resume.keys``. encryption_keys:
+    base64 of 32 random bytes each, separated by commas: the first one encrypts; empty: transcripts are not encrypted.
     """
 
     url: str = ""
@@ -119,11 +123,19 @@ class StoreConfig(Section):
     lease_s: float = Field(default=6.0, gt=0)
     retention_s: float = Field(default=3600.0, gt=0)
     trust_after_s: float = Field(default=5.0, ge=0)
+    name_key: str = Field(default="", repr=False)
     encryption_keys: str = Field(default="", repr=False)
 
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(filter(None, map(str.strip, self.encryption_keys.split(","))))
+
+    @field_validator("name_key", mode="after")
+    @classmethod
+    def _long_enough(cls, value: str) -> str:
+        if value and len(value) < MIN_SECRET_CHARACTERS:
+            raise ValueError(f"a key has at least {MIN_SECRET_CHARACTERS} characters")
+        return value
 
     @field_validator("encryption_keys", mode="after")
     @classmethod
@@ -140,7 +152,8 @@ class StoreConfig(Section):
 
 class ResumeConfig(Section):
     """How a call outlives its stream. keys: secrets that sign what clients hold, the same for all pods, separated by
-    commas, newest first; empty: one that nobody else has, so that calls can be resumed at this process alone.
+    commas: the first one signs, each is believed; empty: one that nobody else has, so that calls can be resumed at this
+    process alone.
 
     token_ttl_s: how long a resume token can be used; a new one comes in time. keep_s: how long a call stays warm whose
     stream broke.
@@ -157,8 +170,8 @@ class ResumeConfig(Section):
     @field_validator("keys", mode="after")
     @classmethod
     def _long_enough(cls, value: str) -> str:
-        if any(len(key) < 16 for key in filter(None, map(str.strip, value.split(",")))):
-            raise ValueError("a key has at least 16 characters")
+        if any(len(key) < MIN_SECRET_CHARACTERS for key in filter(None, map(str.strip, value.split(",")))):
+            raise ValueError(f"a key has at least {MIN_SECRET_CHARACTERS} characters")
         return value
 
 

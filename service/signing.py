@@ -19,7 +19,7 @@ from service.store import CallKey
 
 @dataclass(frozen=True)
 class Signing:
-    """keys: newest first, of at least one. token_ttl_s: how long a resume token can be used."""
+    """keys: at least one; the first one signs, each is believed. token_ttl_s: how long a resume token can be used."""
 
     keys: tuple[str, ...]
     token_ttl_s: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 from service.config import ServiceConfig
@@ -9,6 +10,8 @@ from service.store.directory import Pod
 from service.store.naming import new_pod_id
 from service.store.redis_store import RedisOptions, RedisStore
 from service.store.sealing import AesGcm
+
+log = logging.getLogger(__name__)
 
 
 def store_of(
@@ -25,6 +28,17 @@ def store_of(
         lease_s=chosen.lease_s,
         retention_s=chosen.retention_s,
         trust_after_s=chosen.trust_after_s,
-        name_keys=tuple(secret.encode() for secret in config.resume.secrets),
+        name_keys=_name_keys(config),
     )
     return RedisStore(options, Pod(new_pod_id(), address, load, tenants), AesGcm(chosen.keys))
+
+
+def _name_keys(config: ServiceConfig) -> tuple[bytes, ...]:
+    """The key of names, or else all that sign: a server that has one more or less than another then finds its calls no
+    more, while both hold them.
+    """
+    if config.store.name_key:
+        return (config.store.name_key.encode(),)
+    if len(config.resume.secrets) > 1:
+        log.warning("resume.keys rotate, and names in the store with them: set store.name_key")
+    return tuple(secret.encode() for secret in config.resume.secrets)

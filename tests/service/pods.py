@@ -15,7 +15,7 @@ from typing import Any
 from firstword import Client
 from service.admission import Admission
 from service.call_services import CallServices
-from service.config import ResumeConfig, ServiceConfig, StoreConfig
+from service.config import ServiceConfig, StoreConfig
 from service.conversation import Conversation
 from service.security.security import Security
 from service.server import Server
@@ -55,7 +55,13 @@ class LocalPod:
         self._advertise = advertise
         self._new_engine = new_engine
         self._store_config = (
-            StoreConfig(url=store_url, timeout_s=5.0, lease_s=lease_s, trust_after_s=trust_after_s)
+            StoreConfig(
+                url=store_url,
+                timeout_s=5.0,
+                lease_s=lease_s,
+                trust_after_s=trust_after_s,
+                name_key=self._config.store.name_key,
+            )
             if store_url
             else StoreConfig()
         )
@@ -157,7 +163,7 @@ class LocalPod:
     def _store(self, servicer: CallServicer) -> Store:
         if not self._store_config.url:
             return MemoryStore()
-        config = ServiceConfig(store=self._store_config, resume=ResumeConfig(keys=SECRET))
+        config = ServiceConfig(store=self._store_config, resume=self._config.resume)
         address = self.address if self._advertise is None else self._advertise
         return store_of(config, address, lambda: servicer.load, lambda: servicer.tenants)
 

@@ -197,6 +197,7 @@ def test_servers_of_one_store_sign_with_one_key() -> None:
     ("variable", "value", "what"),
     [
         ("FIRSTWORD_RESUME__KEYS", "short", "16 characters"),
+        ("FIRSTWORD_STORE__NAME_KEY", "short", "16 characters"),
         ("FIRSTWORD_STORE__ENCRYPTION_KEYS", "c2hvcnQ=", "32 random bytes"),
         ("FIRSTWORD_STORE__ENCRYPTION_KEYS", "!", "32 random bytes"),
     ],
