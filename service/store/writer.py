@@ -165,8 +165,8 @@ class Writer:
         """One round: the heartbeat where it is due, then whatever there is to write."""
         if time.monotonic() >= self._next_beat:
             late = self._next_beat and time.monotonic() - self._next_beat > self._lease_s
+            await self._check_leases()  # first: a pod that was frozen is there again without the calls that others have
             await self._directory.beat()
-            await self._check_leases()
             await self._read_memory()
             if late:
                 log.warning("the lease had run out", extra={"calls": len(self._logs)})

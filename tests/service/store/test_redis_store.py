@@ -7,7 +7,7 @@ import base64
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -328,6 +328,26 @@ async def test_a_failover_that_loses_what_was_acknowledged(server: Valkey) -> No
         await until(lambda: not one.writer.pending)
         assert (await taken(one)).records == records
         assert next(told.checkpoints) == 0
+
+
+async def test_who_was_frozen_drops_what_others_have_before_it_says_that_it_is_there(server: Valkey) -> None:
+    """Its calls that write nothing, too."""
+    async with Pods(server.url) as pods:
+        one, other, told = await pods.pod(), await pods.pod(), Told()
+        there: list[bool] = []
+        with redis.Redis.from_url(server.url) as client:
+            pod = f"firstword:pod:{one._pod.id}"
+            ownership = replace(told.ownership(), on_lost=lambda taken: there.append(bool(client.exists(pod))))
+            log = one.begin(KEY, ownership)
+            fill(log, range(1, 3))
+            await written(log, 2)
+            await one.halt()  # as a frozen process
+            await taken(other)
+            await until(lambda: not client.exists(pod))
+            await one.start()
+            await until(lambda: bool(there))
+            await until(lambda: bool(client.exists(pod)))
+    assert there == [False]
 
 
 async def test_a_whole_that_comes_late_leaves_no_hole(server: Valkey) -> None:
