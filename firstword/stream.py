@@ -42,6 +42,8 @@ MOST_IN_VAIN = 5
 """Streams one after the other that bring nothing new, after which the call has failed: it may be the call itself that
 no server survives.
 """
+GOOD_S = 5.0
+"""A stream that has lasted so long while nothing was to be said was none of these."""
 
 SUPERSEDED, WARM_ELSEWHERE = "SUPERSEDED", "WARM_ELSEWHERE"
 PASSING = frozenset(
@@ -192,11 +194,13 @@ class CallStream:
         failure, in_vain = closed(), 0
         try:
             while True:
-                known = self.books.seq
+                known, began = self.books.seq, time.monotonic()
                 failure = await line.read(self._take)
                 self._line = None
-                self._affinity = await line.header(self._affinity_header)
-                in_vain = in_vain + 1 if self.books.seq == known else 0
+                # A gateway tells it where it has chosen, and not where it was asked for what it would have chosen.
+                self._affinity = await line.header(self._affinity_header) or self._affinity
+                was_good = self.books.seq > known or (self._is_quiet() and time.monotonic() - began > GOOD_S)
+                in_vain = 0 if was_good else in_vain + 1
                 if self._dropped:
                     failure = CallFailed(grpc.StatusCode.CANCELLED, CLOSED, "the client dropped the call")
                 if not self._may_go_on(failure) or in_vain > MOST_IN_VAIN:
@@ -242,7 +246,8 @@ class CallStream:
                 raise failure
             if failure.reason == SUPERSEDED:
                 self.books.superseded(int(failure.metadata.get("generation", 0)))
-            was_pinned, pinned = bool(pinned), ()
+            if was_pinned := bool(pinned):
+                self._affinity = pinned = ()
             if address:  # whoever should be warm is not
                 address, take_over = "", True
                 continue

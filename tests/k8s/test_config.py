@@ -44,14 +44,13 @@ def test_what_is_set_arrives(tmp_path: Path) -> None:
     assert config.fallback["other"].model == "/models/Qwen3-0.6B"
 
 
-def test_pods_that_share_a_store_say_where_they_are_but_behind_a_gateway() -> None:
+def test_pods_that_share_a_store_say_where_they_are() -> None:
     def advertised(rendered: list[dict[str, Any]]) -> list[str]:
         entries = container(rendered)["env"]
         assert [entry["name"] for entry in entries].index("POD_IP") < len(entries) - 1
         return [entry["value"] for entry in entries if entry["name"] == "FIRSTWORD_SERVER__ADVERTISE"]
 
-    assert advertised(manifests({**values("production"), "gateway": {"enabled": False}})) == ["$(POD_IP):50051"]
-    assert advertised(manifests(values("production"))) == []
+    assert advertised(manifests(values("production"))) == ["$(POD_IP):50051"]
     assert advertised(manifests(values("default"))) == []
 
 

@@ -12,11 +12,13 @@ import grpc
 import pytest
 
 from firstword import Client, TextDelta
+from firstword.stream import MOST_IN_VAIN
 from tests.e2e.lines import Lines
 from tests.firstword.receptionist import LINES
 from tests.service.pods import LocalPod, local_pods
 from tests.service.store.valkey import Valkey, valkey
 from tests.service.test_takeover import LONG
+from tests.service.waiting import until
 
 HEADER = "x-firstword-pod"
 IN_TIME_S = 30.0
@@ -29,7 +31,9 @@ def store() -> Iterator[Valkey]:
 
 
 class Gateway(grpc.GenericRpcHandler):
-    """Ends streams and begins others, to the pod of the header or to the next one; tells which it was."""
+    """Ends streams and begins others, to the pod of the header or to the next one; tells which it was where it was not
+    asked for that one, as Envoy does.
+    """
 
     def __init__(self, pods: Sequence[LocalPod]) -> None:
         self._pods = pods
@@ -39,7 +43,7 @@ class Gateway(grpc.GenericRpcHandler):
         async def passed(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
             given = dict(context.invocation_metadata())
             chosen = int(given[HEADER]) if HEADER in given else next(self._next)
-            await context.send_initial_metadata(((HEADER, str(chosen)),))
+            await context.send_initial_metadata(() if HEADER in given else ((HEADER, str(chosen)),))
             async with grpc.aio.insecure_channel(self._pods[chosen].address) as channel:
                 stream = channel.stream_stream(details.method)(requests)
                 try:
@@ -66,20 +70,20 @@ async def gateway(pods: Sequence[LocalPod]) -> AsyncIterator[Lines]:
         await server.stop(0)
 
 
-async def cut_in_the_middle(client: Client, lines: Sequence[Lines]) -> tuple[str, int]:
-    """(the text of a turn in which the lines were cut, the generation that ended it)"""
+async def cut_in_the_middle(client: Client, lines: Sequence[Lines], cuts: int = 1) -> tuple[str, int]:
+    """(the text of a turn in which the lines were cut so often, the generation that ended it)"""
     async with client.call(**LONG) as call, asyncio.timeout(IN_TIME_S):
         turn, deltas = await call.final(LINES[0]), 0
         async for event in turn:
             deltas += isinstance(event, TextDelta)
-            if deltas == 2 and isinstance(event, TextDelta):
+            if isinstance(event, TextDelta) and deltas in (2, 4, 6)[:cuts]:
                 for one in lines:
                     one.cut_all()
-        assert call.resumes >= 1
+        assert call.resumes >= cuts
         return turn.text, call._stream.books.generation
 
 
-@pytest.mark.parametrize(("header", "generation"), [(HEADER, 1), ("x-other", 2)])
+@pytest.mark.parametrize(("header", "generation"), [(HEADER, 1), ("x-other", 3)])
 async def test_a_call_comes_back_through_a_gateway(store: Valkey, header: str, generation: int) -> None:
     """To the warm server where the header is sent back; else another one takes it over. No word differs."""
     async with (
@@ -89,7 +93,26 @@ async def test_a_call_comes_back_through_a_gateway(store: Valkey, header: str, g
     ):
         async with client.call(**LONG) as call:
             wanted = (await call.ask(LINES[0])).text
-        assert await cut_in_the_middle(client, [lines]) == (wanted, generation)
+        assert await cut_in_the_middle(client, [lines], cuts=2) == (wanted, generation)
+
+
+async def test_a_quiet_call_outlives_any_number_of_lines_that_were_good(
+    store: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proxies end connections at some age: that is no sign that no server survives the call."""
+    monkeypatch.setattr("firstword.stream.GOOD_S", 0.2)
+    async with (
+        local_pods(1, store.url) as (pod,),
+        Client(pod.address) as client,
+        client.call(**LONG) as call,
+        asyncio.timeout(IN_TIME_S),
+    ):
+        for times in range(1, MOST_IN_VAIN + 3):
+            await asyncio.sleep(0.3)
+            pod.lines.cut_all()
+            await until(lambda wanted=times: call.resumes >= wanted)
+        assert call.failure is None
+        assert (await call.ask(LINES[0])).text
 
 
 async def test_an_address_that_does_not_answer_is_not_waited_for(

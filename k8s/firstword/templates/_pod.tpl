@@ -13,8 +13,8 @@
 HOME: /tmp
 # An image may say where to listen, and the environment wins over the file.
 FIRSTWORD_SERVER__HOST: {{ $config.server.host | quote }}
-{{- if and (include "firstword.hasStore" .) (not .Values.gateway.enabled) }}
-# Where clients of a call find the pod that is warm for it. Behind a gateway they reach no pod by its address.
+{{- if include "firstword.hasStore" . }}
+# Where clients of a call find the pod that is warm for it. One behind a gateway tries it for a second, while a pod drains.
 FIRSTWORD_SERVER__ADVERTISE: "$(POD_IP):{{ include "firstword.port" . }}"
 {{- end }}
 # Nothing is fetched when the service runs: what it needs is mounted.
