@@ -25,6 +25,8 @@ class _NoLog:
 class MemoryStore:
     """Calls are resumed from what their clients hold."""
 
+    keeps = False
+
     async def start(self) -> None:
         pass
 

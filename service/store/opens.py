@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from redis.asyncio.client import Pipeline
 
 PERIOD_S = 60.0
-"""Of what counts: what was opened so long ago keeps nobody from opening another call."""
+"""After which what was opened is not heard of any more. What was heard of in time is waited for, however long."""
 
 KEPT_S = 3 * PERIOD_S
 """How long the store keeps the counter of a minute, which is read in that minute and in the next one."""

@@ -93,7 +93,10 @@ class CallLog(Protocol):
 
 
 class Store(Protocol):
-    """What all pods of a service share."""
+    """What all pods of a service share. keeps: whether it holds anything of calls."""
+
+    @property
+    def keeps(self) -> bool: ...
 
     async def start(self) -> None:
         """Begin to write, and to say that this pod is there. Returns at once, whether the store answers or not."""

@@ -44,6 +44,8 @@ class RedisStore:
     what calls have to say.
     """
 
+    keeps = True
+
     def __init__(self, options: RedisOptions, pod: Pod, sealer: Sealer) -> None:
         self._options = options
         self._pod = pod

@@ -51,7 +51,7 @@ class Telemetry:
         self._held.add(0, {names.REQUEST_MODEL: model})
         for kind in RESUMES:  # the first of a kind is an increase
             self._resumed.add(0, {names.REQUEST_MODEL: model, names.RESUME: kind})
-        for reason in ("STORE_UNAVAILABLE", "SUPERSEDED", "UNKNOWN_CALL", "WARM_ELSEWHERE"):
+        for reason in ("FORGED", "STORE_UNAVAILABLE", "SUPERSEDED", "TOKEN_EXPIRED", "UNKNOWN_CALL", "WARM_ELSEWHERE"):
             self._resume_refused.add(0, {names.REQUEST_MODEL: model, names.ERROR: reason})
         self.watch_models(names.TURNS_OPEN, "{turn}", "Turns in progress", {model: lambda: self.turns_open})
 

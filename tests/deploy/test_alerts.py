@@ -209,7 +209,11 @@ CAUSES: dict[str, tuple[dict[str, str], int]] = {
         10,
     ),
     "FirstwordCallsNotResumed": (
-        {'firstword_calls_resume_refused_total{gen_ai_request_model="m", error_type="UNKNOWN_CALL"}': "0x5 0+2x10"},
+        {'firstword_calls_resume_refused_total{gen_ai_request_model="m", error_type="TOKEN_EXPIRED"}': "0x5 0+2x10"},
+        12,
+    ),
+    "FirstwordTokensNotBelieved": (
+        {'firstword_calls_resume_refused_total{gen_ai_request_model="m", error_type="FORGED"}': "0x5 0+2x10"},
         12,
     ),
     "FirstwordTakeovers": (

@@ -395,6 +395,15 @@ def rotating(stubs: list[Any]) -> Any:
     return stubs[-1]
 
 
+async def test_a_takeover_where_no_store_is_counts_as_one_without(recorded: Recorded) -> None:
+    async with local_pods(2) as two, client_of(two) as client, client.call(**LONG) as call:
+        await told(call, LINES[0])
+        await killed(two, call)
+        await told(call, LINES[1])
+        points = recorded.metrics()[names.RESUMED]
+        assert {point.attributes[names.RESUME] for point in points if point.value} == {"without_store"}
+
+
 async def test_takeovers_are_counted_by_kind_and_refusals_by_reason(store: Valkey, recorded: Recorded) -> None:
     def counts(name: str, by: str) -> dict[str, int]:
         return {point.attributes[by]: point.value for point in recorded.metrics()[name] if point.value}
