@@ -44,10 +44,9 @@ class HeldReply:
 
     def take(self, record: Record) -> None:
         """Keep what the engine says, or hand it on once the reply is released and nothing before it is held."""
-        if self._sink is None:
-            self.num_tokens += len(record.tokens) if isinstance(record, records.Progress) else 0
-            self.records.append(record)
-        elif self.records:
+        if self._sink is None and isinstance(record, records.Progress):
+            self.num_tokens += len(record.tokens)
+        if self._sink is None or self.records:
             self.records.append(record)
         else:
             self._sink(self.segment, record)

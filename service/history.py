@@ -447,13 +447,14 @@ class History:
 
     def has_result(self, call_id: str) -> bool:
         """Whether there is a result of a call, and not what stands for it."""
-        results = (item for item in self.items if isinstance(item, ToolResultItem) and item.call_id == call_id)
-        return any(not item.stands_in for item in results)
+        return any(not item.stands_in for item in self._results_of(call_id))
 
     def standing_in(self, call_id: str) -> ToolResultItem | None:
         """What the model was told instead of a call's result, where it was."""
-        results = (item for item in self.items if isinstance(item, ToolResultItem) and item.call_id == call_id)
-        return next((item for item in results if item.stands_in), None)
+        return next((item for item in self._results_of(call_id) if item.stands_in), None)
+
+    def _results_of(self, call_id: str) -> list[ToolResultItem]:
+        return [item for item in self.items if isinstance(item, ToolResultItem) and item.call_id == call_id]
 
     def put_late_result(self, result: ToolResultItem) -> tuple[ToolResultItem, int, Callable[[int], int]] | None:
         """Put a result, or that it was too long, in the place of what stands in for it. What is there since, and as

@@ -61,9 +61,9 @@ async def _resumed(
         call.disconnect()
         raise
     call.restore(state, taken.generation, event.last_seq, max(taken.records, default=0))
-    if not services.store.keeps:
-        asked = False
-    return call, "without_store" if not asked else "insisted" if event.take_over else "taken_over"
+    if not (asked and services.store.keeps):
+        return call, "without_store"
+    return call, "insisted" if event.take_over else "taken_over"
 
 
 async def _found(

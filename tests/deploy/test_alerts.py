@@ -209,7 +209,10 @@ CAUSES: dict[str, tuple[dict[str, str], int]] = {
         10,
     ),
     "FirstwordCallsNotResumed": (
-        {'firstword_calls_resume_refused_total{gen_ai_request_model="m", error_type="TOKEN_EXPIRED"}': "0x5 0+2x10"},
+        {  # neither alone is enough
+            'firstword_calls_resume_refused_total{gen_ai_request_model="m", error_type="UNKNOWN_CALL"}': "0x5 0+1x10",
+            'firstword_calls_resume_refused_total{gen_ai_request_model="m", error_type="TOKEN_EXPIRED"}': "0x5 0+1x10",
+        },
         12,
     ),
     "FirstwordTokensNotBelieved": (

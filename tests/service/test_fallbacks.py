@@ -209,13 +209,19 @@ def test_what_another_model_says_is_cut_as_it_was_heard(data):
     assert call.text(2) == fresh.text(2)
 
 
-def test_its_tool_calls_are_answered_by_it():
+def at_its_tool_call() -> tuple[CallUnderTest, server.ToolCalled]:
+    """A turn that waits for a tool which the fallback model has called."""
     call = opened(Fallback(model="small"))
     patch = GenerationPatch(tool_choice=ToolChoice(tool=TOOLS[0].name, mode="required"), max_tokens=64)
     call.send(client.Final(1, LINES[0], TurnOptions(generation=patch, first_token_deadline_ms=100)))
     call.wait()
     run_small(call)
     (called,) = call.of(server.ToolCalled)
+    return call, called
+
+
+def test_its_tool_calls_are_answered_by_it():
+    call, called = at_its_tool_call()
     call.send(client.ToolResult(1, called.call.call_id, '{"ok": true}'))
     call.run()
     assert not call.of(server.TurnEnded), "the call's own model was asked"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from itertools import pairwise
 
 import pytest
 import redis
 
-from firstword import ServiceBusy
+from firstword import Client, ServiceBusy
 from service.store import RedisStore, Store
 from tests.e2e.pods import SECRET
 from tests.firstword.receptionist import LINES, SYSTEM
-from tests.service.pods import client_of, local_pods
+from tests.service.pods import LocalPod, client_of, local_pods
 from tests.service.store.test_redis_store import Pods
 from tests.service.store.valkey import Valkey, valkey
 from tests.service.waiting import until
@@ -130,14 +131,21 @@ async def test_a_limit_holds_for_all_servers_together_and_keeps_nobody_from_comi
         assert moving.opened.session_id in goes_to.sessions and moving.resumes
 
 
-async def test_opens_a_minute_are_counted_on_all_servers_together(server: Valkey) -> None:
-    sections = {"admission": {"max_opens_per_minute_per_tenant": 3}}
+@asynccontextmanager
+async def two_that_count(server: Valkey, max_opens: int) -> AsyncIterator[tuple[Sequence[LocalPod], Sequence[Client]]]:
+    """Pods that let in so many opens a minute and have heard of each other, and a client of each."""
+    sections = {"admission": {"max_opens_per_minute_per_tenant": max_opens}}
     async with (
-        local_pods(2, server.url, lease_s=0.6, sections=sections) as (one, other),
-        client_of([one]) as at_one,
-        client_of([other]) as at_other,
+        local_pods(2, server.url, lease_s=0.6, sections=sections) as pods,
+        client_of([pods[0]]) as at_one,
+        client_of([pods[1]]) as at_other,
     ):
-        await until(lambda: beats(one.store) and beats(other.store))
+        await until(lambda: all(beats(pod.store) for pod in pods))
+        yield pods, (at_one, at_other)
+
+
+async def test_opens_a_minute_are_counted_on_all_servers_together(server: Valkey) -> None:
+    async with two_that_count(server, max_opens=3) as ((one, other), (at_one, at_other)):
         for _ in range(2):
             async with at_other.call(system=SYSTEM):
                 pass
@@ -153,13 +161,7 @@ async def test_opens_a_minute_are_counted_on_all_servers_together(server: Valkey
 
 
 async def test_while_the_store_is_away_each_server_counts_its_own_opens(server: Valkey) -> None:
-    sections = {"admission": {"max_opens_per_minute_per_tenant": 1}}
-    async with (
-        local_pods(2, server.url, lease_s=0.6, sections=sections) as (one, other),
-        client_of([one]) as at_one,
-        client_of([other]) as at_other,
-    ):
-        await until(lambda: beats(one.store) and beats(other.store))
+    async with two_that_count(server, max_opens=1) as ((one, other), (at_one, at_other)):
         server.kill()
         for client in (at_one, at_other):
             async with client.call(system=SYSTEM):

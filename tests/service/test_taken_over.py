@@ -12,11 +12,11 @@ from service.call_records import merged, read, replayed
 from service.call_services import Resident
 from service.conversation import load_chat
 from service.items import MessageItem, ToolCallItem, ToolResultItem
-from service.options import Fallback, GenerationPatch, ToolChoice, TurnOptions
+from service.options import Fallback
 from service.problems import Reason
 from service.server_events import AnswerSource, TurnEnd
 from tests.service.calls import LINES, SYSTEM, TOOLS, CallUnderTest, LocalEngine
-from tests.service.test_fallbacks import LATE, SMALL, TURN, opened, run_small, small, small_target
+from tests.service.test_fallbacks import LATE, SMALL, TURN, at_its_tool_call, opened, run_small, small, small_target
 from tests.service.test_guardrails import holds
 from tests.service.test_tool_results import DONE, answer, at_two_calls, goes_on, results
 
@@ -86,12 +86,7 @@ def test_a_reply_of_a_model_that_is_there_goes_on() -> None:
 
 
 def test_tools_that_a_model_called_which_is_not_there_answer_the_calls_own() -> None:
-    call = opened(Fallback(model="small"))
-    patch = GenerationPatch(tool_choice=ToolChoice(tool=TOOLS[0].name, mode="required"), max_tokens=64)
-    call.send(client.Final(1, LINES[0], TurnOptions(generation=patch, first_token_deadline_ms=100)))
-    call.wait()
-    run_small(call)
-    (called,) = call.of(server.ToolCalled)
+    call, called = at_its_tool_call()
     other = elsewhere(call)
     answer(other, called)
     other.run()

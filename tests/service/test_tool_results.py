@@ -52,14 +52,20 @@ def results(call: CallUnderTest) -> list[str]:
     return outputs(call)
 
 
-def at_a_reply_without_its_tool() -> tuple[CallUnderTest, server.ToolCalled]:
-    """A reply that is being made since its tool was given up."""
+def at_a_tool_that_was_given_up(max_calls: int) -> tuple[CallUnderTest, server.ToolCalled]:
+    """A turn that is about to go on without it."""
     opening, line = at_a_tool_call()
-    call = CallUnderTest(replace(opening, limits=Limits(tool_timeout_ms=5000, max_tool_calls_per_call=1)))
+    call = CallUnderTest(replace(opening, limits=Limits(tool_timeout_ms=5000, max_tool_calls_per_call=max_calls)))
     call.send(client.Final(1, line))
     call.run()
     (called,) = call.of(server.ToolCalled)
     due(call, 5.0)
+    return call, called
+
+
+def at_a_reply_without_its_tool() -> tuple[CallUnderTest, server.ToolCalled]:
+    """A reply that is being made since its tool was given up."""
+    call, called = at_a_tool_that_was_given_up(max_calls=1)
     call.step_until_text()
     return call, called
 
@@ -207,12 +213,7 @@ def test_a_reply_made_ahead_of_a_late_result_is_not_released() -> None:
 
 
 def test_a_tool_that_was_given_up_may_still_answer() -> None:
-    opening, line = at_a_tool_call()
-    call = CallUnderTest(replace(opening, limits=Limits(tool_timeout_ms=5000, max_tool_calls_per_call=2)))
-    call.send(client.Final(1, line))
-    call.run()
-    (called,) = call.of(server.ToolCalled)
-    due(call, 5.0)
+    call, called = at_a_tool_that_was_given_up(max_calls=2)
     call.run()
     (_, again) = call.of(server.ToolCalled)  # the model tries it once more
     answer(call, called)
