@@ -49,9 +49,29 @@ class Engine:
 
 
 @dataclass(frozen=True)
+class Store:
+    """The store behind the calls. unwritten, kept: records that are to be written, and that a failover may still lose.
+    memory: bytes in use of those that there may be, whole 0 where there is no limit or none is told.
+    """
+
+    behind: bool
+    unwritten: int
+    kept: int
+    lag_s: float
+    append: Latency
+    memory: Share
+    failures: int
+    fenced: int
+    leases_lost: int
+
+
+@dataclass(frozen=True)
 class Figures:
     """late_clauses: behind the scheduler's deadline; underruns: before which the caller heard silence; of all clauses.
-    modes: first-token latency and tokens per forward, by drafting mode. positions: accepted of what reached each."""
+    modes: first-token latency and tokens per forward, by drafting mode. positions: accepted of what reached each.
+    resumed, sent_back: clients that came back to a call, by how it went on and by why it did not. store: None without
+    one.
+    """
 
     calls: int
     turns_open: int
@@ -69,6 +89,9 @@ class Figures:
     positions: Sequence[Share]
     prompt: Mapping[str, Share]
     engines: Mapping[str, Engine]
+    resumed: Mapping[str, int]
+    sent_back: Mapping[str, int]
+    store: Store | None
 
 
 def figures(snapshot: Snapshot) -> Figures:
@@ -102,6 +125,9 @@ def figures(snapshot: Snapshot) -> Figures:
         positions=_positions(snapshot),
         prompt={name: Share(count, sum(found.values())) for name, count in found.items()},
         engines=_engines(snapshot),
+        resumed=_whole(_by(snapshot, "firstword_calls_resumed_total", "firstword_resume_kind")),
+        sent_back=_whole(_by(snapshot, "firstword_calls_resume_refused_total", "error_type")),
+        store=_store(snapshot),
     )
 
 
@@ -150,6 +176,26 @@ def _engines(snapshot: Snapshot) -> dict[str, Engine]:
         )
         for model, serving in _by(snapshot, "firstword_engine_serving", by).items()
     }
+
+
+def _store(snapshot: Snapshot) -> Store | None:
+    if not any(snapshot.of("firstword_store_behind")):
+        return None
+
+    def of(what: str) -> float:
+        return _sum(snapshot, f"firstword_store_{what}")
+
+    return Store(
+        behind=bool(of("behind")),
+        unwritten=int(of("records_unwritten")),
+        kept=int(of("records_kept")),
+        lag_s=of("lag_seconds"),
+        append=latency(snapshot, "firstword_store_append_time_seconds"),
+        memory=Share(of("memory_used_bytes"), of("memory_limit_bytes")),
+        failures=int(of("failures_total")),
+        fenced=int(of("writes_fenced_total")),
+        leases_lost=int(of("leases_lost_total")),
+    )
 
 
 def _sum(snapshot: Snapshot, name: str, **where: str) -> float:

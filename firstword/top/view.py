@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from firstword.top.figures import Figures, Latency
+from firstword.top.figures import Figures, Latency, Store
 
 QUIET = "grey58"
 GOOD, BAD = "#7fd1ae", "#e06c75"
@@ -34,14 +34,35 @@ def _now(figures: Figures) -> RenderableType:
         _pairs({"answered ahead": figures.ahead, "spoken over": figures.interruptions}),
         _pairs({"clauses behind silence": figures.underruns, "behind schedule": figures.late_clauses}),
     ]
-    for what, counts in (("failed", figures.errors), ("refused", figures.refused)):
+    for what, counts in (
+        ("failed", figures.errors),
+        ("refused", figures.refused),
+        ("came back in vain", figures.sent_back),
+    ):
         if counts:
             lines.append(Text.assemble((f"{what} ", BAD), _pairs(counts)))
+    if figures.resumed:
+        lines.append(Text.assemble(("came back ", QUIET), _pairs(figures.resumed)))
     for model, engine in figures.engines.items():
         state = ("serving", GOOD) if engine.serving else ("away", BAD)
         facts = _pairs({"sessions": engine.sessions, "pages in use": engine.pages, "replaced": engine.restarts})
         lines.append(Text.assemble((f"{model} ", "bold"), state, "  ", facts))
+    if figures.store is not None:
+        lines.append(_store(figures.store))
     return Group(*lines)
+
+
+def _store(store: Store) -> Text:
+    state = ("behind", BAD) if store.behind else ("keeps up", GOOD)
+    facts: dict[str, object] = {"records to write": store.unwritten, "not safe yet": store.kept}
+    text = Text.assemble(("store ", "bold"), state, "  ", _pairs(facts), ("oldest ", QUIET), _time(store.lag_s))
+    text.append("  append p95 ", QUIET).append_text(_time(store.append.percentiles[1]))
+    if store.memory.whole:
+        text.append("  memory ", QUIET).append(str(store.memory))
+    wrong = {"failures": store.failures, "fenced": store.fenced, "leases lost": store.leases_lost}
+    return text.append("  ").append_text(
+        _pairs({name: count for name, count in wrong.items() if count} or {"failures": 0})
+    )
 
 
 def _latencies(figures: Figures) -> Table:

@@ -46,6 +46,9 @@ def test_its_figures_are_those_of_the_server(observed: Observed) -> None:
     assert {name for name, share in found.prompt.items() if share.part} == {"cached", "ahead", "computed"}
     engine = found.engines["receptionist"]
     assert engine.serving and engine.restarts == 0 and engine.pages.whole == 64
+    store = found.store
+    assert store is not None and not store.behind and store.append.count > 0
+    assert store.memory.part > 0 and store.failures == store.fenced == store.leases_lost == 0
 
 
 def test_the_command_prints_them_once(observed: Observed, tmp_path: Path) -> None:
@@ -55,6 +58,7 @@ def test_the_command_prints_them_once(observed: Observed, tmp_path: Path) -> Non
     for name in LATENCIES:
         assert any(re.match(rf"{name}\s+\d", line) for line in lines), name
     assert any("receptionist serving" in line for line in lines)
+    assert any(re.match(r"store keeps up .* append p95 \d", line) for line in lines)
     assert any(line.startswith("failed OUT_OF_PAGES 1") for line in lines)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import math
 from bisect import bisect_left
 
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from firstword.top.app import Window
-from firstword.top.figures import LATENCIES, QUANTILES, figures, latency
+from firstword.top.figures import LATENCIES, QUANTILES, Figures, Share, Store, figures, latency
 from firstword.top.scrape import Snapshot, parse
+from firstword.top.view import render
 
 BOUNDS = [0.01, 0.05, 0.1, 0.25, 1.0]
 NAME = LATENCIES["first token"]
@@ -57,6 +60,50 @@ firstword_calls_active {active}
 def test_counters_are_those_between_two_looks_and_gauges_those_of_now() -> None:
     grown = figures(snapshot(20.0, 12, 2).since(snapshot(10.0, 5, 7)))
     assert (grown.turns, grown.calls) == (7, 2)
+
+
+STORE = """# TYPE firstword_store_behind gauge
+firstword_store_behind 1
+# TYPE firstword_store_records_unwritten gauge
+firstword_store_records_unwritten 12
+# TYPE firstword_store_records_kept gauge
+firstword_store_records_kept 40
+# TYPE firstword_store_lag_seconds gauge
+firstword_store_lag_seconds 2.5
+# TYPE firstword_store_memory_used_bytes gauge
+firstword_store_memory_used_bytes 9e8
+# TYPE firstword_store_memory_limit_bytes gauge
+firstword_store_memory_limit_bytes 1e9
+# TYPE firstword_store_failures counter
+firstword_store_failures_total 3
+# TYPE firstword_calls_resumed counter
+firstword_calls_resumed_total{firstword_resume_kind="here"} 0
+firstword_calls_resumed_total{firstword_resume_kind="taken_over"} 2
+# TYPE firstword_calls_resume_refused counter
+firstword_calls_resume_refused_total{error_type="UNKNOWN_CALL"} 1
+"""
+
+
+def shown(found: Figures) -> str:
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(render(found, "here"))
+    return console.export_text()
+
+
+def test_a_store_that_does_not_keep_up_and_calls_that_come_back() -> None:
+    found = figures(parse(STORE, 0.0))
+    assert found.store == Store(True, 12, 40, 2.5, latency(parse("", 0.0), NAME), Share(9e8, 1e9), 3, 0, 0)
+    assert (found.resumed, found.sent_back) == ({"taken_over": 2}, {"UNKNOWN_CALL": 1})
+    text = shown(found)
+    assert "store behind  records to write 12  not safe yet 40  oldest 2.50 s" in text
+    assert "memory 90%  failures 3" in text and "fenced" not in text
+    assert "came back taken_over 2" in text and "came back in vain UNKNOWN_CALL 1" in text
+
+
+def test_nothing_is_shown_of_a_store_that_is_not_there() -> None:
+    found = figures(snapshot(20.0, 3, 2))
+    assert found.store is None
+    assert "store" not in shown(found) and "came back" not in shown(found)
 
 
 def test_a_counter_that_went_back_is_another_process() -> None:

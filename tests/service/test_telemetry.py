@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import re
 import threading
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
+from deploy.generate import naming
+from deploy.generate.objectives import load
 from engine.session import TurnStats
 from firstword.v1 import client_events_pb2 as client_pb
 from firstword.v1 import conversation_pb2 as conversation_pb
@@ -24,8 +27,9 @@ from service.call_records import merged, read, replayed
 from service.config import AdmissionConfig
 from service.items import MessageItem, ToolDefinition
 from service.options import GenerationPatch, TurnOptions
-from service.problems import Problem
+from service.problems import Problem, Reason
 from service.telemetry import Telemetry, TurnRecord, names
+from service.telemetry.metrics import RESUMES
 from service.telemetry.names import BUCKETS
 from tests.e2e.server import EXAMPLES, CallStream, ServiceProcess, connected
 from tests.service.calls import LINES, MODEL, SYSTEM, CallUnderTest
@@ -36,6 +40,21 @@ TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
 GENERATION = ("queue", "prefill", "decode")
 ONCE = ("hand over", "first token", "first clause")
 TURN = f"chat {MODEL}"
+
+
+def test_the_first_of_what_an_alert_counts_is_an_increase(recorded: Recorded) -> None:
+    """A series that begins at 1 has not increased, so those that alerts count begin at 0."""
+    Telemetry(MODEL)
+    found = recorded.metrics()
+    resumed = {point.attributes[names.RESUME]: point.value for point in found[names.RESUMED]}
+    refused = {point.attributes[names.ERROR]: point.value for point in found[names.RESUME_REFUSED]}
+    assert resumed == dict.fromkeys(RESUMES, 0)
+    named = re.compile(naming.counter(names.RESUME_REFUSED) + r'\{error_type=~?"([A-Z_|]+)"\}')
+    counted = {
+        reason for alert in load().alert for reasons in named.findall(alert.expr) for reason in reasons.split("|")
+    }
+    assert counted == {"UNKNOWN_CALL", "TOKEN_EXPIRED", "FORGED"}
+    assert counted <= refused.keys() <= {reason.value for reason in Reason} and not any(refused.values())
 
 
 def example_messages() -> list[dict[str, Any]]:
