@@ -170,11 +170,7 @@ class KVCache(PageTable):
         Copy-on-write, coming back from host memory and running out of pages happen here and nowhere else. Raises
         OutOfPages, and nothing was changed.
         """
-        size = self.pool.page_tokens
-        needed = -(-(self.length + num_tokens) // size)
-        present = range(self.length // size, min(needed, len(self._pages)))
-        shared = [i for i in present if self._pages[i] != ABSENT and self.pool.is_shared(self._pages[i])]
-        missing, absent = max(0, needed - len(self._pages)), self._num_absent
+        shared, missing, absent = self._to_reserve(num_tokens)
         if shared or missing or absent:
             self.pool.require(len(shared) + missing + absent, self)
         if absent:
@@ -186,6 +182,24 @@ class KVCache(PageTable):
             self._pages.append(self.pool.allocate(self._page_before(len(self._pages)), room))
         if missing:
             self._note_layout()
+
+    def pages_wanted(self, num_tokens: int) -> int:
+        """Pages that ``reserve`` would take of the pool."""
+        shared, missing, absent = self._to_reserve(num_tokens)
+        return len(shared) + missing + absent
+
+    def _to_reserve(self, num_tokens: int) -> tuple[list[int], int, int]:
+        """(places in the table of shared pages that would be written to, pages not there yet, pages in host memory)"""
+        size = self.pool.page_tokens
+        needed = -(-(self.length + num_tokens) // size)
+        present = range(self.length // size, min(needed, len(self._pages)))
+        shared = [i for i in present if self._pages[i] != ABSENT and self.pool.is_shared(self._pages[i])]
+        return shared, max(0, needed - len(self._pages)), self._num_absent
+
+    def return_scratch(self, num_tokens: int = 0) -> None:
+        """Return the pages that drafts have left behind ``length`` and ``num_tokens`` more."""
+        self._pop_pages(-(-(self.length + num_tokens) // self.pool.page_tokens))
+        self._note_layout()
 
     def commit(self, path: list[int]) -> None:
         """Keep the scratch positions ``path`` (node indices, increasing) and forget the others."""
@@ -208,7 +222,7 @@ class KVCache(PageTable):
         and so does this one.
         """
         if self.resident:
-            self._pop_pages(-(-self.length // self.pool.page_tokens))
+            self.return_scratch()
             if own := self._own_pages():
                 self._host = HostPages(self.pool.mover, [self._pages[index] for index in own])
                 for index in own:

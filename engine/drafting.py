@@ -51,7 +51,8 @@ class Drafting:
         self._max_context_tokens = max_context_tokens
 
     def trees(self, turns: Sequence[Turn], urgent: Sequence[bool], given: Given) -> list[DraftTree | EngineError]:
-        """A tree behind the last token of each turn's session, no deeper than there is room for; or why there is none.
+        """A tree behind the last token of each turn's session, no deeper than the context has room for; or why there is
+        none.
 
         given: what shares the forward.
         """
@@ -70,7 +71,7 @@ class Drafting:
             turn.choice = choice
             mode = self.ways[choice.way].name if choice.drafts else "plain"
             turn.stats.drafting(mode, choice.reason, passing=choice.probing or room <= 0 or at in put_off)
-            found.append(self._narrowed(turn, tree, choice, room))
+            found.append(self._narrowed(turn, self._held(turn, tree), choice, room))
         return found
 
     def observe(self, turn: Turn, tree: DraftTree, path: Sequence[int]) -> None:
@@ -166,6 +167,12 @@ class Drafting:
         if not self.coupled or turn.sampling.greedy or levels == 0:
             return None
         return turn.noise(self._sampler, levels)[:levels] * turn.sampling.temperature
+
+    def _held(self, turn: Turn, tree: DraftTree) -> DraftTree:
+        """The tree as deep as the reply may go before it is released. (What is right behind ``max_tokens`` ends it.)"""
+        if turn.hold is None or (deepest := turn.hold - turn.num_tokens - 1) >= len(tree) - 1:
+            return tree
+        return tree.subtree((tree.depth <= deepest).nonzero()[:, 0].tolist())
 
     def _narrowed(self, turn: Turn, tree: DraftTree, choice: Choice, room: int) -> DraftTree | EngineError:
         if turn.grammar is None or room <= 0:

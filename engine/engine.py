@@ -7,7 +7,6 @@ things. It knows tokens; it knows no text, no socket and no clock but the one it
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -205,10 +204,14 @@ class Engine:
     @torch.inference_mode()
     def catch_up(self, session: Session) -> bool:
         """Nobody waits: let the session's drafter do a piece of what it would otherwise do in the next reply. Says
-        whether there is more.
+        whether there is more. Where it fails, as drafting may, ``propose`` tries again.
         """
-        with contextlib.suppress(OutOfPages):  # the drafter kept its queue; ``propose`` tries again
+        try:
             return self.proposer.catch_up(session.draft)
+        except OutOfPages:
+            pass
+        except Exception:
+            log.exception("catching up failed")
         return False
 
     def close(self, session: Session) -> None:
@@ -275,6 +278,8 @@ class Engine:
             if turn is not None and turn.stats.started == 0.0:
                 turn.stats.started = time.monotonic()
             # All of a prompt or nothing: one that is too long must not take, chunk by chunk, what others need to go on.
+            if session.cache.pages_wanted(session.num_unread) > session.cache.pool.free_pages:
+                self._return_scratch()
             try:
                 session.cache.reserve(session.num_unread)
             except EngineError as error:
@@ -288,6 +293,11 @@ class Engine:
                 except OutOfPages:
                     ready[at] = _Share(share.session, DraftTree.chain(share.tree.tokens[:1]), 1)
         return ready
+
+    def _return_scratch(self) -> None:
+        """Pages are short: drafts keep none for the next ones. What is read in this step stays reserved."""
+        for session in self.sessions.values():
+            session.cache.return_scratch(max(0, session.num_unread))
 
     @staticmethod
     def _wanted_logits(share: _Share) -> Literal["all", "last", "none"]:
@@ -407,7 +417,14 @@ class Engine:
         # Whoever waits for a first token does not wait for this.
         first = session.turn is not None and session.turn.stats.first_token == 0.0
         top_ids = None if first else self._top_ids(tree, path, output)
-        self.proposer.observe(session.draft, tokens, features, top_ids)
+        try:
+            self.proposer.observe(session.draft, tokens, features, top_ids)
+        except Exception:
+            if session.turn is None or session.turn.recomputed:
+                raise
+            log.exception("a drafter could not read on: the session is computed anew")
+            session.turn.recomputed = True
+            session.forget()
 
     def _top_ids(self, tree: DraftTree, path: list[int], output: Output) -> torch.Tensor | None:
         """The target's most likely tokens behind each kept node, where the proposer asks and all were computed."""

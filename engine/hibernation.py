@@ -314,8 +314,4 @@ def _pages_wanted(session: Session, *, trees: bool = False) -> int:
     tokens = session.num_unread
     if trees and turn is not None and turn.choice is not None:
         tokens += turn.choice.nodes - 1
-    pages, size = cache.pages, cache.pool.page_tokens
-    needed = -(-(cache.length + tokens) // size)
-    written = pages[cache.length // size : needed]
-    shared = sum(page != ABSENT and cache.pool.is_shared(page) for page in written)
-    return max(0, needed - len(pages)) + pages.count(ABSENT) + shared
+    return cache.pages_wanted(tokens)

@@ -188,6 +188,8 @@ class Turn:
         """What the tree that is verified now was asked of; None where it is given."""
         self.probe: Choice | None = None
         """A probe that was put off until the drafter has read what it missed."""
+        self.recomputed = False
+        """Whether its session was computed anew because a drafter failed; it is not a second time."""
         self._seen: Tensor | None = None
         self._noise: tuple[int, Tensor] | None = None
 

@@ -18,8 +18,10 @@ _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 
 
 def half_octave(score: float, count: int = _HALF_OCTAVES) -> int:
-    """Which of ``count`` bins a probability falls in: 0 from 1 down to the root of a half, and so on."""
-    return min(count - 1, int(-2.0 * math.log2(max(score, 1e-9))))
+    """Which of ``count`` bins a probability falls in: 0 from 1 down to the root of a half, and so on. What is no
+    probability (the NaN of a broken head) falls in the last one, as what is never right.
+    """
+    return min(count - 1, int(-2.0 * math.log2(min(1.0, score)))) if score > 1e-9 else count - 1
 
 
 class Calibration:

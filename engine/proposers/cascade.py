@@ -37,7 +37,8 @@ class Calibration:
 
     def rate(self, source: int, depth: int, score: float) -> float:
         d, s = min(depth, DEPTHS) - 1, half_octave(score, SCORES)
-        return (self._right[source][d][s] + PRIOR * score) / (self._tried[source][d][s] + PRIOR)
+        believed = min(1.0, score) if score > 0.0 else 0.0  # of a broken head, NaN
+        return (self._right[source][d][s] + PRIOR * believed) / (self._tried[source][d][s] + PRIOR)
 
     def count(self, source: int, depth: int, score: float, right: bool) -> None:
         d, s = min(depth, DEPTHS) - 1, half_octave(score, SCORES)

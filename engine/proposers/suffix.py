@@ -38,6 +38,9 @@ class SuffixIndex:
     """
 
     def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
         self.tokens: list[int] = []
         self._latest: tuple[dict[int, int], ...] = tuple({} for _ in ORDERS)
         self._before: tuple[list[int], ...] = tuple([] for _ in ORDERS)
@@ -54,7 +57,9 @@ class SuffixIndex:
             latest[run] = at
 
     def truncate(self, length: int) -> None:
-        """Take back the tokens at positions ``length`` and on, one after the other."""
+        """Take back the tokens at positions ``length`` and on, one after the other, but for all of them."""
+        if length == 0:
+            self._clear()
         while len(self.tokens) > length:
             for order, latest, before in zip(ORDERS, self._latest, self._before, strict=True):
                 previous = before.pop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,14 @@ from engine.cache import KVCache, PagePool
 from engine.engine import Engine, Work
 from engine.errors import OutOfPages, ReplyFailed
 from engine.host import EngineHost
-from engine.interfaces import Draft
+from engine.interfaces import Draft, Proposer
+from engine.measured_policy import MeasuredPolicy
 from engine.models.decoder import Decoder, load_target
+from engine.pace import Pace, StepCosts
 from engine.policy import FixedPolicy
+from engine.proposers.cascade import Cascade
 from engine.proposers.none import NoProposer
+from engine.proposers.suffix import SuffixProposer
 from engine.sampling import Sampling
 from engine.schedule import DeadlineScheduler
 from engine.session import Finish
@@ -235,13 +239,14 @@ def test_replies_go_on_without_a_drafter_that_fails(target: Decoder) -> None:
 
 
 class Forgetful(NoProposer):
-    """Fails to observe one session's tokens once."""
+    """Fails to observe one session's tokens so many times."""
 
     failing: Draft | None = None
+    times = 0
 
     def observe(self, draft: Draft, tokens: Tensor, features: Tensor | None, top_ids: Tensor | None) -> None:
-        if draft is self.failing:
-            self.failing = None
+        if draft is self.failing and self.times:
+            self.times -= 1
             raise RuntimeError("no room in here")
         super().observe(draft, tokens, features, top_ids)
 
@@ -251,19 +256,75 @@ def test_what_goes_wrong_in_one_share_of_a_step_ends_that_reply_alone(target: De
     sessions = [engine.open(name, PROMPT) for name in ("one", "two")]
     turns = [engine.submit(session, Sampling(), max_tokens=6) for session in sessions]
     engine.step([Work(session) for session in sessions])
-    proposer.failing = sessions[0].draft
+    proposer.failing, proposer.times = sessions[0].draft, 2
+    engine.step([Work(session) for session in sessions])
+    assert len(sessions[0].tokens) == len(sessions[1].tokens) == len(PROMPT) + 2, "it may fail once"
     failed, went_on = engine.step([Work(session) for session in sessions])
     assert (failed.finish, failed.tokens) == (Finish.FAILED, ()) and isinstance(failed.error, ReplyFailed)
     assert went_on.error is None and len(went_on.tokens) == 1
-    assert len(sessions[0].tokens) == len(PROMPT) + 1, "what was told before stays"
+    assert len(sessions[0].tokens) == len(PROMPT) + 2, "what was told before stays"
     while turns[1].finish is None:
         engine.step([Work(sessions[1])])
-    again = engine.submit(sessions[0], Sampling(), max_tokens=5)
+    again = engine.submit(sessions[0], Sampling(), max_tokens=4)
     while again.finish is None:
         engine.step([Work(sessions[0])])
     assert sessions[0].tokens == sessions[1].tokens, "and all of it was computed anew"
     for session in sessions:
         engine.close(session)
+
+
+def test_a_drafter_that_fails_to_read_once_costs_the_reply_nothing_but_time(target: Decoder) -> None:
+    engine = Engine(target, proposer := Forgetful(), FixedPolicy(1))
+    sessions = [engine.open(name, PROMPT, seed=1) for name in ("one", "two")]
+    turns = [engine.submit(session, Sampling(1.0), max_tokens=8) for session in sessions]
+    engine.step([Work(session) for session in sessions])
+    proposer.failing, proposer.times = sessions[0].draft, 1
+    while any(turn.finish is None for turn in turns):
+        for step in engine.step([Work(session) for session in sessions]):
+            assert step.error is None
+    assert proposer.times == 0 and [turn.finish for turn in turns] == [Finish.LENGTH] * 2
+    assert sessions[0].tokens == sessions[1].tokens
+    for session in sessions:
+        engine.close(session)
+
+
+class Sick(NoProposer):
+    """Drafts with scores that are none."""
+
+    def propose(
+        self, drafts: Sequence[Draft], roots: Sequence[int], noise: Sequence[Tensor | None], budget: int
+    ) -> list[DraftTree]:
+        sick = torch.tensor([1.0, float("nan"), float("inf"), -1.0])
+        return [DraftTree.chain(torch.tensor([root, 1, 2, 3][:budget]), score=sick[:budget]) for root in roots]
+
+    def catch_up(self, draft: Draft) -> bool:
+        raise RuntimeError("no room in here")
+
+
+@pytest.mark.parametrize("make", [Sick, lambda: Cascade([SuffixProposer(0), Sick()])], ids=["alone", "merged"])
+@pytest.mark.parametrize("measured", [False, True], ids=["fixed", "measured"])
+def test_scores_that_are_no_probabilities_harm_nobody(
+    target: Decoder, make: Callable[[], Proposer], measured: bool
+) -> None:
+    costs = StepCosts((1, 4), (0.01, 0.01), ((0.0, 0.0001),))
+    policy = MeasuredPolicy(Pace(costs)) if measured else FixedPolicy(4)
+    said = []
+    for engine in (Engine(target, NoProposer(), FixedPolicy(1)), Engine(target, make(), policy)):
+        session = engine.open("call", PROMPT, seed=1)
+        turn = engine.submit(session, Sampling(), max_tokens=8)
+        while turn.finish is None:
+            for step in engine.step([Work(session)]):
+                assert step.error is None
+        said.append(turn.tokens)
+        engine.close(session)
+    assert said[0] == said[1]
+
+
+def test_a_drafter_that_cannot_catch_up_harms_nobody(target: Decoder) -> None:
+    engine = Engine(target, Sick(), FixedPolicy(1))
+    session = engine.open("call", PROMPT)
+    assert not engine.catch_up(session)
+    engine.close(session)
 
 
 class Eager(NoProposer):
@@ -273,6 +334,21 @@ class Eager(NoProposer):
         self, drafts: Sequence[Draft], roots: Sequence[int], noise: Sequence[Tensor | None], budget: int
     ) -> list[DraftTree]:
         return [DraftTree.chain(torch.tensor([root, *range(1, budget)])) for root in roots]
+
+
+def test_replies_that_fit_the_pool_fit_it_beside_drafts(target: Decoder) -> None:
+    """Each ends where it would alone, however many pages drafts have asked for on the way."""
+    length = PAGE * (PAGES // 2)
+    for proposer, nodes in ((NoProposer(), 1), (Eager(), 12)):
+        engine = Engine(target, proposer, FixedPolicy(nodes))
+        sessions = [engine.open(name, PROMPT[:3], seed=1) for name in ("one", "two")]
+        turns = [engine.submit(session, Sampling(), max_tokens=length - 3) for session in sessions]
+        while any(turn.finish is None for turn in turns):
+            engine.step([Work(session) for session in sessions if session.turn is not None])
+        assert [turn.finish for turn in turns] == [Finish.LENGTH] * 2
+        for session in sessions:
+            engine.close(session)
+    assert target.pool.pages_in_use == 0
 
 
 def test_a_draft_or_what_is_only_heard_does_not_take_the_page_that_a_reply_needs(target: Decoder) -> None:

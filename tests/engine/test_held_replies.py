@@ -1,6 +1,7 @@
 """Replies that wait to be released: how far they are made, whom they make wait, and what a session's books say."""
 
 import pytest
+import torch
 
 from engine import records
 from engine.config import EngineConfig
@@ -8,9 +9,11 @@ from engine.engine import Engine, Work
 from engine.host import EngineHost
 from engine.load import load_proposer, load_target_for
 from engine.policy import FixedPolicy
+from engine.proposers.none import NoProposer
 from engine.sampling import Sampling
 from engine.schedule import DeadlineScheduler
 from engine.text.reply import ReplyReader
+from engine.tree import DraftTree
 from tests.engine.embedded import HEAD, MODEL, codec, grammars
 
 PROMPT = tuple(range(5, 40))
@@ -66,6 +69,39 @@ def test_a_held_reply_stops_where_it_shall_and_goes_on_as_if_it_had_not(engine, 
     while held.finish is None:
         engine.step([Work(held.session)])
     assert held.tokens == free.tokens and held.finish == free.finish
+
+
+class Knowing(NoProposer):
+    """Drafts what will be said, as far as it may."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def propose(self, drafts, roots, noise, budget):
+        return [
+            DraftTree.chain(torch.tensor([root, *self.text[draft.length + 1 : draft.length + budget]]))
+            for draft, root in zip(drafts, roots, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("hold", [1, 2, 7, 19])
+def test_a_held_reply_stops_where_it_shall_though_more_was_drafted_and_right(loaded, hold):
+    target, _ = loaded
+    plain = Engine(target, NoProposer(), FixedPolicy(1))
+    free = plain.submit(plain.open("free", PROMPT, seed=1), Sampling(), max_tokens=20)
+    while free.finish is None:
+        plain.step([Work(free.session)])
+    engine = Engine(target, Knowing(free.session.tokens), FixedPolicy(24))
+    held = engine.submit(engine.open("held", PROMPT, seed=1), Sampling(), max_tokens=20, hold=hold)
+    for _ in range(40):
+        engine.step([Work(held.session)])
+    assert held.num_tokens == hold and held.finish is None
+    assert hold <= 2 or held.stats.accepted > 0
+    held.hold = None
+    engine.step([Work(held.session)])
+    assert held.tokens == free.tokens and held.finish == free.finish, "and then all of it is right at once"
+    engine.close(held.session)
+    plain.close(free.session)
 
 
 def test_a_hold_of_nothing_is_refused(engine):

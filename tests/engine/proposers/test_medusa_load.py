@@ -66,7 +66,19 @@ def test_a_published_tree_beside_the_heads_is_drafted(
     assert chain.parents.tolist() == [-1, 0, 1, 2]
 
 
-@pytest.mark.parametrize("choices", ["[[0, 0]]", "[[0], [0]]", "[[0], [0, 0], [0, 0, 0], [0, 0, 0, 0]]", "7", "[[]]"])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        "[[0, 0]]",
+        "[[0], [0]]",
+        "[[0], [0, 0], [0, 0, 0], [0, 0, 0, 0]]",
+        "7",
+        "[[]]",
+        "[[0.0]]",
+        '[["0"]]',
+        '{"0": [0]}',
+    ],
+)
 def test_a_tree_that_is_none_is_refused(
     choices: str, target: Decoder, tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:

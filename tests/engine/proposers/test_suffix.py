@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -59,6 +60,24 @@ def test_matches_are_those_of_a_search_after_any_appends_and_rewinds(
         del text[max(0, len(text) - rewind) :]
         assert index.tokens == text
         assert index.matches(root) == search(text, root)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1 << 32), st.integers(1, 40), st.integers(0, 3_900), st.integers(0, 600))
+def test_what_stood_once_is_found_however_long_ago(seed: int, length: int, at: int, rewound: int) -> None:
+    """A phrase in four thousand words, wherever it stood, and whatever came behind it and was taken back."""
+    random = Random(seed)
+    text = [random.randrange(5_000) for _ in range(4_000)]
+    phrase = [10_000 + random.randrange(50) for _ in range(length)]
+    text[at : at + length] = phrase
+    text[at - 1 if at else -2], text[-1] = 20_000, 30_000  # no more than the phrase agrees
+    index = SuffixIndex()
+    for token in text:
+        index.append(token)
+    for token in [*phrase, *range(rewound)]:
+        index.append(token)
+    index.truncate(len(text) + length - 1)
+    assert index.matches(phrase[-1])[0] == (at + length - 1, min(LONGEST, length))
 
 
 @settings(max_examples=300, deadline=None)
