@@ -141,6 +141,7 @@ def load_proposer(config: EngineConfig, target: Decoder) -> Proposer:
         rope_theta=config.draft_rope_theta,
         taps=config.draft_layer_ids,
         chain=config.draft_shape == "chain",
+        kernels=config.kernels,
     )
     return load_drafters(needed_drafter(config), setup)
 

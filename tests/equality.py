@@ -168,7 +168,9 @@ def main() -> int:
         counts += greedy(given.prompts)
         faults += missing(counts)
     if "sampled" in given.only:
-        counts += sampled(given.sampled_prompts, given.seeds, None if given.without_head else given.head)
+        rows = sampled(given.sampled_prompts, given.seeds, None if given.without_head else given.head)
+        counts += rows
+        faults += drafters.idle(rows)
     if "drafters" in given.only:
         rows = drafted(given.turns, given.turn_seeds, given.ranks, given.kept, resume=given.resume)
         counts += rows

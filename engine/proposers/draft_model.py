@@ -212,6 +212,7 @@ def load(path: Path | None, setup: Setup) -> DraftModelProposer:
         device=target.device,
         pool_tokens=setup.pool_tokens,
         page_tokens=setup.page_tokens,
+        kernels=setup.kernels,
     )
     return DraftModelProposer(model, target.vocab_size, source=setup.source, chain=setup.chain)
 

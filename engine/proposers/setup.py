@@ -14,7 +14,8 @@ class Setup:
     """What a drafter is loaded beside.
 
     model: directory of the target. source: the drafter's index in the trees of a cascade. rope_theta, taps: override
-    what an EAGLE-3 head's config says. chain: draft one continuation instead of a tree.
+    what an EAGLE-3 head's config says. chain: draft one continuation instead of a tree. kernels: of
+    ``engine.kernels.ops_for``, for drafters that are models of their own.
     """
 
     target: Decoder
@@ -25,6 +26,7 @@ class Setup:
     rope_theta: float | None = None
     taps: tuple[int, ...] | None = None
     chain: bool = False
+    kernels: str = "auto"
 
 
 def needed(path: Path | None, name: str) -> Path:

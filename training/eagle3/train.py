@@ -40,12 +40,13 @@ CHECKPOINT_SECONDS, REPORT_SECONDS = 300.0, 30.0
 
 def identity(target: FrozenTarget, draft_ids: Tensor, arguments: argparse.Namespace) -> str:
     """Of what a head is trained for, on and with: the target's weights, the draft vocabulary, the file of
-    conversations, the learning rate and the head that it began as.
+    conversations, the learning rate, the head that it began as and, of Medusa, how many heads.
     """
     found = hashlib.sha256(target.identity().encode() + draft_ids.numpy().tobytes())
     if arguments.conversations is not None:
         found.update(arguments.conversations.read_bytes())
-    found.update(f"{arguments.max_length} {arguments.rate} {getattr(arguments, 'init', None)}".encode())
+    own = [getattr(arguments, name, None) for name in ("init", "heads")]
+    found.update(f"{arguments.max_length} {arguments.rate} {own}".encode())
     return found.hexdigest()
 
 
@@ -218,6 +219,9 @@ def train(ranks: Ranks, arguments: argparse.Namespace) -> None:
         begun = Eagle3Head.load(arguments.init, run.target.shape).to(trainer.device)
         before = validate(begun, Teacher(run.target, begun.taps), run.held_out, ranks)
         trainer.say(f"before, with {arguments.init}: {before}")
+    elif trainer.step == 0:
+        before = validate(trainer.head, trainer.teacher, run.held_out, ranks)
+        trainer.say(f"before, untrained: {before}")
     after = trainer.run(run.corpus, run.held_out)
     trainer.say(f"after {trainer.spent / 60:.1f} minutes: {after}")
     if ranks.first:

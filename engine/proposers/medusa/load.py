@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from engine.errors import ModelError
+from engine.models.config import read_json
 from engine.proposers.medusa.checkpoint import find, read_layout
 from engine.proposers.medusa.heads import Heads
 from engine.proposers.medusa.proposer import MedusaProposer
@@ -32,7 +32,17 @@ def load(path: Path | None, setup: Setup) -> MedusaProposer:
 
 
 def configured_choices(directory: Path) -> Choices | None:
-    """The fixed tree that the heads' config.json asks for (``medusa_choices``: paths of ranks), if it does."""
+    """The fixed tree that the heads' config.json asks for (``medusa_choices``: paths of ranks), if it does. Raises
+    ModelError where it cannot be read.
+    """
     file = directory / "config.json"
-    choices = json.loads(file.read_text()).get("medusa_choices") if file.exists() else None
+    choices = read_json(file).get("medusa_choices") if file.exists() else None
+    if choices is not None and not _are_paths(choices):
+        raise ModelError(f"{directory}: medusa_choices: paths of ranks, as [[0], [0, 0], [1]]")
     return cast("Choices | None", choices)
+
+
+def _are_paths(choices: object) -> bool:
+    return isinstance(choices, list) and all(
+        isinstance(path, list) and all(isinstance(rank, int) for rank in path) for path in choices
+    )
