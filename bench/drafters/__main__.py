@@ -78,6 +78,8 @@ def write(
         f"{counts.LATE} tokens.",
         page.main_table(compared, found, measured),
         "![](drafters.svg)",
+        "## Acceptance by position, greedy, chains",
+        page.position_table(compared, found),
         "## Temperatures, tokens per forward",
         page.temperature_table(compared, found),
         "## Spoken text and tool calls, early and late replies: greedy, tokens per forward",

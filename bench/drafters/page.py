@@ -58,7 +58,8 @@ def _speed(measured: Times, mode: str) -> list[str]:
     if mode not in measured.runs:
         return ["-"] * 6
     cost = measured.costs.get(mode)
-    costs = [f"{ms:.2f}" for ms in (cost.draft, cost.verify, cost.long_draft, cost.long_verify)] if cost else ["-"] * 4
+    known = (cost.draft, cost.verify, cost.long_draft, cost.long_verify) if cost else [None] * 4
+    costs = ["-" if ms is None else f"{ms:.2f}" for ms in known]
     return [*costs, f"{measured.tokens_per_second(mode):.1f}", ratio(measured, mode, PLAIN)]
 
 
@@ -73,6 +74,17 @@ def speed_table(measured: Times) -> str:
         for mode in measured.runs
     ]
     return harness.table(["mode", "tokens/s", "x plain", "same text as plain"], rows)
+
+
+def position_table(methods: Sequence[Method], counts: Counts) -> str:
+    """Acceptance by position of the chain, greedy, on every kind of text."""
+    columns = [(split, at) for split in SPLITS for at in range(6)]
+    rows = []
+    for method in methods:
+        chains = {split: counts.get((method.name, Setting(split, "chain"))) for split in SPLITS}
+        cells = [f"{chain.positions[at]:.2f}" if (chain := chains[split]) else "-" for split, at in columns]
+        rows.append([method.name, *cells])
+    return harness.table(["method", *(f"{split}, {at + 1}" for split, at in columns)], rows)
 
 
 def temperature_table(methods: Sequence[Method], counts: Counts) -> str:

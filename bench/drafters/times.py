@@ -35,12 +35,14 @@ SHORT, LONG = 256, 1900
 
 @dataclass(frozen=True)
 class Costs:
-    """Milliseconds of drafting and of verifying a tree of TREE nodes, behind SHORT tokens and behind LONG ones."""
+    """Milliseconds of drafting and of verifying a tree of TREE nodes, behind SHORT tokens and behind LONG ones; None
+    where the drafter's own context ends before.
+    """
 
     draft: float
     verify: float
-    long_draft: float
-    long_verify: float
+    long_draft: float | None = None
+    long_verify: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ def measure(model: Path, methods: Sequence[Method], dtype: torch.dtype, count: i
         engine = measured_engine(target, proposer, config)
         measured = measure_costs(target, [proposer], context_tokens=SHORT)
         longer = measure_costs(target, [proposer], context_tokens=LONG, ladder=(TREE,))
-        if TREE in measured.nodes and TREE in longer.nodes:
-            costs[method.name] = Costs(*_of_a_tree(measured), *_of_a_tree(longer))
+        if TREE in measured.nodes:
+            costs[method.name] = Costs(*_of_a_tree(measured), *(_of_a_tree(longer) if TREE in longer.nodes else ()))
         modes[method.name] = engine_mode(engine, stop, MAX_TOKENS)
         for prompt in learned:
             modes[method.name](prompt)
