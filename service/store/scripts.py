@@ -12,7 +12,9 @@ local ttl, whole, opened = ARGV[5], ARGV[6], ARGV[7]
 local held = redis.call('HMGET', KEYS[1], 'gen', 'pod', 'top', 'closed', 'opened')
 local held_gen, top, known = tonumber(held[1] or '0'), tonumber(held[3] or '0'), held[5] or ''
 local another = known ~= '' and opened ~= '' and known ~= opened
-if held[4] and after >= 0 then return {'gone', 0} end
+if held[4] and (after >= 0 or (known ~= '' and known == opened)) then
+  return {'gone', held[4] == 'forgotten' and 1 or 0}
+end
 if another and not held[4] and (after >= 0 or held[2] ~= pod) then return {'exists', held_gen} end
 if held[4] or another then
   redis.call('DEL', KEYS[1], KEYS[2])
@@ -42,7 +44,7 @@ return {'ok', top}
 """ARGV: gen, pod, base, after, ttl ms, whole, opened, then seq and record in turn. after: what the writer knows to be
 there; -1 for a new call, which may have the name of one that is over, or that its own pod, which has calls of its own
 by their names, holds no more. whole: the record needs none before it. Those that are there stay, for a client that has
-not received it goes on from them.
+not received it goes on from them. Of a call that is gone the answer's number says whether it was forgotten.
 """
 
 TAKE = """

@@ -215,6 +215,9 @@ class Writer:
                 log.warning("the store has lost records", extra={"session": log_.key.session, "top": number})
                 log_.found_hole(number)
             case b"gone":
+                if number and log_.ownership.caller:  # there is nothing of it to be found any more
+                    index = self._naming.callers(log_.key.tenant, log_.ownership.caller)
+                    await self._redis.srem(index, self._naming.call(log_.key))
                 log_.lose()
                 log_.ownership.on_durable(False)
             case b"exists":

@@ -644,7 +644,27 @@ async def test_a_caller_is_forgotten(server: Valkey) -> None:
         await until(lambda: told.durable == [False])
         assert not told.lost
         assert len(await client.keys("*:log")) == 1
+        assert await one.forget("", "anna") == 0
         assert await one.take(KEY, 2, 9, insist=True) is None
+
+
+async def test_what_was_forgotten_before_its_writer_knew_that_it_is_stored(server: Valkey) -> None:
+    """The answer to its first write was lost, and it is written again. A later call of its name is stored."""
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, Told().ownership(caller="anna", opened_at=EARLIER))
+        fill(log, range(1, 4))
+        await written(log, 3)
+        assert await one.forget("", "anna") == 1
+        again = one.begin(KEY, told.ownership(caller="anna", opened_at=EARLIER))
+        fill(again, range(1, 4))
+        await until(lambda: told.durable == [False])
+        assert await client.keys("*:log") == []
+        assert await client.keys("firstword:caller:*") == []
+        later = one.begin(KEY, Told().ownership(caller="anna", opened_at=LATER))
+        fill(later, range(1, 4))
+        await written(later, 3)
+        assert await one.forget("", "anna") == 1
 
 
 async def test_a_call_is_forgotten_when_it_closes(server: Valkey) -> None:
