@@ -47,7 +47,7 @@ by their names, holds no more. whole: the record needs none before it. Those tha
 not received it goes on from them. Of a call that is gone the answer's number says whether it was forgotten.
 """
 
-TAKE = """
+TAKE = """#!lua flags=allow-oom
 local at_least, pod, last, ttl, opened = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local held = redis.call('HMGET', KEYS[1], 'gen', 'top', 'closed', 'opened')
 local known = held[4] or ''
@@ -62,9 +62,11 @@ redis.call('PEXPIRE', KEYS[1], ttl)
 redis.call('PEXPIRE', KEYS[2], ttl)
 return {'taken', gen, redis.call('HGETALL', KEYS[2])}
 """
-"""ARGV: least gen, pod, last seq, ttl ms, opened."""
+"""ARGV: least gen, pod, last seq, ttl ms, opened. Also where the memory is full: what is there can be read, and a call
+that was taken over has its lease already.
+"""
 
-CLOSE = """
+CLOSE = """#!lua flags=allow-oom
 local held = redis.call('HMGET', KEYS[1], 'gen', 'pod')
 if ARGV[1] ~= '' and held[1] and (held[1] ~= ARGV[1] or held[2] ~= ARGV[2]) then return 0 end
 if ARGV[4] ~= 'over' then redis.call('DEL', KEYS[2]) end
@@ -73,4 +75,6 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return 1
 """
-"""ARGV: gen or '' for any, pod, ttl ms, 'over' or 'forgotten'. What was forgotten leaves a mark that keeps it so."""
+"""ARGV: gen or '' for any, pod, ttl ms, 'over' or 'forgotten'. What was forgotten leaves a mark that keeps it so.
+Also where the memory is full, of which it frees some.
+"""

@@ -566,6 +566,19 @@ async def test_a_store_that_is_full(server: Valkey) -> None:
         await written(log, 3)
 
 
+async def test_a_store_that_is_full_gives_up_calls_and_deletes_them(server: Valkey) -> None:
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, other = await pods.pod(), await pods.pod()
+        log = one.begin(KEY, Told().ownership(caller="anna"))
+        records = fill(log, range(1, 4))
+        await written(log, 3)
+        await client.config_set("maxmemory", "1")
+        assert await other.take(KEY, 2, 3, insist=True) == Taken(2, records)
+        assert await other.forget("", "anna") == 1
+        assert await client.keys("*:log") == []
+        assert await other.take(KEY, 3, 3, insist=True) is None
+
+
 async def test_a_store_that_is_slow(server: Valkey) -> None:
     async with slow_proxy(server.port) as proxy, Pods(proxy.url, timeout_s=5.0) as pods:
         one, told = await pods.pod(), Told()
