@@ -223,7 +223,7 @@ class Writer:
             case b"exists":
                 self._lose(log_, taken_over=False)
             case _:
-                self.fenced += 1
+                self.fenced += not log_.left
                 self._lose(log_, taken_over=number > 1 or log_.ownership.generation > 1)
 
     async def _close(self, log_: WriteBehind) -> None:
@@ -232,9 +232,11 @@ class Writer:
         log_.lose()
 
     def _lose(self, log_: WriteBehind, *, taken_over: bool) -> None:
-        """Another pod has the call, or, where it was not taken over, another call of its name."""
+        """Another pod has the call, or, where it was not taken over, another call of its name. One that has
+        left is not counted: it may have come back to this pod.
+        """
         log_.lose()
-        self.leases_lost += 1
+        self.leases_lost += not log_.left
         log_.ownership.on_lost(taken_over)
 
     async def _check_leases(self) -> None:

@@ -740,6 +740,22 @@ async def test_a_write_that_is_refused_is_counted(server: Valkey) -> None:
         assert (one.writer.fenced, one.writer.leases_lost, other.writer.fenced) == (1, 1, 0)
 
 
+async def test_a_call_that_comes_back_to_the_pod_it_has_left_is_not_counted_as_lost(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership())
+        fill(log, range(1, 4))
+        await written(log, 3)
+        one.writer._next_beat += 3600.0
+        assert isinstance(await one.take(KEY, 2, 3, insist=True), Taken)
+        log.append(4, b"behind the place from which its client goes on")
+        again = one.begin(KEY, Told().ownership(2, 3, 3))
+        again.append(4, b"another four")
+        await written(again, 4)
+        assert not one.writer.pending and isinstance(log, WriteBehind) and log.dead
+        assert (one.writer.fenced, one.writer.leases_lost) == (0, 0)
+
+
 async def test_a_store_that_does_not_say_its_memory_is_used_all_the_same(server: Valkey) -> None:
     async with redis.asyncio.Redis.from_url(server.url) as client:
         await client.execute_command("ACL", "SETUSER", "default", "-info")
