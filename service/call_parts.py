@@ -133,7 +133,8 @@ def put_together(
     )
     questions = SideQuestions(services, terms, history, recorder, ask_aside, owner.emit, owner.over)
     caller, kept = opening.event.caller_key, (owner.checkpoint, owner.lost, owner.durable)
-    log = services.store.begin(key, Ownership(place.generation, place.last_seq, place.stored, caller, *kept))
+    owned = Ownership(place.generation, place.last_seq, place.stored, caller, *kept, opening.opened_at)
+    log = services.store.begin(key, owned)
     outbound = Outbound(
         key,
         services.signing,

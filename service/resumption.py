@@ -50,8 +50,7 @@ async def _resumed(
     opened_at = services.signing.opened_at(event.token)
     handed = call_records.of_call((call_records.read(services.signing, record) for record in event.records), key)
     here = services.live.get(key)
-    if here is not None and not call_records.may_be_one(here.opened_at, opened_at):
-        raise Problem(Reason.UNKNOWN_CALL, "the call is over: another one has its name", field=TOKEN)
+    _require_one(here, opened_at)
     if here is not None and here.attach(send, end, event):
         return here, "here"
     call = make()  # before it is taken from anybody: where there is no room for it, it stays where it is
@@ -73,7 +72,7 @@ async def _found(
     records that the client holds.
     Raises Problem where it cannot be had.
     """
-    taken, asked = await _taken(services, key, event, here_already=key in services.live)
+    taken, asked = await _taken(services, key, event, opened_at, here_already=key in services.live)
     records = call_records.of_call([*handed, *_readable(services, taken)], key)
     found = call_records.replayed(call_records.merged(call_records.opened_then(records, opened_at)), event.last_seq)
     if found is None and not asked:
@@ -83,26 +82,36 @@ async def _found(
     state, known = found
     if known < event.last_record:  # the store came back without it: it would be said again
         raise Problem(Reason.UNKNOWN_CALL, "not all that was said is known", field="open.resume.last_record_seq")
-    if (stale := services.live.get(key)) is not None:  # it may have been made while the store was asked
+    stale = services.live.get(key)  # it may have been made while the store was asked
+    _require_one(stale, opened_at)
+    if stale is not None:
         if stale.generation > taken.generation:
             raise _superseded(stale.generation)
         stale.abandon(Problem(Reason.MOVED, "the client has come back on another stream"), "elsewhere")
     return state, taken, asked
 
 
-async def _taken(services: CallServices, key: CallKey, event: Resume, *, here_already: bool) -> tuple[Taken, bool]:
+def _require_one(here: Call | None, opened_at: float) -> None:
+    """Raises Problem where the call of this name that is here is not the one that was opened then."""
+    if here is not None and not call_records.may_be_one(here.opened_at, opened_at):
+        raise Problem(Reason.UNKNOWN_CALL, "the call is over: another one has its name", field=TOKEN)
+
+
+async def _taken(
+    services: CallServices, key: CallKey, event: Resume, opened_at: float, *, here_already: bool
+) -> tuple[Taken, bool]:
     """Make the call this server's; and whether the store was asked. Raises Problem where it is over, or better taken
     elsewhere.
     """
-    generation = event.last_generation + 1
+    generation, insist = event.last_generation + 1, event.take_over or here_already
     try:
-        found = await services.store.take(key, generation, event.last_seq, insist=event.take_over or here_already)
+        found = await services.store.take(key, generation, event.last_seq, insist=insist, opened_at=opened_at)
     except StoreUnavailable:
         # What the client holds may be enough. If not, it is asked to come again, and so to the store.
         log.warning("resuming without the store", extra={"session": key.session})
         return Taken(generation, {}), False
     if found is None:
-        raise Problem(Reason.UNKNOWN_CALL, "the call is over", field=TOKEN)
+        raise Problem(Reason.UNKNOWN_CALL, "the call is over, or another one has its name", field=TOKEN)
     if isinstance(found, Superseded):  # by a later try of the same client, which may not wait for this one any more
         raise _superseded(found.generation)
     if isinstance(found, Elsewhere):

@@ -40,7 +40,7 @@ class MemoryStore:
         return _NoLog()
 
     async def take(
-        self, key: CallKey, generation: int, last_seq: int, *, insist: bool
+        self, key: CallKey, generation: int, last_seq: int, *, insist: bool, opened_at: float = 0.0
     ) -> Taken | Elsewhere | Superseded | None:
         return Taken(generation, {})
 

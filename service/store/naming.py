@@ -53,6 +53,11 @@ def name_of(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
+def moment(opened_at: float) -> str:
+    """Of a call's opening, the same from whoever knows it; empty where it is not known (0)."""
+    return repr(opened_at) if opened_at else ""
+
+
 def new_pod_id() -> str:
     """Of one process; one that is started again is another pod."""
     return secrets.token_hex(8)

@@ -34,7 +34,8 @@ class Ownership:
     is void. stored: the last event whose record the store has. caller: opaque key of the caller, by which the call can
     be forgotten. checkpoint: gives the whole call as it is now, as (seq, record), for a store that has lost what it
     had. on_lost: called once when another pod has the call; its argument says whether that one is a takeover, and not
-    an older call of the same name. on_durable: told when the store falls behind or has caught up.
+    another call of the same name. on_durable: told when the store falls behind or has caught up. opened_at: when it
+    was opened, seconds since 1970, by which calls of one name are told apart; 0 where that is not known.
     """
 
     generation: int
@@ -44,6 +45,7 @@ class Ownership:
     checkpoint: Callable[[], tuple[int, bytes]]
     on_lost: Callable[[bool], None]
     on_durable: Callable[[bool], None]
+    opened_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,13 @@ class Store(Protocol):
         ...
 
     async def take(
-        self, key: CallKey, generation: int, last_seq: int, *, insist: bool
+        self, key: CallKey, generation: int, last_seq: int, *, insist: bool, opened_at: float = 0.0
     ) -> Taken | Elsewhere | Superseded | None:
-        """Take a call over; it will have this generation, which must be above the one that it has. None: it is over, or
-        was deleted.
+        """Take a call over; it will have this generation, which must be above the one that it has. None: it is over,
+        was deleted, or another one has its name.
 
         last_seq: the last event that its client has; what was written behind it is void. insist: also from a pod that
-        is warm for it. Raises StoreUnavailable.
+        is warm for it. opened_at: as in ``Ownership``. Raises StoreUnavailable.
         """
         ...
 

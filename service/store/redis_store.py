@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from service.store import scripts
 from service.store.directory import Directory, Pod
-from service.store.naming import Naming, keys_of, name_of
+from service.store.naming import Naming, keys_of, moment, name_of
 from service.store.protocol import CallKey, CallLog, Elsewhere, Ownership, StoreUnavailable, Superseded, Taken
 from service.store.sealing import Sealer, Unsealable
 from service.store.writer import Writer
@@ -92,11 +92,11 @@ class RedisStore:
         return self.writer.begin(key, ownership)
 
     async def take(
-        self, key: CallKey, generation: int, last_seq: int, *, insist: bool
+        self, key: CallKey, generation: int, last_seq: int, *, insist: bool, opened_at: float = 0.0
     ) -> Taken | Elsewhere | Superseded | None:
         if not insist and (address := await self._asked(self._warm_elsewhere(key))):
             return Elsewhere(address)
-        arguments = (generation, self._pod.id, last_seq, self._ttl_ms)
+        arguments = (generation, self._pod.id, last_seq, self._ttl_ms, moment(opened_at))
         taking = self._redis.eval(scripts.TAKE, 2, *self._naming.keys_of(key), *arguments)
         kind, held, stored = await self._asked(taking)
         if kind == b"gone":

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 from service.store import scripts
 from service.store.directory import Directory
 from service.store.log import Batch, WriteBehind
-from service.store.naming import Naming, name_of
+from service.store.naming import Naming, moment, name_of
 from service.store.protocol import CallKey, CallLog, Ownership
 from service.store.sealing import Sealer
 
@@ -215,21 +215,29 @@ class Writer:
                 log.warning("the store has lost records", extra={"session": log_.key.session, "top": number})
                 log_.found_hole(number)
             case b"gone":
+                if number and log_.ownership.caller:  # there is nothing of it to be found any more
+                    index = self._naming.callers(log_.key.tenant, log_.ownership.caller)
+                    await self._redis.srem(index, self._naming.call(log_.key))
                 log_.lose()
                 log_.ownership.on_durable(False)
+            case b"exists":
+                self._lose(log_, taken_over=False)
             case _:
-                self.fenced += 1
-                self._lose(log_, number)
+                self.fenced += not log_.left
+                self._lose(log_, taken_over=number > 1 or log_.ownership.generation > 1)
 
     async def _close(self, log_: WriteBehind) -> None:
         arguments = (log_.ownership.generation, self._pod_id, self._ttl_ms, log_.closing)
         await self._redis.eval(scripts.CLOSE, 2, *self._naming.keys_of(log_.key), *arguments)
         log_.lose()
 
-    def _lose(self, log_: WriteBehind, generation: int) -> None:
+    def _lose(self, log_: WriteBehind, *, taken_over: bool) -> None:
+        """Another pod has the call, or, where it was not taken over, another call of its name. One that has
+        left is not counted: it may have come back to this pod.
+        """
         log_.lose()
-        self.leases_lost += 1
-        log_.ownership.on_lost(generation > 1 or log_.ownership.generation > 1)
+        self.leases_lost += not log_.left
+        log_.ownership.on_lost(taken_over)
 
     async def _check_leases(self) -> None:
         """Of the calls that write nothing: which another pod has taken, and what the store has forgotten or lost."""
@@ -237,15 +245,17 @@ class Writer:
         pipeline = self._redis.pipeline(transaction=False)
         for log_ in logs:
             lease, records = self._naming.keys_of(log_.key)
-            pipeline.hmget(lease, ["gen", "pod", "top", "closed"])
+            pipeline.hmget(lease, ["gen", "pod", "top", "closed", "opened"])
             pipeline.exists(records)
         answers = await pipeline.execute() if logs else []
-        for log_, (gen, pod, top, closed), there in zip(logs, answers[::2], answers[1::2], strict=True):
-            mine = log_.ownership.generation
-            if closed is not None:
+        for log_, (gen, pod, top, closed, opened), there in zip(logs, answers[::2], answers[1::2], strict=True):
+            mine, here = log_.ownership.generation, pod is not None and name_of(pod) == self._pod_id
+            own = moment(log_.ownership.opened_at)
+            another = opened is not None and own != "" and name_of(opened) != own
+            if closed is not None or (another and here):
                 continue  # by whoever forgets a caller, or a call of the same name before this one: ``APPEND`` knows
-            if gen is not None and (int(gen) > mine or (int(gen) == mine and name_of(pod) != self._pod_id)):
-                self._lose(log_, int(gen))
+            if gen is not None and (another or int(gen) > mine or (int(gen) == mine and not here)):
+                self._lose(log_, taken_over=not another and (int(gen) > 1 or mine > 1))
             elif log_.seen(int(top or 0) if there else 0):
                 log.warning("the store has lost records", extra={"session": log_.key.session})
 
@@ -289,8 +299,11 @@ class Writer:
                 log_.ownership.on_durable(durable)
 
     def _arguments(self, log_: WriteBehind, batch: Batch) -> list[Any]:
-        own, whole = log_.ownership, "1" if batch.whole else "0"
-        found: list[Any] = [own.generation, self._pod_id, own.base, batch.after, self._ttl_ms, whole]
+        own, whole, after = log_.ownership, "1" if batch.whole else "0", batch.after
+        if self._logs.get(log_.key, log_) is not log_:
+            after = max(after, 0)  # a later call has its name here, whose place it must not take
+        opened = moment(own.opened_at)
+        found: list[Any] = [own.generation, self._pod_id, own.base, after, self._ttl_ms, whole, opened]
         for seq, record in batch.entries:
             found += [seq, self._sealer.seal(record, self._naming.place(log_.key, seq))]
         return found

@@ -55,8 +55,11 @@ class Told:
         next(self.checkpoints)
         return self.at, b"whole %d" % self.at
 
-    def ownership(self, generation: int = 1, base: int = 0, stored: int = 0, caller: str = "") -> Ownership:
-        return Ownership(generation, base, stored, caller, self.checkpoint, self.lost.append, self.durable.append)
+    def ownership(
+        self, generation: int = 1, base: int = 0, stored: int = 0, caller: str = "", opened_at: float = 0.0
+    ) -> Ownership:
+        told = self.checkpoint, self.lost.append, self.durable.append
+        return Ownership(generation, base, stored, caller, *told, opened_at)
 
 
 class Pods:
@@ -196,6 +199,110 @@ async def test_two_calls_of_one_name(server: Valkey) -> None:
         records |= fill(log, range(2, 3))
         await written(log, 2)
         assert (await taken(one)).records == records
+
+
+EARLIER, LATER = 1700000000.25, 1700000300.5
+"""When two calls of one name were opened."""
+
+
+async def test_a_call_is_not_taken_by_whoever_had_an_earlier_one_of_its_name(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, other, told = await pods.pod("10.0.0.1:1"), await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership(opened_at=LATER))
+        records = fill(log, range(1, 4))
+        await written(log, 3)
+        assert await other.take(KEY, 2, 1, insist=True, opened_at=EARLIER) is None
+        records |= fill(log, range(4, 6))
+        await written(log, 5)
+        beats = one.writer._next_beat
+        await until(lambda: one.writer._next_beat > beats + 0.3)
+        assert not told.lost and not told.durable
+        assert await other.take(KEY, 2, 5, insist=True, opened_at=LATER) == Taken(2, records)
+
+
+async def test_a_second_call_of_a_name_is_told_so_however_often_the_first_was_taken_over(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, other = await pods.pod(), await pods.pod()
+        assert isinstance(await one.take(KEY, 7, 0, insist=True, opened_at=EARLIER), Taken)
+        first, second, third = Told(), Told(), Told()
+        log = one.begin(KEY, first.ownership(7, opened_at=EARLIER))
+        records = fill(log, range(1, 4))
+        await written(log, 3)
+        other.begin(KEY, second.ownership(opened_at=LATER)).append(1, b"another call")
+        await until(lambda: bool(second.lost))
+        # Gone on with while the store was away, which now shows what it has: that is not its own.
+        other.begin(KEY, third.ownership(9, 2, opened_at=LATER)).append(3, b"another call")
+        await until(lambda: bool(third.lost))
+        assert second.lost == third.lost == [False] and not first.lost
+        assert other.writer.fenced == 0
+        assert await one.take(KEY, 10, 9, insist=True, opened_at=EARLIER) == Taken(10, records)
+
+
+async def test_a_silent_call_hears_that_another_one_has_its_name(server: Valkey) -> None:
+    """What it had stored ran out while it was silent, and the name was free."""
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, other, told = await pods.pod(), await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership(3, opened_at=EARLIER))
+        fill(log, range(1, 4))
+        await written(log, 3)
+        one.writer._next_beat += 3600.0
+        await client.delete(*await client.keys("firstword:*lease"), *await client.keys("firstword:*log"))
+        another = other.begin(KEY, Told().ownership(opened_at=LATER))
+        fill(another, range(1, 3))
+        await written(another, 2)
+        one.writer.beat_now()
+        await until(lambda: bool(told.lost))
+        assert told.lost == [False]
+
+
+async def test_a_name_that_its_own_server_holds_no_more_is_free_there(server: Valkey) -> None:
+    """The client of the first call had vanished, and opens another one; the first is over with that."""
+    async with Pods(server.url) as pods:
+        one, told, earlier = await pods.pod(), Told(), Told()
+        log = one.begin(KEY, earlier.ownership(5, opened_at=EARLIER))
+        fill(log, range(1, 9))
+        await written(log, 8)
+        log.append(9, b"on its way")
+        log.leave()
+        again = one.begin(KEY, told.ownership(opened_at=LATER))
+        records = fill(again, range(1, 3))
+        await written(again, 2)
+        assert not told.lost
+        assert await one.take(KEY, 9, 9, insist=True, opened_at=EARLIER) is None
+        assert await one.take(KEY, 9, 9, insist=True, opened_at=LATER) == Taken(9, records)
+
+
+async def test_a_call_that_comes_late_does_not_end_the_later_one_of_its_name(server: Valkey) -> None:
+    """Its own pod had meant to write it first, and that failed."""
+    async with Pods(server.url) as pods:
+        one, told = await pods.pod(), Told()
+        late = WriteBehind(KEY, Told().ownership(opened_at=EARLIER), 0.0, lambda: None)
+        late.leave()
+        log = one.begin(KEY, told.ownership(opened_at=LATER))
+        records = fill(log, range(1, 3))
+        await written(log, 2)
+        late.append(1, b"late")
+        one.writer._ending.append(late)
+        records |= fill(log, range(3, 5))
+        await written(log, 4)
+        assert late.dead and not told.lost
+        assert await one.take(KEY, 9, 9, insist=True, opened_at=LATER) == Taken(9, records)
+
+
+async def test_leases_of_servers_that_do_not_say_when_a_call_was_opened(server: Valkey) -> None:
+    """Their calls may be the one: it is taken, said of from then on, and goes back to such a server."""
+    async with Pods(server.url) as pods:
+        one, other, told = await pods.pod(), await pods.pod(), Told()
+        log = one.begin(KEY, Told().ownership())
+        records = fill(log, range(1, 4))
+        await written(log, 3)
+        assert await other.take(KEY, 2, 3, insist=True, opened_at=EARLIER) == Taken(2, records)
+        again = other.begin(KEY, told.ownership(2, 3, 3, opened_at=EARLIER))
+        records |= fill(again, range(4, 6))
+        await written(again, 5)
+        assert await one.take(KEY, 3, 5, insist=True, opened_at=LATER) is None
+        assert await one.take(KEY, 3, 5, insist=True) == Taken(3, records)
+        await until(lambda: told.lost == [True])
 
 
 async def test_the_name_of_a_call_that_is_over_is_free(server: Valkey) -> None:
@@ -356,7 +463,7 @@ async def test_a_whole_that_comes_late_leaves_no_hole(server: Valkey) -> None:
 
         async def append(after: int, whole: str, seq: int, record: str) -> list[Any]:
             return await client.eval(
-                scripts.APPEND, 2, "{c}lease", "{c}log", 1, "p", 0, after, 60_000, whole, seq, record
+                scripts.APPEND, 2, "{c}lease", "{c}log", 1, "p", 0, after, 60_000, whole, "", seq, record
             )
 
         assert await append(-1, "0", 1, "one") == [b"ok", 1]
@@ -459,6 +566,19 @@ async def test_a_store_that_is_full(server: Valkey) -> None:
         await written(log, 3)
 
 
+async def test_a_store_that_is_full_gives_up_calls_and_deletes_them(server: Valkey) -> None:
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, other = await pods.pod(), await pods.pod()
+        log = one.begin(KEY, Told().ownership(caller="anna"))
+        records = fill(log, range(1, 4))
+        await written(log, 3)
+        await client.config_set("maxmemory", "1")
+        assert await other.take(KEY, 2, 3, insist=True) == Taken(2, records)
+        assert await other.forget("", "anna") == 1
+        assert await client.keys("*:log") == []
+        assert await other.take(KEY, 3, 3, insist=True) is None
+
+
 async def test_a_store_that_is_slow(server: Valkey) -> None:
     async with slow_proxy(server.port) as proxy, Pods(proxy.url, timeout_s=5.0) as pods:
         one, told = await pods.pod(), Told()
@@ -537,7 +657,27 @@ async def test_a_caller_is_forgotten(server: Valkey) -> None:
         await until(lambda: told.durable == [False])
         assert not told.lost
         assert len(await client.keys("*:log")) == 1
+        assert await one.forget("", "anna") == 0
         assert await one.take(KEY, 2, 9, insist=True) is None
+
+
+async def test_what_was_forgotten_before_its_writer_knew_that_it_is_stored(server: Valkey) -> None:
+    """The answer to its first write was lost, and it is written again. A later call of its name is stored."""
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, Told().ownership(caller="anna", opened_at=EARLIER))
+        fill(log, range(1, 4))
+        await written(log, 3)
+        assert await one.forget("", "anna") == 1
+        again = one.begin(KEY, told.ownership(caller="anna", opened_at=EARLIER))
+        fill(again, range(1, 4))
+        await until(lambda: told.durable == [False])
+        assert await client.keys("*:log") == []
+        assert await client.keys("firstword:caller:*") == []
+        later = one.begin(KEY, Told().ownership(caller="anna", opened_at=LATER))
+        fill(later, range(1, 4))
+        await written(later, 3)
+        assert await one.forget("", "anna") == 1
 
 
 async def test_a_call_is_forgotten_when_it_closes(server: Valkey) -> None:
@@ -598,6 +738,22 @@ async def test_a_write_that_is_refused_is_counted(server: Valkey) -> None:
         log.append(4, b"from the dead")
         await until(lambda: bool(told.lost))
         assert (one.writer.fenced, one.writer.leases_lost, other.writer.fenced) == (1, 1, 0)
+
+
+async def test_a_call_that_comes_back_to_the_pod_it_has_left_is_not_counted_as_lost(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership())
+        fill(log, range(1, 4))
+        await written(log, 3)
+        one.writer._next_beat += 3600.0
+        assert isinstance(await one.take(KEY, 2, 3, insist=True), Taken)
+        log.append(4, b"behind the place from which its client goes on")
+        again = one.begin(KEY, Told().ownership(2, 3, 3))
+        again.append(4, b"another four")
+        await written(again, 4)
+        assert not one.writer.pending and isinstance(log, WriteBehind) and log.dead
+        assert (one.writer.fenced, one.writer.leases_lost) == (0, 0)
 
 
 async def test_a_store_that_does_not_say_its_memory_is_used_all_the_same(server: Valkey) -> None:

@@ -1,0 +1,86 @@
+"""Calls that are given one name, one after the other or at once, at servers that share a store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from firstword import CallFailed
+from firstword.books import Books
+from service.problems import Reason
+from tests.e2e.server import resume_with
+from tests.firstword.receptionist import LINES
+from tests.service.pods import LocalPod, client_of, local_pods
+from tests.service.store.valkey import valkey
+from tests.service.test_takeover import LONG, killed, told
+from tests.service.waiting import until
+
+ANNA = {**LONG, "session_id": "anna"}
+
+
+@pytest.fixture
+async def two() -> AsyncIterator[list[LocalPod]]:
+    with valkey(persistent=True) as store:
+        async with local_pods(2, store.url) as pods:
+            yield pods
+
+
+async def test_a_client_of_an_earlier_call_takes_nothing_of_a_later_one(two: list[LocalPod]) -> None:
+    """It is told that its call is over, and the later one goes on, also from what the store has of it."""
+    async with client_of(two[:1]) as one, client_of(two[1:]) as other:
+        stale = Books()
+        async with one.call(**ANNA) as call:
+            wanted = [(await told(call, line)).text for line in LINES[:2]]
+            stale.token, stale.seq, stale.generation = call.opened.resume_token, 1, 1
+        await until(lambda: not two[0].store.writer.pending)  # type: ignore[attr-defined]
+        async with other.call(**ANNA) as call:
+            first = await told(call, LINES[0])
+            assert await resume_with(two[0].address, stale) is grpc.StatusCode.NOT_FOUND
+            second = await told(call, LINES[1], after=3, do=lambda: killed(two[1:], call))
+            assert [first.text, second.text] == wanted
+
+
+async def test_a_second_call_of_a_name_leaves_one_alone_that_was_taken_over(two: list[LocalPod]) -> None:
+    async with client_of(two[:1]) as one, client_of(two[1:]) as other, one.call(**ANNA) as call:
+        await told(call, LINES[0], after=2, do=lambda: killed(two[:1], call))
+        assert call._stream.books.generation > 1
+        with pytest.raises(CallFailed) as refused:
+            async with other.call(**ANNA) as second:
+                await until(lambda: second.failure is not None)
+                await second.ask(LINES[0])
+        assert refused.value.reason == Reason.SESSION_EXISTS.value
+        resumes = call.resumes
+        assert (await told(call, LINES[1])).text
+        assert call.resumes == resumes and call.failure is None
+
+
+async def test_a_call_that_is_opened_while_an_earlier_one_is_asked_for_is_left_alone(
+    two: list[LocalPod], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, asked, opened = two[0].store, asyncio.Event(), asyncio.Event()
+    take = store.take
+
+    async def slow(*given: Any, **named: Any) -> Any:
+        found = await take(*given, **named)
+        asked.set()
+        await opened.wait()
+        return found
+
+    monkeypatch.setattr(store, "take", slow)
+    async with client_of(two[:1]) as one, client_of(two[1:], resume_timeout_s=0.0) as other:
+        early = other.call(**ANNA)
+        await early.__aenter__()
+        await until(lambda: not two[1].store.writer.pending)  # type: ignore[attr-defined]
+        stale = early._stream.books
+        await two[1].kill()
+        resuming = asyncio.create_task(resume_with(two[0].address, stale))
+        await asked.wait()
+        async with one.call(**ANNA) as call:
+            opened.set()
+            assert await resuming is grpc.StatusCode.NOT_FOUND
+            assert (await told(call, LINES[0])).text
+            assert call.resumes == 0
