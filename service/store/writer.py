@@ -18,6 +18,7 @@ import redis.asyncio
 from redis.exceptions import RedisError, ResponseError
 
 from service.store import scripts
+from service.store.demotion import leave_if_demoted
 from service.store.directory import Directory
 from service.store.log import Batch, WriteBehind
 from service.store.naming import Naming, name_of
@@ -150,6 +151,7 @@ class Writer:
                 await self._work()
             except (RedisError, OSError, TimeoutError) as error:
                 self._failed(began, error)
+                await leave_if_demoted(self._redis, error)
                 await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
                 backoff = min(backoff * 2, MAX_BACKOFF_S)
                 self._news.set()

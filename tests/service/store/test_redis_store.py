@@ -330,6 +330,42 @@ async def test_a_failover_that_loses_what_was_acknowledged(server: Valkey) -> No
         assert next(told.checkpoints) == 0
 
 
+@pytest.mark.parametrize("speaks", [True, False])
+async def test_a_failover_that_demotes_the_old_server_in_place(server: Valkey, speaks: bool) -> None:
+    """Behind one address. Connections to the old one stay open, and it says that it is read only; also to a takeover on
+    a pod whose calls say nothing.
+    """
+    async with AsyncExitStack() as stack:
+        proxy, new = await stack.enter_async_context(slow_proxy(server.port)), stack.enter_context(valkey())
+        old_one = await stack.enter_async_context(redis.asyncio.Redis.from_url(server.url))
+        new_one = await stack.enter_async_context(redis.asyncio.Redis.from_url(new.url))
+        pods = await stack.enter_async_context(Pods(proxy.url, lease_s=0.6 if speaks else 60.0))
+        one, other = await pods.pod(), await pods.pod()
+        log = one.begin(KEY, Told().ownership())
+        records = fill(log, range(1, 5))
+        await written(log, 4)
+        await new_one.replicaof("127.0.0.1", server.port)
+
+        async def is_copied() -> bool:
+            return bool(await new_one.keys("*:log"))
+
+        await until(is_copied)
+        proxy.to_port = new.port
+        await new_one.replicaof("NO", "ONE")
+        await old_one.replicaof("127.0.0.1", new.port)
+        if speaks:
+            records |= fill(log, range(5, 9))
+            await until(lambda: log.durable_seq >= 8, timeout_s=5.0)
+
+        async def is_taken() -> bool:
+            try:
+                return (await taken(other)).records == records
+            except StoreUnavailable:
+                return False
+
+        await until(is_taken, timeout_s=5.0)
+
+
 async def test_who_was_frozen_drops_what_others_have_before_it_says_that_it_is_there(server: Valkey) -> None:
     """Its calls that write nothing, too."""
     async with Pods(server.url) as pods:
