@@ -40,6 +40,10 @@ class WriteBehind:
         """Whether nothing of it is to be written any more."""
         self.left = False
         """Whether it may be forgotten once all is written."""
+        self.refusals = 0
+        """Times in a row that the store refused it, though it takes what others have to say."""
+        self.retry_at = 0.0
+        """When it is tried again after those; monotonic seconds."""
         self._trust_after_s = trust_after_s
         self._wake = wake
         self._pending: deque[tuple[int, bytes]] = deque()

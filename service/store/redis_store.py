@@ -13,6 +13,7 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from service.store import scripts
+from service.store.demotion import leave_if_demoted
 from service.store.directory import Directory, Pod
 from service.store.naming import Naming, keys_of, moment, name_of
 from service.store.protocol import CallKey, CallLog, Elsewhere, Ownership, StoreUnavailable, Superseded, Taken
@@ -134,6 +135,7 @@ class RedisStore:
             async with asyncio.timeout(self._options.timeout_s):
                 return await answer
         except (RedisError, OSError, TimeoutError) as error:
+            await leave_if_demoted(self._redis, error)
             raise StoreUnavailable(type(error).__name__) from error
 
     async def _warm_elsewhere(self, key: CallKey) -> str:

@@ -11,13 +11,14 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import redis.asyncio
 from redis.exceptions import RedisError, ResponseError
 
 from service.store import scripts
+from service.store.demotion import DEMOTED, leave_if_demoted
 from service.store.directory import Directory
 from service.store.log import Batch, WriteBehind
 from service.store.naming import Naming, moment, name_of
@@ -30,6 +31,10 @@ BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
 BEHIND_AFTER_S = 1.0
 """A store that takes longer has fallen behind, and calls are told."""
 MAX_CALLS_PER_PIPELINE = 64
+MAX_PARKED_S = 10.0
+"""At most so long a call waits whose records alone the store refuses."""
+MAX_REFUSALS = 30
+"""After which what is left of a call that has ended here is given up."""
 
 
 class Writer:
@@ -57,6 +62,8 @@ class Writer:
         self._trust_after_s = trust_after_s
         self._logs: dict[CallKey, WriteBehind] = {}
         self._ending: list[WriteBehind] = []
+        self._failed_together: frozenset[WriteBehind] = frozenset()
+        """Those of the last pipeline that failed as a whole."""
         self._news = asyncio.Event()
         self._round = asyncio.Event()
         self._halted = False
@@ -112,7 +119,7 @@ class Writer:
         """Write what there is to be written, in so much time, and then nothing more."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self.pending:
+                while any(not log_.refusals for log_ in self._due()):
                     self._round.clear()
                     await self._round.wait()
         await self.halt()
@@ -142,7 +149,7 @@ class Writer:
         backoff = BACKOFF_S
         while not self._halted:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, self._next_beat - time.monotonic())):
+                async with asyncio.timeout(max(0.0, self._wake_at() - time.monotonic())):
                     await self._news.wait()
             self._news.clear()
             began = time.monotonic()
@@ -150,6 +157,7 @@ class Writer:
                 await self._work()
             except (RedisError, OSError, TimeoutError) as error:
                 self._failed(began, error)
+                await leave_if_demoted(self._redis, error)
                 await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
                 backoff = min(backoff * 2, MAX_BACKOFF_S)
                 self._news.set()
@@ -171,46 +179,101 @@ class Writer:
             if late:
                 log.warning("the lease had run out", extra={"calls": len(self._logs)})
             self._next_beat = time.monotonic() + self._lease_s / 3
-        for logs in (
-            list(self._ending),
-            list(self._logs.values()),
-        ):  # what ends first: its name may be another's by now
-            dirty = [log_ for log_ in logs if log_.dirty]
-            for first in range(0, len(dirty), MAX_CALLS_PER_PIPELINE):
-                await self._write(dirty[first : first + MAX_CALLS_PER_PIPELINE])
+        due, refused, taken = self._due(), dict[WriteBehind, Exception](), 0
+        for first in range(0, len(due), MAX_CALLS_PER_PIPELINE):
+            taken += await self._write(due[first : first + MAX_CALLS_PER_PIPELINE], refused)
+        self._failed_together = frozenset()
         self._settle()
         self._round.set()
-        if self.pending:
+        self._park(refused, others_went=taken > 0)
+        if self._due():
             self._news.set()
 
-    async def _write(self, logs: list[WriteBehind]) -> None:
-        """One pipeline. What one call's records meet harms no other's."""
-        batches = [(log, log.batch()) for log in logs]
-        pipeline = self._redis.pipeline(transaction=False)
-        for log_ in logs:
+    def _due(self) -> list[WriteBehind]:
+        """What is to be written now. What failed last time comes last, so that it keeps nobody from being written."""
+        now = time.monotonic()
+        due = [log_ for log_ in self._oldest() if not log_.refusals or log_.retry_at <= now]
+        return sorted(due, key=lambda log_: bool(log_.refusals) or log_ in self._failed_together)
+
+    def _oldest(self) -> Iterable[WriteBehind]:
+        """Of each name what has to be written first: what ends, as the name may be another's by now."""
+        oldest: dict[CallKey, WriteBehind] = {}
+        for log_ in (*self._ending, *self._logs.values()):
+            if log_.dirty:
+                oldest.setdefault(log_.key, log_)
+        return oldest.values()
+
+    def _wake_at(self) -> float:
+        """When something is to be done, whether there is news or not."""
+        return min((self._next_beat, *(log_.retry_at for log_ in self._oldest() if log_.refusals)))
+
+    async def _write(self, logs: Iterable[WriteBehind], refused: dict[WriteBehind, Exception]) -> int:
+        """One pipeline; returns how many of its calls the store took. What one call's records meet harms no other's: it
+        is added to ``refused``.
+        """
+        batches = [(log_, log_.batch()) for log_ in logs]
+        pipeline, owners = self._redis.pipeline(transaction=False), list[WriteBehind]()
+        for log_, _ in batches:
             if log_.ownership.caller:  # first, and each time: what is stored of a caller can always be found
                 index = self._naming.callers(log_.key.tenant, log_.ownership.caller)
                 pipeline.sadd(index, self._naming.call(log_.key))
                 pipeline.pexpire(index, self._ttl_ms)
+                owners += [log_, log_]
         for log_, batch in batches:
             pipeline.eval(scripts.APPEND, 2, *self._naming.keys_of(log_.key), *self._arguments(log_, batch))
+            owners.append(log_)
         began = time.monotonic()
-        answers = await pipeline.execute(raise_on_error=False)
+        try:
+            answers = await pipeline.execute(raise_on_error=False)
+        except (RedisError, OSError, TimeoutError):
+            self._failed_together = frozenset(owners)
+            raise
         self.on_written(time.monotonic() - began)
-        broken = next((answer for answer in answers if isinstance(answer, Exception)), None)
+        refused |= {
+            owner: answer for owner, answer in zip(owners, answers, strict=True) if isinstance(answer, Exception)
+        }
+        taken = 0
         for (log_, batch), answer in zip(batches, answers[-len(batches) :], strict=True):
-            if not isinstance(answer, Exception):
+            if log_ not in refused:
                 self.writes += 1
-                await self._take_answer(log_, batch, answer[0], int(answer[1]))
-        if broken is not None:
-            raise broken
+                taken += answer[0] == b"ok"
+                try:
+                    await self._take_answer(log_, batch, answer[0], int(answer[1]))
+                except ResponseError as error:  # to its being closed
+                    refused[log_] = error
+        return taken
+
+    def _park(self, refused: dict[WriteBehind, Exception], *, others_went: bool) -> None:
+        """What the store refuses of single calls waits by itself. Raises where all that there was is refused, for then
+        it may be the store.
+        """
+        own = {
+            log_: error
+            for log_, error in refused.items()
+            if (others_went or log_.refusals) and not isinstance(error, DEMOTED)
+        }
+        for log_, error in own.items():
+            self.failures += 1
+            told = {"session": log_.key.session, "cause": f"{type(error).__name__}: {error}"}
+            if not log_.refusals:
+                log.error("the store refuses what a call has to say", extra=told)
+                if not self.behind:
+                    log_.ownership.on_durable(False)
+            log_.refusals = min(log_.refusals + 1, MAX_REFUSALS)
+            log_.retry_at = time.monotonic() + min(BACKOFF_S * 2**log_.refusals, MAX_PARKED_S)
+            if log_.refusals == MAX_REFUSALS and (log_.closing or log_.left):
+                log.error("the end of a call is given up", extra=told)
+                log_.lose()
+        if unexplained := next((error for log_, error in refused.items() if log_ not in own), None):
+            raise unexplained
 
     async def _take_answer(self, log_: WriteBehind, batch: Batch, kind: bytes, number: int) -> None:
         match kind:
             case b"ok":
                 log_.wrote(batch)
-                if log_.closing and not log_.batch().entries:
+                if log_.closing and not log_.unwritten:
                     await self._close(log_)
+                self._unpark(log_)
             case b"hole":
                 log.warning("the store has lost records", extra={"session": log_.key.session, "top": number})
                 log_.found_hole(number)
@@ -225,6 +288,12 @@ class Writer:
             case _:
                 self.fenced += not log_.left
                 self._lose(log_, taken_over=number > 1 or log_.ownership.generation > 1)
+
+    def _unpark(self, log_: WriteBehind) -> None:
+        if log_.refusals:
+            log_.refusals = 0
+            if not (self.behind or log_.dead):
+                log_.ownership.on_durable(True)
 
     async def _close(self, log_: WriteBehind) -> None:
         arguments = (log_.ownership.generation, self._pod_id, self._ttl_ms, log_.closing)
@@ -247,8 +316,11 @@ class Writer:
             lease, records = self._naming.keys_of(log_.key)
             pipeline.hmget(lease, ["gen", "pod", "top", "closed", "opened"])
             pipeline.exists(records)
-        answers = await pipeline.execute() if logs else []
-        for log_, (gen, pod, top, closed, opened), there in zip(logs, answers[::2], answers[1::2], strict=True):
+        answers = await pipeline.execute(raise_on_error=False) if logs else []
+        for log_, held, there in zip(logs, answers[::2], answers[1::2], strict=True):
+            if isinstance(held, Exception):
+                continue  # where it is not this call alone, the heartbeat fails too
+            gen, pod, top, closed, opened = held
             mine, here = log_.ownership.generation, pod is not None and name_of(pod) == self._pod_id
             own = moment(log_.ownership.opened_at)
             another = opened is not None and own != "" and name_of(opened) != own
@@ -295,7 +367,7 @@ class Writer:
     def _tell(self, durable: bool) -> None:
         self.behind = not durable
         for log_ in list(self._logs.values()):
-            if not log_.dead:
+            if not (log_.dead or log_.refusals):  # those that are refused have been told
                 log_.ownership.on_durable(durable)
 
     def _arguments(self, log_: WriteBehind, batch: Batch) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from service.store import (
     Taken,
     new_pod_id,
     scripts,
+    writer,
 )
 from service.store.log import WriteBehind
 from tests.service.store.valkey import Valkey, slow_proxy, valkey
@@ -437,6 +439,42 @@ async def test_a_failover_that_loses_what_was_acknowledged(server: Valkey) -> No
         assert next(told.checkpoints) == 0
 
 
+@pytest.mark.parametrize("speaks", [True, False])
+async def test_a_failover_that_demotes_the_old_server_in_place(server: Valkey, speaks: bool) -> None:
+    """Behind one address. Connections to the old one stay open, and it says that it is read only; also to a takeover on
+    a pod whose calls say nothing.
+    """
+    async with AsyncExitStack() as stack:
+        proxy, new = await stack.enter_async_context(slow_proxy(server.port)), stack.enter_context(valkey())
+        old_one = await stack.enter_async_context(redis.asyncio.Redis.from_url(server.url))
+        new_one = await stack.enter_async_context(redis.asyncio.Redis.from_url(new.url))
+        pods = await stack.enter_async_context(Pods(proxy.url, lease_s=0.6 if speaks else 60.0))
+        one, other = await pods.pod(), await pods.pod()
+        log = one.begin(KEY, Told().ownership())
+        records = fill(log, range(1, 5))
+        await written(log, 4)
+        await new_one.replicaof("127.0.0.1", server.port)
+
+        async def is_copied() -> bool:
+            return bool(await new_one.keys("*:log"))
+
+        await until(is_copied)
+        proxy.to_port = new.port
+        await new_one.replicaof("NO", "ONE")
+        await old_one.replicaof("127.0.0.1", new.port)
+        if speaks:
+            records |= fill(log, range(5, 9))
+            await until(lambda: log.durable_seq >= 8, timeout_s=5.0)
+
+        async def is_taken() -> bool:
+            try:
+                return (await taken(other)).records == records
+            except StoreUnavailable:
+                return False
+
+        await until(is_taken, timeout_s=5.0)
+
+
 async def test_who_was_frozen_drops_what_others_have_before_it_says_that_it_is_there(server: Valkey) -> None:
     """Its calls that write nothing, too."""
     async with Pods(server.url) as pods:
@@ -577,6 +615,61 @@ async def test_a_store_that_is_full_gives_up_calls_and_deletes_them(server: Valk
         assert await other.forget("", "anna") == 1
         assert await client.keys("*:log") == []
         assert await other.take(KEY, 3, 3, insist=True) is None
+
+
+async def refusing(client: redis.asyncio.Redis) -> bytes:
+    """Make the store refuse whatever is said of the one call that it has; the key that is to be deleted again."""
+    (lease,) = await client.keys("firstword:*:lease")
+    await client.set(lease, "no hash")
+    return bytes(lease)
+
+
+async def test_a_call_that_the_store_refuses_harms_no_other(server: Valkey) -> None:
+    """More of them than one pipeline has, and the refused one is the oldest."""
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, refused, others = await pods.pod(), Told(), [Told() for _ in range(writer.MAX_CALLS_PER_PIPELINE + 6)]
+        log = one.begin(KEY, refused.ownership())
+        fill(log, range(1, 3))
+        await written(log, 2)
+        lease = await refusing(client)
+        logs = [one.begin(CallKey("", f"other-{at}"), told.ownership()) for at, told in enumerate(others)]
+        for seq in range(3, 18):  # for longer than a store may fail before all are told
+            for each in (log, *logs):
+                each.append(seq, b"a word")
+            await asyncio.sleep(0.1)
+        for each in logs:
+            await written(each, 17)
+        assert refused.durable == [False] and not any(told.durable for told in others) and not one.writer.behind
+        beats = one.writer._next_beat
+        await until(lambda: one.writer._next_beat > beats)
+        refused.at = 17
+        await client.delete(lease)
+        await written(log, 17)
+        assert refused.durable == [False, True] and not log.refusals  # type: ignore[attr-defined]
+
+
+async def test_what_the_store_refuses_of_a_call_that_ends_is_given_up(
+    server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one = await pods.pod()
+        log = one.begin(KEY, Told().ownership())
+        fill(log, range(1, 3))
+        await written(log, 2)
+        await refusing(client)
+        other = one.begin(CallKey("", "other"), Told().ownership())
+        log.append(3, b"the last word")
+        log.close(forget=False)
+        other.append(1, b"another word")
+        await until(lambda: log.refusals > 0)  # type: ignore[attr-defined]
+        began = time.monotonic()
+        await one.writer.finish(10.0)
+        assert time.monotonic() - began < 5.0 and one.writer.pending == 1
+        monkeypatch.setattr(writer, "MAX_REFUSALS", 4)
+        await one.start()
+        await until(lambda: not one.writer.pending)
+        other.append(2, b"more of it")
+        await written(other, 2)
 
 
 async def test_a_store_that_is_slow(server: Valkey) -> None:

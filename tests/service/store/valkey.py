@@ -58,11 +58,13 @@ def valkey(*, persistent: bool = False, **config: str) -> Iterator[Valkey]:
 
 
 class SlowProxy:
-    """Passes bytes on to a port. delay_s: before each piece, in both directions; changeable."""
+    """Passes bytes on to a port. delay_s: before each piece, in both directions; changeable. to_port: changeable too,
+    for the connections that are made from then on.
+    """
 
     def __init__(self, to_port: int) -> None:
         self.delay_s = 0.0
-        self._to_port = to_port
+        self.to_port = to_port
         self.port = 0
 
     @property
@@ -75,7 +77,7 @@ class SlowProxy:
         return server
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.to_port)
         await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
