@@ -51,7 +51,7 @@ def all_of(objectives: Objectives) -> dict[str, dict[str, Any]]:
 
 
 def _budgets(objectives: Objectives) -> Sequence[Panel]:
-    burn = f"{error_ratio('1h')}{{{MODEL}}} / on (objective) group_left () (1 - {TARGET})"
+    burn = f"{error_ratio('1h')}{{{MODEL}}} / on (objective, namespace, service) group_left () (1 - {TARGET})"
     targets = "; ".join(f"{one.title}: {one.target:.1%}, {one.summary}" for one in objectives.objective)
     return (
         figure(
