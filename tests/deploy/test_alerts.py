@@ -229,6 +229,17 @@ CAUSES: dict[str, tuple[dict[str, str], int]] = {
         {'firstword_calls_resumed_total{gen_ai_request_model="m", firstword_resume_kind="taken_over"}': "0+2x90"},
         60,
     ),
+    "FirstwordCertificateExpires": (
+        {  # of one server of two
+            'firstword_tls_certificate_expires_in_seconds{instance="a"}': "259500-60x30",
+            'firstword_tls_certificate_expires_in_seconds{instance="b"}': "7776000-60x30",
+        },
+        25,
+    ),
+    "FirstwordReloadFailed": (
+        {'firstword_security_reload_failures_total{firstword_security_file="certificate"}': "0x5 1x200"},
+        180,
+    ),
     "FirstwordDraftsWorthLess": (
         {
             'firstword_reply_tokens_total{gen_ai_request_model="m"}': "0+300x312 93700+100x60",  # every five minutes
@@ -246,6 +257,9 @@ WELL = {  # every five minutes
     'firstword_calls_refused_total{gen_ai_request_model="m", error_type="TENANT_TOO_MANY_CALLS"}': "0+3x400",
     'firstword_reply_tokens_total{gen_ai_request_model="m"}': "0+300x400",
     'firstword_steps_total{gen_ai_request_model="m"}': "0+100x400",
+    'firstword_security_reload_failures_total{firstword_security_file="certificate"}': "0x400",
+    'firstword_security_reload_failures_total{firstword_security_file="jwks_url"}': "0x100 1x300",
+    "firstword_tls_certificate_expires_in_seconds": "2592000-300x400",
     "firstword_store_behind": "0x400",
     "firstword_store_memory_used_bytes": "95x400",
     "firstword_store_memory_limit_bytes": "0x400",
@@ -281,6 +295,14 @@ def test_callers_that_are_lost_are_told_of_where_they_are_a_share(
     """A client of one tenant that asks for calls which are over wakes nobody where others find theirs."""
     expr = 'count (ALERTS{alertname="FirstwordCallsNotResumed", alertstate="firing"})'
     evaluate(tmp_path, "firstword-alerts", [expecting(given, expr, {"{}": 1} if told else {}, 20)], 1)
+
+
+def test_an_address_of_keys_that_does_not_answer_is_told_of_when_it_goes_on(tmp_path: Path) -> None:
+    """It is asked every five minutes; one answer that was missing is none to be told of."""
+    expr = 'count (ALERTS{alertname="FirstwordReloadFailed", alertstate="firing"})'
+    name = 'firstword_security_reload_failures_total{firstword_security_file="jwks_url"}'
+    given = {name: "0x3 1+1x20"}
+    evaluate(tmp_path, "firstword-alerts", [expecting(given, expr, {}, 20), expecting(given, expr, {"{}": 1}, 50)], 5)
 
 
 def test_servers_that_are_behind_are_one_alert_that_says_how_many(tmp_path: Path) -> None:

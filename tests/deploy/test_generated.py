@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import promql_parser
 import pytest
 import yaml
 
+from deploy.generate import naming
 from deploy.generate.__main__ import ROOT, files, stale
 from deploy.generate.objectives import Objectives, load
 from service.telemetry import names
@@ -87,6 +90,21 @@ def test_every_alert_has_its_section_in_the_runbook() -> None:
         path, _, anchor = alert["annotations"]["runbook"].partition("#")
         assert path == "deploy/runbook.md" and anchor == alert["alert"].lower()
         assert anchor in headings
+
+
+def test_every_metric_of_the_service_is_shown_somewhere() -> None:
+    """All that names.py has, also what a server without TLS, credentials or a store never tells."""
+    metrics, attributes, _ = inspect.getsource(names).partition("# What they are told apart by.")
+    assert attributes
+    ours = set(re.findall(r'^[A-Z_]+ = "((?:firstword|gen_ai\.server)\..+)"$', metrics, re.MULTILINE)) - {names.SCOPE}
+    assert {names.CERTIFICATE_EXPIRES, names.SLOWED_CALLS, names.TURNED_AWAY} < ours
+    shown = {
+        re.sub(r"(_seconds|_bytes)?(_total|_bucket|_sum|_count)?$", "", named.metric)
+        for query in queries.of_dashboards()
+        if not query.traceql
+        for named in queries.named(query.text)
+    }
+    assert not {metric for metric in ours if naming.label(metric) not in shown}
 
 
 def test_every_metric_is_in_the_documentation() -> None:
