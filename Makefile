@@ -70,10 +70,15 @@ test-equality: $(READY) ## The whole equality suite: with transformers, and with
 	$(PY) -m tests.equality
 
 PROMTOOL := build/promtool
-test-alerts: $(READY) ## The alerts as promtool evaluates them (where there is none, Debian's is fetched into build/)
-	command -v promtool >/dev/null || test -d $(PROMTOOL)/usr || (mkdir -p $(PROMTOOL) && cd $(PROMTOOL) \
-	  && apt-get download --quiet prometheus && dpkg --extract prometheus_*.deb . && rm prometheus_*.deb)
-	PATH="$(CURDIR)/$(PROMTOOL)/usr/bin:$$PATH" $(PY) -m pytest tests/deploy/test_alerts.py
+# Debian's package of Prometheus has it; where none of the lists of packages is there yet, they are fetched first.
+DEBIAN := apt-get --quiet --option Acquire::Retries=0 --option Acquire::http::Timeout=20
+promtool: ## Fetch Prometheus' own tool into build/, where there is none
+	command -v promtool >/dev/null || test -x $(PROMTOOL)/usr/bin/promtool || (mkdir -p $(PROMTOOL) && cd $(PROMTOOL) \
+	  && ($(DEBIAN) download prometheus || ($(DEBIAN) update && $(DEBIAN) download prometheus)) \
+	  && dpkg --extract prometheus_*.deb . && rm prometheus_*.deb)
+
+test-alerts: $(READY) promtool ## The alerts, the Helm chart's too, as promtool evaluates them
+	PATH="$(CURDIR)/$(PROMTOOL)/usr/bin:$$PATH" $(PY) -m pytest tests/deploy/test_alerts.py tests/k8s/test_rules.py
 
 soak: $(READY) ## Hold calls while servers, the store and lines die: nothing lost, nothing said twice (SOAK="--kills 30 ...")
 	$(PY) -m tests.soak $(SOAK)

@@ -124,7 +124,7 @@ def _store(config: ServiceConfig, server: Server, servicer: CallServicer, teleme
     if not config.store.url:
         return MemoryStore()
     address = config.server.advertise
-    if not address and config.server.host not in ("0.0.0.0", "::", "[::]"):
+    if not address and config.server.host not in ("0.0.0.0", "[::]"):
         address = f"{config.server.host}:{server.port}"
     store = store_of(config, address, lambda: servicer.load, lambda: servicer.tenants)
     stores.watch(telemetry, store.writer)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
@@ -36,11 +37,20 @@ class ConfigError(Exception):
     """The configuration cannot be used. The message names each setting and what is wrong with it."""
 
 
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
 class ServerConfig(Section):
     """The socket and how long things may take on it.
 
     port: 0 lets the system choose. advertise: address at which clients reach this server and no other one of the
-    service; empty: host and port, unless it listens everywhere. stop_grace_s: time from SIGTERM to the end of the
+    service, with its port; empty: host and port, unless it listens everywhere. An IPv6 address is put in brackets where
+    it has none. stop_grace_s: time from SIGTERM to the end of the
     process; calls have all of it but what an orderly end takes. keepalive_time_ms: silence after which the server
     pings; min_ping_interval_ms: how often a silent client may ping without being sent away.
     max_connection_age_s: after which a connection takes no new calls, and its client looks for addresses again; those
@@ -70,6 +80,24 @@ class ServerConfig(Section):
     first_event_s: float = Field(default=30.0, gt=0)
     heartbeat_s: float = Field(default=5.0, ge=0, le=3600)
     reload_s: float = Field(default=10.0, gt=0)
+
+    @field_validator("host", mode="after")
+    @classmethod
+    def _listens_at(cls, host: str) -> str:
+        return f"[{host}]" if _is_ipv6(host) else host
+
+    @field_validator("advertise", mode="after")
+    @classmethod
+    def _can_be_dialled(cls, address: str) -> str:
+        """Where it is put together of a pod's IP and a port, nobody knows of which kind the IP will be. Without the
+        brackets gRPC takes all of it for an address, and dials its own port.
+        """
+        host, _, port = address.rpartition(":")
+        if _is_ipv6(host):
+            return f"[{host}]:{port}"
+        if _is_ipv6(address.strip("[]")):
+            raise ValueError("has no port")
+        return address
 
     @model_validator(mode="after")
     def _held_before_lost(self) -> Self:

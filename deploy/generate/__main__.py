@@ -6,15 +6,20 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from deploy.generate import dashboards
 from deploy.generate.objectives import Objectives, load
-from deploy.generate.rules import rules
+from deploy.generate.rules import rules, scoped
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = "# Made by `make observability` of deploy/objectives.toml. Change that instead.\n"
+
+
+RELEASE = {"namespace": "@namespace@", "service": "@service@"}
+"""What a ServiceMonitor labels a release's series with. The chart puts the names in where it renders the rules."""
 
 
 class _Readable(yaml.SafeDumper):
@@ -33,14 +38,18 @@ _Readable.add_representer(str, _text)
 
 def files(objectives: Objectives) -> Mapping[Path, str]:
     """What each generated file holds."""
-    rule_file = HEAD + yaml.dump(rules(objectives), Dumper=_Readable, sort_keys=False, width=1000)
     found = {
-        ROOT / "deploy/prometheus/rules.yaml": rule_file,
-        ROOT / "k8s/firstword/files/rules.yaml": rule_file,
+        ROOT / "deploy/prometheus/rules.yaml": _rule_file(rules(objectives)),
+        ROOT / "k8s/firstword/files/rules.yaml": _rule_file(scoped(rules(objectives), RELEASE)),
     }
     for name, dashboard in dashboards.all_of(objectives).items():
         found[ROOT / f"deploy/grafana/dashboards/{name}.json"] = json.dumps(dashboard, indent=1) + "\n"
     return found
+
+
+def _rule_file(made: Mapping[str, Any]) -> str:
+    text: str = yaml.dump(made, Dumper=_Readable, sort_keys=False, width=1000)
+    return HEAD + text
 
 
 def stale(objectives: Objectives) -> list[Path]:

@@ -47,11 +47,17 @@ def all_of(objectives: Objectives) -> dict[str, dict[str, Any]]:
             "Whether calls would outlive their server, and how they did.",
             {"The store": _store(), "Takeovers": _takeovers()},
         ),
+        "security": board(
+            "firstword-security",
+            "Firstword: security",
+            "Who is let in, and what they are let in by.",
+            {"Security": _security()},
+        ),
     }
 
 
 def _budgets(objectives: Objectives) -> Sequence[Panel]:
-    burn = f"{error_ratio('1h')}{{{MODEL}}} / on (objective) group_left () (1 - {TARGET})"
+    burn = f"{error_ratio('1h')}{{{MODEL}}} / on (objective, namespace, service) group_left () (1 - {TARGET})"
     targets = "; ".join(f"{one.title}: {one.target:.1%}, {one.summary}" for one in objectives.objective)
     return (
         figure(
@@ -439,6 +445,12 @@ def _capacity() -> Sequence[Panel]:
             {"held": f"sum ({_count(names.HELD_CALLS)})"},
         ),
         lines(
+            "Clients that sent too much",
+            "Streams a second that brought more events than call.max_events_per_s, and were read no faster.",
+            "reqps",
+            {"slowed": f"sum ({_count(names.SLOWED_CALLS)})"},
+        ),
+        lines(
             "Calls ended a second",
             "By what ended them; nothing is an orderly close.",
             "reqps",
@@ -523,6 +535,43 @@ def _takeovers() -> Sequence[Panel]:
             {
                 "leases lost": f"sum (rate({naming.counter(names.STORE_LEASES_LOST)}[{RATE}]))",
                 "writes refused": f"sum (rate({naming.counter(names.STORE_FENCED)}[{RATE}]))",
+            },
+        ),
+    )
+
+
+def _security() -> Sequence[Panel]:
+    def grown(counter: str, attribute: str, window: str) -> str:
+        return f"sum by ({naming.label(attribute)}) (increase({naming.counter(counter)}[{window}]))"
+
+    return (
+        lines(
+            "Streams let in",
+            "In five minutes, by what their clients showed.",
+            "none",
+            {"{{firstword_auth_means}}": grown(names.ENTERED, names.MEANS, "5m")},
+            stacked=True,
+        ),
+        lines(
+            "Streams turned away",
+            "In five minutes, by reason.",
+            "none",
+            {"{{error_type}}": grown(names.TURNED_AWAY, names.ERROR, "5m")},
+            stacked=True,
+        ),
+        lines(
+            "Certificate valid for",
+            "That of the server where it ends first. At three days somebody is woken.",
+            "s",
+            {"at least": f"min ({naming.label(names.CERTIFICATE_EXPIRES)}_seconds)"},
+        ),
+        lines(
+            "Certificates and keys replaced",
+            "In an hour. failed: what came could not be used, and the old one stayed.",
+            "none",
+            {
+                "{{firstword_security_file}}": grown(names.RELOADS, names.RELOADED, "1h"),
+                "{{firstword_security_file}} failed": grown(names.RELOAD_FAILURES, names.RELOADED, "1h"),
             },
         ),
     )

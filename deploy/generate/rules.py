@@ -5,7 +5,11 @@ Names are ``level:metric:operation``: ``firstword_slo:error_ratio:rate1h`` is th
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
+
+import promql_parser
 
 from deploy.generate.objectives import Alert, Burn, Objective, Objectives, Severity, seconds
 
@@ -102,3 +106,32 @@ def _alert(alert: Alert) -> Rule:
         "labels": {"severity": alert.severity},
         "annotations": {"summary": alert.summary, "runbook": f"{RUNBOOK}#{alert.name.lower()}"},
     }
+
+
+def scoped(made: dict[str, Any], scope: Mapping[str, str]) -> dict[str, Any]:
+    """The same rules about the series with these labels alone, which what they record and tell has too: so that two
+    releases under one Prometheus are told apart.
+    """
+    return {
+        "groups": [{**group, "rules": [_scoped(rule, scope) for rule in group["rules"]]} for group in made["groups"]]
+    }
+
+
+def _scoped(rule: Rule, scope: Mapping[str, str]) -> Rule:
+    selected: set[str] = set()
+
+    def look(part: object) -> bool:
+        if isinstance(part, promql_parser.VectorSelector):
+            selected.add(str(part.name))
+        return True
+
+    promql_parser.walk(promql_parser.parse(rule["expr"]), look)
+    where = ", ".join(f'{label}="{value}"' for label, value in scope.items())
+    expr = rule["expr"]
+    for name in selected:
+        expr = re.sub(
+            rf"(?<![\w:]){re.escape(name)}(?![\w:])(\{{?)",
+            lambda found: found[0] + f"{where}, " if found[1] else f"{found[0]}{{{where}}}",
+            expr,
+        )
+    return {**rule, "expr": expr, "labels": {**rule["labels"], **scope}}

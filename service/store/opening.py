@@ -35,10 +35,11 @@ def store_of(
 
 def _name_keys(config: ServiceConfig) -> tuple[bytes, ...]:
     """The key of names, or else all that sign: a server that has one more or less than another then finds its calls no
-    more, while both hold them.
+    more, while both hold them. That is said while there is but one key too: when there are two it is too late.
     """
     if config.store.name_key:
         return (config.store.name_key.encode(),)
-    if len(config.resume.secrets) > 1:
-        log.warning("resume.keys rotate, and names in the store with them: set store.name_key")
+    log.warning(
+        "store.name_key is not set: names in the store are made with resume.keys, and calls are lost when they rotate"
+    )
     return tuple(secret.encode() for secret in config.resume.secrets)

@@ -48,7 +48,8 @@ class Telemetry:
         self._interruptions = meter.create_counter(names.INTERRUPTIONS, "{interruption}", "Turns that were spoken over")
         self._active = meter.create_up_down_counter(names.ACTIVE_CALLS, "{call}", "Calls whose stream is open")
         self._active.add(0)  # a service without calls says 0, or whoever scales by calls would take it for missing
-        self._held.add(0, {names.REQUEST_MODEL: model})
+        for counter in (self._held, self._slowed):
+            counter.add(0, {names.REQUEST_MODEL: model})
         for kind in RESUMES:  # the first of a kind is an increase
             self._resumed.add(0, {names.REQUEST_MODEL: model, names.RESUME: kind})
         for reason in ("FORGED", "STORE_UNAVAILABLE", "SUPERSEDED", "TOKEN_EXPIRED", "UNKNOWN_CALL", "WARM_ELSEWHERE"):

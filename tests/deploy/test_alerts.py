@@ -188,6 +188,18 @@ def test_what_is_left_of_a_budget(tmp_path: Path) -> None:
     evaluate(tmp_path, "none", [left], 5)
 
 
+def came_back(resumed: float, **refused: float) -> dict[str, str]:
+    """Clients that came back to their calls, so many a minute: those that found them, and those that did not."""
+    labels = 'gen_ai_request_model="m"'
+    return {
+        f'firstword_calls_resumed_total{{{labels}, firstword_resume_kind="here"}}': f"0x5 0+{resumed}x30",
+        **{
+            f'firstword_calls_resume_refused_total{{{labels}, error_type="{reason}"}}': f"0x5 0+{rate}x30"
+            for reason, rate in refused.items()
+        },
+    }
+
+
 CAUSES: dict[str, tuple[dict[str, str], int]] = {
     "FirstwordNoMetrics": ({}, 6),
     "FirstwordEngineDown": ({'firstword_engine_serving{gen_ai_response_model="m"}': "1x5 0x10"}, 12),
@@ -208,13 +220,7 @@ CAUSES: dict[str, tuple[dict[str, str], int]] = {
         {"firstword_store_memory_used_bytes": "95x30", "firstword_store_memory_limit_bytes": "100x30"},
         10,
     ),
-    "FirstwordCallsNotResumed": (
-        {  # neither alone is enough
-            'firstword_calls_resume_refused_total{gen_ai_request_model="m", error_type="UNKNOWN_CALL"}': "0x5 0+1x10",
-            'firstword_calls_resume_refused_total{gen_ai_request_model="m", error_type="TOKEN_EXPIRED"}': "0x5 0+1x10",
-        },
-        12,
-    ),
+    "FirstwordCallsNotResumed": (came_back(20, UNKNOWN_CALL=1, TOKEN_EXPIRED=1, STORE_UNAVAILABLE=4), 15),
     "FirstwordTokensNotBelieved": (
         {'firstword_calls_resume_refused_total{gen_ai_request_model="m", error_type="FORGED"}': "0x5 0+2x10"},
         12,
@@ -222,6 +228,17 @@ CAUSES: dict[str, tuple[dict[str, str], int]] = {
     "FirstwordTakeovers": (
         {'firstword_calls_resumed_total{gen_ai_request_model="m", firstword_resume_kind="taken_over"}': "0+2x90"},
         60,
+    ),
+    "FirstwordCertificateExpires": (
+        {  # of one server of two
+            'firstword_tls_certificate_expires_in_seconds{instance="a"}': "259500-60x30",
+            'firstword_tls_certificate_expires_in_seconds{instance="b"}': "7776000-60x30",
+        },
+        25,
+    ),
+    "FirstwordReloadFailed": (
+        {'firstword_security_reload_failures_total{firstword_security_file="certificate"}': "0x5 1x200"},
+        180,
     ),
     "FirstwordDraftsWorthLess": (
         {
@@ -240,6 +257,9 @@ WELL = {  # every five minutes
     'firstword_calls_refused_total{gen_ai_request_model="m", error_type="TENANT_TOO_MANY_CALLS"}': "0+3x400",
     'firstword_reply_tokens_total{gen_ai_request_model="m"}': "0+300x400",
     'firstword_steps_total{gen_ai_request_model="m"}': "0+100x400",
+    'firstword_security_reload_failures_total{firstword_security_file="certificate"}': "0x400",
+    'firstword_security_reload_failures_total{firstword_security_file="jwks_url"}': "0x100 1x300",
+    "firstword_tls_certificate_expires_in_seconds": "2592000-300x400",
     "firstword_store_behind": "0x400",
     "firstword_store_memory_used_bytes": "95x400",
     "firstword_store_memory_limit_bytes": "0x400",
@@ -255,6 +275,53 @@ def test_a_cause_is_told(tmp_path: Path, alert: str) -> None:
     step = 5 if minutes > 600 else 1
     expr = f'count (ALERTS{{alertname="{alert}", alertstate="firing"}})'
     evaluate(tmp_path, "firstword-alerts", [expecting(given, expr, {"{}": 1}, minutes)], step)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (came_back(0, UNKNOWN_CALL=2), True),
+        (came_back(0, STORE_UNAVAILABLE=2), True),
+        (came_back(4, UNKNOWN_CALL=2, WARM_ELSEWHERE=50), True),
+        (came_back(30, UNKNOWN_CALL=2), False),
+        (came_back(0, UNKNOWN_CALL=0.4), False),
+        (came_back(0, WARM_ELSEWHERE=9, SUPERSEDED=9), False),
+    ],
+    ids=["over", "no store", "sent on", "one client", "a few", "had elsewhere"],
+)
+def test_callers_that_are_lost_are_told_of_where_they_are_a_share(
+    tmp_path: Path, given: dict[str, str], told: bool
+) -> None:
+    """A client of one tenant that asks for calls which are over wakes nobody where others find theirs."""
+    expr = 'count (ALERTS{alertname="FirstwordCallsNotResumed", alertstate="firing"})'
+    evaluate(tmp_path, "firstword-alerts", [expecting(given, expr, {"{}": 1} if told else {}, 20)], 1)
+
+
+def test_an_address_of_keys_that_does_not_answer_is_told_of_when_it_goes_on(tmp_path: Path) -> None:
+    """It is asked every five minutes; one answer that was missing is none to be told of."""
+    expr = 'count (ALERTS{alertname="FirstwordReloadFailed", alertstate="firing"})'
+    name = 'firstword_security_reload_failures_total{firstword_security_file="jwks_url"}'
+    given = {name: "0x3 1+1x20"}
+    evaluate(tmp_path, "firstword-alerts", [expecting(given, expr, {}, 20), expecting(given, expr, {"{}": 1}, 50)], 5)
+
+
+def test_servers_that_are_behind_are_one_alert_that_says_how_many(tmp_path: Path) -> None:
+    rule = next(
+        rule for group in read_rules() for rule in group["rules"] if rule.get("alert") == "FirstwordStoreBehind"
+    )
+    given = {
+        f'firstword_store_behind{{instance="{name}"}}': f"{behind}x10"
+        for name, behind in (("a", 1), ("b", 1), ("c", 0))
+    }
+    annotations = {**rule["annotations"], "summary": rule["annotations"]["summary"].replace("{{ $value }}", "2")}
+    assert annotations != rule["annotations"]
+    told = {
+        "eval_time": "8m",
+        "alertname": "FirstwordStoreBehind",
+        "exp_alerts": [{"exp_labels": rule["labels"], "exp_annotations": annotations}],
+    }
+    test = expecting(given, "vector(1)", {"{}": 1}, 8) | {"alert_rule_test": [told]}
+    evaluate(tmp_path, "firstword-alerts", [test], 1)
 
 
 def test_where_all_is_well_nothing_is_told(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import promql_parser
 import pytest
 import yaml
 
+from deploy.generate import naming
 from deploy.generate.__main__ import ROOT, files, stale
 from deploy.generate.objectives import Objectives, load
 from service.telemetry import names
@@ -20,8 +23,19 @@ def test_nothing_is_stale() -> None:
     assert stale(load()) == [], "make observability"
 
 
-def test_the_chart_has_the_same_rules() -> None:
-    assert (ROOT / "k8s/firstword/files/rules.yaml").read_text() == queries.RULES.read_text()
+def test_the_chart_has_the_same_rules_about_one_release() -> None:
+    """Another one may be scraped by the same Prometheus."""
+    scope = {"namespace": "@namespace@", "service": "@service@"}
+    groups = yaml.safe_load((ROOT / "k8s/firstword/files/rules.yaml").read_text())["groups"]
+    for rule in (rule for group in groups for rule in group["rules"]):
+        named = queries.named(rule["expr"])
+        assert named or rule["expr"].startswith("vector(")
+        assert all(set(scope.items()) <= series.values for series in named), rule["expr"]
+        for label in scope:
+            assert rule["labels"].pop(label) == scope[label]
+        rule["expr"] = rule["expr"].replace('namespace="@namespace@", service="@service@"', "").replace("{, ", "{")
+        rule["expr"] = rule["expr"].replace("{}", "")
+    assert groups == yaml.safe_load(queries.RULES.read_text())["groups"]
 
 
 def test_another_objective_makes_other_files() -> None:
@@ -76,6 +90,21 @@ def test_every_alert_has_its_section_in_the_runbook() -> None:
         path, _, anchor = alert["annotations"]["runbook"].partition("#")
         assert path == "deploy/runbook.md" and anchor == alert["alert"].lower()
         assert anchor in headings
+
+
+def test_every_metric_of_the_service_is_shown_somewhere() -> None:
+    """All that names.py has, also what a server without TLS, credentials or a store never tells."""
+    metrics, attributes, _ = inspect.getsource(names).partition("# What they are told apart by.")
+    assert attributes
+    ours = set(re.findall(r'^[A-Z_]+ = "((?:firstword|gen_ai\.server)\..+)"$', metrics, re.MULTILINE)) - {names.SCOPE}
+    assert {names.CERTIFICATE_EXPIRES, names.SLOWED_CALLS, names.TURNED_AWAY} < ours
+    shown = {
+        re.sub(r"(_seconds|_bytes)?(_total|_bucket|_sum|_count)?$", "", named.metric)
+        for query in queries.of_dashboards()
+        if not query.traceql
+        for named in queries.named(query.text)
+    }
+    assert not {metric for metric in ours if naming.label(metric) not in shown}
 
 
 def test_every_metric_is_in_the_documentation() -> None:

@@ -29,6 +29,14 @@ CANARY = "zanzibarquux"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
+def scrape(port: int, accept: str = "text/plain") -> str:
+    """What a Prometheus endpoint says now."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        text: str = response.read().decode()
+    return text
+
+
 @dataclass
 class Observed:
     """The server, still running, and the receiver that it exports to."""
@@ -39,10 +47,7 @@ class Observed:
 
     def scrape(self, accept: str = "text/plain") -> str:
         """What its Prometheus endpoint says now."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.metrics_port}/metrics", headers={"Accept": accept})
-        with urllib.request.urlopen(request, timeout=30) as response:
-            text: str = response.read().decode()
-        return text
+        return scrape(self.metrics_port, accept)
 
     @property
     def interrupted(self) -> Received:

@@ -54,6 +54,17 @@ def test_pods_that_share_a_store_say_where_they_are() -> None:
     assert advertised(manifests(values("default"))) == []
 
 
+@pytest.mark.parametrize(("ip", "host"), [("10.0.0.7", "10.0.0.7"), ("fd00::7", "[fd00::7]")])
+def test_clients_can_dial_what_a_pod_says_of_itself_whichever_kind_its_ip_is(ip: str, host: str) -> None:
+    (said,) = (
+        entry["value"]
+        for entry in container(manifests(values("production")))["env"]
+        if entry["name"] == "FIRSTWORD_SERVER__ADVERTISE"
+    )
+    config = load_config({"FIRSTWORD_SERVER__ADVERTISE": said.replace("$(POD_IP)", ip)})
+    assert config.server.advertise == f"{host}:50051"
+
+
 def test_the_loader_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     """The chart lets a newer service's keys through; this service says no to them."""
     rendered = toml(manifests({"extraConfig": "[server]\nwarp = 9"}))

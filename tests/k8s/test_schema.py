@@ -134,6 +134,17 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"config": {"store": {"url": "redis://redis:6379/0"}}},
         "name a Secret in secretEnv.FIRSTWORD_RESUME__KEYS",
     ),
+    "keys that could not rotate": (
+        {
+            "config": {"store": {"url": "redis://redis:6379/0"}},
+            "secretEnv": {"FIRSTWORD_RESUME__KEYS": {"name": "firstword", "key": "resume-keys"}},
+        },
+        "name a Secret in secretEnv.FIRSTWORD_STORE__NAME_KEY",
+    ),
+    "nor with a store that a Secret names": (
+        {"secretEnv": {name: {"name": "s", "key": "k"} for name in ("FIRSTWORD_STORE__URL", "FIRSTWORD_RESUME__KEYS")}},
+        "name a Secret in secretEnv.FIRSTWORD_STORE__NAME_KEY",
+    ),
     "cuda without a GPU": ({"gpu": {"count": 0}}, "config.engine.device is cuda and gpu.count is 0"),
     "ranks without GPUs": (
         {"config": {"engine": {"ranks": 2}}},

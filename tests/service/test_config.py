@@ -21,6 +21,34 @@ def test_defaults_serve_the_embedded_model() -> None:
     assert config.server.address == "127.0.0.1:50051"
 
 
+@pytest.mark.parametrize(
+    ("given", "dialled"),
+    [
+        ("10.0.0.7:50051", "10.0.0.7:50051"),
+        ("fd00::1:50051", "[fd00::1]:50051"),
+        ("fd00:1:2:3:4:5:6:7:443", "[fd00:1:2:3:4:5:6:7]:443"),
+        ("[fd00::1]:50051", "[fd00::1]:50051"),
+        ("pod-0.voice:50051", "pod-0.voice:50051"),
+        ("dns:///pod-0.voice:50051", "dns:///pod-0.voice:50051"),
+        ("", ""),
+    ],
+)
+def test_an_address_of_either_kind_can_be_dialled(given: str, dialled: str) -> None:
+    """As a chart puts it together, which knows of a pod that it has an IP."""
+    assert load_config({"FIRSTWORD_SERVER__ADVERTISE": given}).server.advertise == dialled
+
+
+@pytest.mark.parametrize("address", ["fd00::1", "[fd00::1]", "fd00:1:2:3:4:5:6:7"])
+def test_an_address_without_a_port_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"server\.advertise.*has no port"):
+        load_config({"FIRSTWORD_SERVER__ADVERTISE": address})
+
+
+@pytest.mark.parametrize("host", ["::", "[::]", "::1", "[::1]"])
+def test_an_ipv6_host_is_listened_at_with_and_without_brackets(host: str) -> None:
+    assert load_config({"FIRSTWORD_SERVER__HOST": host}).server.address == f"[{host.strip('[]')}]:50051"
+
+
 def test_environment_overrides_the_file(tmp_path: Path) -> None:
     (tmp_path / "firstword.toml").write_text("[server]\nport = 1\nhost = '0.0.0.0'\n[engine]\nthreads = 3\n")
     config = load_config({"FIRSTWORD_SERVER__PORT": "2"})

@@ -61,6 +61,9 @@
 {{- if and (include "firstword.hasStore" .) (not (hasKey .Values.secretEnv "FIRSTWORD_RESUME__KEYS")) -}}
 {{- fail "pods that share a store sign with the same keys: name a Secret in secretEnv.FIRSTWORD_RESUME__KEYS" -}}
 {{- end -}}
+{{- if and (include "firstword.hasStore" .) (not (hasKey .Values.secretEnv "FIRSTWORD_STORE__NAME_KEY")) -}}
+{{- fail "without a key for names in the store calls are lost when the resume keys rotate: name a Secret in secretEnv.FIRSTWORD_STORE__NAME_KEY (of a release that ran without one: the last of its resume keys)" -}}
+{{- end -}}
 {{- $none := list "0" "0%" -}}
 {{- if and (has (toString .Values.rollout.maxSurge) $none) (has (toString .Values.rollout.maxUnavailable) $none) -}}
 {{- fail "rollout.maxSurge and rollout.maxUnavailable are both 0: no pod could ever be replaced" -}}

@@ -15,6 +15,7 @@ HOME: /tmp
 FIRSTWORD_SERVER__HOST: {{ $config.server.host | quote }}
 {{- if include "firstword.hasStore" . }}
 # Where clients of a call find the pod that is warm for it. One behind a gateway tries it for a second, while a pod drains.
+# An IPv6 address is put in brackets by the service: of which kind a pod's is, only the cluster knows.
 FIRSTWORD_SERVER__ADVERTISE: "$(POD_IP):{{ include "firstword.port" . }}"
 {{- end }}
 # Nothing is fetched when the service runs: what it needs is mounted.
