@@ -34,6 +34,8 @@ DROP_TIMEOUT_S = 0.3
 """How long a call that is dropped waits for the service to know."""
 OPENED_TIMEOUT_S, MAX_OPENED_TIMEOUT_S = 5.0, 60.0
 """How long a server may take to say that it goes on with the call: at the first try, and at a later one."""
+OPENING_TIMEOUT_S = 10.0
+"""How long it may take to open a call. There is one try: a call that was asked for twice may be there twice."""
 WARM_TIMEOUT_S = 1.0
 """How long the one that is warm for it may take, before another takes the call from it."""
 BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
@@ -96,6 +98,11 @@ def _passing(failure: CallFailed) -> bool:
     """
     too_large = failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED and not failure.reason
     return failure.code in _BROKEN and failure.reason in PASSING and not too_large
+
+
+def unanswered() -> CallFailed:
+    """A server has the request, perhaps, and says nothing."""
+    return CallFailed(grpc.StatusCode.UNAVAILABLE, "", "the server does not answer")
 
 
 Dial = Callable[[str], "CallServiceAsyncStub"]
@@ -274,7 +281,7 @@ class CallStream:
         except BaseException as error:
             line.cancel()
             if isinstance(error, TimeoutError):
-                raise CallFailed(grpc.StatusCode.UNAVAILABLE, "", "the server does not answer") from None
+                raise unanswered() from None
             raise
         for request in again:
             line.send(request)
