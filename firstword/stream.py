@@ -236,14 +236,15 @@ class CallStream:
 
     async def _go_on(self, failure: CallFailed) -> Line:
         """A stream on which the call goes on. Raises CallFailed where there is none in time, or will be none."""
-        until = time.monotonic() + self._resume_timeout_s
+        # A call that leaves a server which is there has time for a try, also where it would not go on otherwise.
+        until = time.monotonic() + max(self._resume_timeout_s, OPENED_TIMEOUT_S if self._moving else 0.0)
         address, self._successor, self._moving = self._successor, "", False
         pinned: Metadata = () if address else self._affinity
         take_over, attempt = False, 0
         while True:
             try:
                 cold_s = min(OPENED_TIMEOUT_S * 2**attempt, MAX_OPENED_TIMEOUT_S)
-                patience_s = WARM_TIMEOUT_S if address or pinned else cold_s
+                patience_s = min(WARM_TIMEOUT_S if address or pinned else cold_s, until - time.monotonic())
                 return await self._resume(address, take_over, patience_s, pinned)
             except CallFailed as refused:
                 failure = refused

@@ -14,6 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from firstword import CallFailed, Client, TextDelta
 from firstword.books import Books
+from firstword.stream import OPENED_TIMEOUT_S
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import call_service_pb2_grpc
 from firstword.v1 import client_events_pb2 as client_pb
@@ -101,6 +102,23 @@ async def test_a_call_that_nobody_opens_fails(monkeypatch: pytest.MonkeyPatch) -
             await call.__aenter__()
         assert (failed.value.code, failed.value.reason) == (grpc.StatusCode.UNAVAILABLE, "")
         assert call.failure is not None
+
+
+async def test_a_call_is_no_longer_without_a_server_than_it_may_be() -> None:
+    """However patient a single try would be."""
+    async with (
+        hanging() as port,
+        local_pods(1) as (pod,),
+        Client(pod.address, resume_timeout_s=1.5) as client,
+        asyncio.timeout(LEFT_WITHIN_S),
+        client.call(**OPENING) as call,
+    ):
+        pod.lines.lead_to(port)
+        pod.lines.cut_all()
+        left = time.monotonic()
+        await until(lambda: call.failure is not None)
+        assert 1.0 < time.monotonic() - left < OPENED_TIMEOUT_S - 1.0
+        assert call.failure is not None and call.failure.code is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_client_that_stood_still_itself_does_not_leave_its_line() -> None:
