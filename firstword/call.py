@@ -15,7 +15,7 @@ from firstword.errors import CallError, CallFailed, ServiceBusy
 from firstword.events import Generated, HistoryCause, HistoryChanged, Interrupted, Notice, Opened, TurnEvent
 from firstword.line import Metadata
 from firstword.router import Router
-from firstword.stream import CallStream, Dial
+from firstword.stream import OPENING_TIMEOUT_S, CallStream, Dial, unanswered
 from firstword.tools import execute
 from firstword.turn import Turn
 from firstword.types import Item, Sampling, Tool, ToolCall, ToolChoice, TurnOptions, WordTiming
@@ -100,7 +100,11 @@ class Call:
         self._stream.send(open=self._opening)
         self._stream.start(self._dial, self._metadata)
         try:
-            self.opened = await self._router.opened
+            async with asyncio.timeout(OPENING_TIMEOUT_S):  # a proxy in front of a server that hangs answers pings
+                self.opened = await self._router.opened
+        except TimeoutError:
+            await self._stream.abort()
+            raise unanswered() from None
         except asyncio.CancelledError:
             await self._stream.abort()
             raise

@@ -34,6 +34,8 @@ DROP_TIMEOUT_S = 0.3
 """How long a call that is dropped waits for the service to know."""
 OPENED_TIMEOUT_S, MAX_OPENED_TIMEOUT_S = 5.0, 60.0
 """How long a server may take to say that it goes on with the call: at the first try, and at a later one."""
+OPENING_TIMEOUT_S = 10.0
+"""How long it may take to open a call. There is one try: a call that was asked for twice may be there twice."""
 WARM_TIMEOUT_S = 1.0
 """How long the one that is warm for it may take, before another takes the call from it."""
 BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
@@ -96,6 +98,11 @@ def _passing(failure: CallFailed) -> bool:
     """
     too_large = failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED and not failure.reason
     return failure.code in _BROKEN and failure.reason in PASSING and not too_large
+
+
+def unanswered() -> CallFailed:
+    """A server has the request, perhaps, and says nothing."""
+    return CallFailed(grpc.StatusCode.UNAVAILABLE, "", "the server does not answer")
 
 
 Dial = Callable[[str], "CallServiceAsyncStub"]
@@ -229,14 +236,15 @@ class CallStream:
 
     async def _go_on(self, failure: CallFailed) -> Line:
         """A stream on which the call goes on. Raises CallFailed where there is none in time, or will be none."""
-        until = time.monotonic() + self._resume_timeout_s
+        # A call that leaves a server which is there has time for a try, also where it would not go on otherwise.
+        until = time.monotonic() + max(self._resume_timeout_s, OPENED_TIMEOUT_S if self._moving else 0.0)
         address, self._successor, self._moving = self._successor, "", False
         pinned: Metadata = () if address else self._affinity
         take_over, attempt = False, 0
         while True:
             try:
                 cold_s = min(OPENED_TIMEOUT_S * 2**attempt, MAX_OPENED_TIMEOUT_S)
-                patience_s = WARM_TIMEOUT_S if address or pinned else cold_s
+                patience_s = min(WARM_TIMEOUT_S if address or pinned else cold_s, until - time.monotonic())
                 return await self._resume(address, take_over, patience_s, pinned)
             except CallFailed as refused:
                 failure = refused
@@ -274,7 +282,7 @@ class CallStream:
         except BaseException as error:
             line.cancel()
             if isinstance(error, TimeoutError):
-                raise CallFailed(grpc.StatusCode.UNAVAILABLE, "", "the server does not answer") from None
+                raise unanswered() from None
             raise
         for request in again:
             line.send(request)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from firstword import Client, TextDelta
+from firstword import CallFailed, Client, TextDelta
 from firstword.books import Books
+from firstword.stream import OPENED_TIMEOUT_S
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import call_service_pb2_grpc
 from firstword.v1 import client_events_pb2 as client_pb
@@ -69,6 +72,53 @@ async def test_a_client_that_hears_no_heartbeat_goes_on_elsewhere_without_any_pi
                         assert turn.text == wanted.text
                 pod.lines.cut_all()
         listening.close()
+
+
+class _Hanging(call_service_pb2_grpc.CallServiceServicer):
+    """Takes every stream, and says nothing on it. What gRPC answers by itself, it answers: pings."""
+
+    async def Call(self, request_iterator: AsyncIterator[call_pb.CallRequest], context: Any) -> None:  # type: ignore[override]
+        await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def hanging() -> AsyncIterator[int]:
+    """The port of a server that hangs."""
+    server = grpc.aio.server(options=(("grpc.http2.max_ping_strikes", 0),))
+    call_service_pb2_grpc.add_CallServiceServicer_to_server(_Hanging(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(0)
+
+
+async def test_a_call_that_nobody_opens_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firstword.call.OPENING_TIMEOUT_S", 0.5)
+    async with hanging() as port, Client(f"127.0.0.1:{port}") as client, asyncio.timeout(LEFT_WITHIN_S):
+        call = client.call(**OPENING)
+        with pytest.raises(CallFailed) as failed:
+            await call.__aenter__()
+        assert (failed.value.code, failed.value.reason) == (grpc.StatusCode.UNAVAILABLE, "")
+        assert call.failure is not None
+
+
+async def test_a_call_is_no_longer_without_a_server_than_it_may_be() -> None:
+    """However patient a single try would be."""
+    async with (
+        hanging() as port,
+        local_pods(1) as (pod,),
+        Client(pod.address, resume_timeout_s=1.5) as client,
+        asyncio.timeout(LEFT_WITHIN_S),
+        client.call(**OPENING) as call,
+    ):
+        pod.lines.lead_to(port)
+        pod.lines.cut_all()
+        left = time.monotonic()
+        await until(lambda: call.failure is not None)
+        assert 1.0 < time.monotonic() - left < OPENED_TIMEOUT_S - 1.0
+        assert call.failure is not None and call.failure.code is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_client_that_stood_still_itself_does_not_leave_its_line() -> None:
