@@ -146,7 +146,7 @@ class StoreConfig(Section):
     base64 of 32 random bytes each, separated by commas: the first one encrypts; empty: transcripts are not encrypted.
     """
 
-    url: str = ""
+    url: str = Field(default="", repr=False)
     timeout_s: float = Field(default=0.5, gt=0)
     lease_s: float = Field(default=6.0, gt=0)
     retention_s: float = Field(default=3600.0, gt=0)
@@ -157,6 +157,15 @@ class StoreConfig(Section):
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(filter(None, map(str.strip, self.encryption_keys.split(","))))
+
+    @field_validator("url", mode="after")
+    @classmethod
+    def _usable_url(cls, value: str) -> str:
+        if value:
+            from service.store import url  # loads the store's client, which a service without a store has no use for
+
+            url.check(value)
+        return value
 
     @field_validator("name_key", mode="after")
     @classmethod

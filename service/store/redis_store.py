@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import redis.asyncio
@@ -32,12 +32,12 @@ class RedisOptions:
     are made with the last one, so that they tell nothing of callers; those of tenants, which pods compare, with each.
     """
 
-    url: str
+    url: str = field(repr=False)
     timeout_s: float
     lease_s: float
     retention_s: float
     trust_after_s: float
-    name_keys: tuple[bytes, ...]
+    name_keys: tuple[bytes, ...] = field(repr=False)
 
 
 class RedisStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 import pydantic
@@ -234,3 +235,39 @@ def test_a_key_that_is_none_is_refused_and_not_repeated(variable: str, value: st
     with pytest.raises(ConfigError, match=what) as refused:
         load_config({variable: value})
     assert value not in str(refused.value)
+
+
+KEYS = {"FIRSTWORD_RESUME__KEYS": "a" * 16}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "rediss://user:zq%23%2F%3Fquux@redis.voice:6380/2",
+        "redis://:zq@quux@redis.voice",
+        "redis://[::1]:6379/0?socket_timeout=2",
+        "unix:///run/redis.sock?db=1",
+        "",
+    ],
+)
+def test_the_urls_of_stores(url: str) -> None:
+    store = load_config({"FIRSTWORD_STORE__URL": url, **KEYS}).store
+    assert store.url == url
+    assert "quux" not in repr(store), "nor in whatever it is printed with"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("localhost:6379", "http://localhost", "redis://", "redis:/localhost", "redis://localhost:port"),
+        *("redis://localhost:99999", "redis://localhost/first", "redis://localhost?nope=1", "redis://localhost?db=x"),
+        *(f"redis://:{password}@localhost:6379/0" for password in ("zq#quux", "zq/quux", "zq?quux", "[zqquux")),
+        *(f"redis://:{password}@localhost:6379/0" for password in ("12#quux", "12/quux", "12?quux")),
+        *(f"redis://user:{password}@localhost:6379/0" for password in ("12#quux", "12/quux", "12?quux")),
+    ],
+)
+def test_a_url_that_no_store_has_is_refused_before_models_are_loaded_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"store\.url \(FIRSTWORD_STORE__URL\): must be redis://") as refused:
+        load_config({"FIRSTWORD_STORE__URL": url, **KEYS})
+    assert "quux" not in "".join(traceback.format_exception(refused.value))
