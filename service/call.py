@@ -221,18 +221,22 @@ class Call:
         parts.reporter.announce()
         self._start_clock(parts, 0.0)
 
-    def restore(self, state: CallState, generation: int, last_seq: int, stored: int) -> None:
-        """Go on with a call that was written down, in place of ``handle``'s first event.
+    def restore(self, state: CallState, generation: int, last_seq: int, stored: int) -> Problem | None:
+        """Go on with a call that was written down, in place of ``handle``'s first event. Returns the problem that it
+        ends with where this server cannot.
 
         generation: of the lease. last_seq: the last event that its client has. stored: the last that the store has.
         """
         try:
             self._restore(state, generation, last_seq, stored)
+            return None
         except Problem as problem:
-            self._finish(problem, "elsewhere")
+            failed = problem
         except Exception:
             log.exception("a call could not be restored", extra={"session": self.session})
-            self._finish(Problem(Reason.INTERNAL, "the service failed on this call"), "elsewhere")
+            failed = Problem(Reason.INTERNAL, "the service failed on this call")
+        self._finish(failed, "elsewhere")
+        return failed
 
     def _restore(self, state: CallState, generation: int, last_seq: int, stored: int) -> None:
         """Raises Problem where this server cannot."""

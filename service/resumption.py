@@ -53,13 +53,16 @@ async def _resumed(
     _require_one(here, opened_at)
     if here is not None and here.attach(send, end, event):
         return here, "here"
-    call = make()  # before it is taken from anybody: where there is no room for it, it stays where it is
+    # Where there is no seat for it, it stays where it is. How many pages it needs is known when it was taken.
+    call = make()
     try:
         state, taken, asked = await _found(services, key, event, handed, opened_at)
     except BaseException:
         call.disconnect()
         raise
-    call.restore(state, taken.generation, event.last_seq, max(taken.records, default=0))
+    failed = call.restore(state, taken.generation, event.last_seq, max(taken.records, default=0))
+    if failed is not None:
+        raise failed
     if not (asked and services.store.keeps):
         return call, "without_store"
     return call, "insisted" if event.take_over else "taken_over"

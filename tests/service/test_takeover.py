@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -404,20 +405,35 @@ async def test_a_takeover_where_no_store_is_counts_as_one_without(recorded: Reco
         assert {point.attributes[names.RESUME] for point in points if point.value} == {"without_store"}
 
 
-async def test_takeovers_are_counted_by_kind_and_refusals_by_reason(store: Valkey, recorded: Recorded) -> None:
-    def counts(name: str, by: str) -> dict[str, int]:
-        return {point.attributes[by]: point.value for point in recorded.metrics()[name] if point.value}
+def counts(recorded: Recorded, name: str, by: str) -> dict[str, int]:
+    return {point.attributes[by]: point.value for point in recorded.metrics()[name] if point.value}
 
+
+async def test_a_call_that_a_server_has_no_pages_for_is_no_takeover(store: Valkey, recorded: Recorded) -> None:
+    async with local_pods(2, store.url) as (pod, full), client_of([pod]) as client, client.call(**LONG) as call:
+        await told(call, LINES[0])
+        beat = dataclasses.replace(full.engine.beat, pages_total=1, host_pages=0)
+        full._servicer.admission = Admission(AdmissionConfig(), lambda: beat, 16, Telemetry(MODEL))
+        books = call._stream.books
+        await pod.kill()
+        assert await resume_with(full.address, books) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert counts(recorded, names.RESUME_REFUSED, names.ERROR)["PAGES_COMMITTED"] == 1
+        assert not counts(recorded, names.RESUMED, names.RESUME) and full._servicer.admission.seats == 0
+        await pod.start()
+        assert (await told(call, LINES[1])).text
+
+
+async def test_takeovers_are_counted_by_kind_and_refusals_by_reason(store: Valkey, recorded: Recorded) -> None:
     async with local_pods(2, store.url) as two, client_of(two) as client, client.call(**LONG) as call:
         await told(call, LINES[0])
         holder(two, call).lines.cut_all()
         await told(call, LINES[1])
-        assert "taken_over" not in counts(names.RESUMED, names.RESUME)
+        assert "taken_over" not in counts(recorded, names.RESUMED, names.RESUME)
         await killed(two, call)
         await told(call, LINES[1])
-        found = counts(names.RESUMED, names.RESUME)
+        found = counts(recorded, names.RESUMED, names.RESUME)
         assert found["here"] >= 1 and sum(found.values()) - found["here"] >= 1
         forged = Books()
         forged.token = b"x" + call.opened.resume_token
         assert await resume_with(two[0].address, forged) is grpc.StatusCode.PERMISSION_DENIED
-        assert counts(names.RESUME_REFUSED, names.ERROR)["FORGED"] == 1
+        assert counts(recorded, names.RESUME_REFUSED, names.ERROR)["FORGED"] == 1
