@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
+from service.portions import PORTION
 from service.store import (
     AesGcm,
     CallKey,
@@ -33,7 +34,7 @@ from service.store import (
 )
 from service.store.log import WriteBehind
 from tests.service.store.valkey import Valkey, slow_proxy, valkey
-from tests.service.waiting import until
+from tests.service.waiting import Turns, until
 
 KEY = CallKey("", "call-1")
 
@@ -125,6 +126,26 @@ async def test_another_pod_finds_what_was_written(server: Valkey) -> None:
         records = fill(log, range(1, 200))
         await written(log, 199)
         assert (await taken(other)).records == records
+
+
+async def test_others_have_their_turn_while_a_long_call_is_taken_over(
+    server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Pods(server.url) as pods:
+        one, other, turns = await pods.pod(), await pods.pod(), Turns()
+        sealer, unseal = other._sealer, other._sealer.unseal
+
+        def counted(stored: bytes, place: bytes) -> bytes:
+            turns.done(1)
+            return unseal(stored, place)
+
+        monkeypatch.setattr(sealer, "unseal", counted)
+        log = one.begin(KEY, Told().ownership())
+        records = fill(log, range(1, 200))
+        await written(log, 199)
+        assert (await taken(other)).records == records
+        assert 0 < turns.most <= PORTION
+        turns.stop()
 
 
 async def test_what_the_client_has_not_received_is_void(server: Valkey) -> None:
@@ -583,26 +604,6 @@ async def test_a_slow_link_is_caught_up_with(server: Valkey, rate: float) -> Non
                 log.append(seq, record)
         await until(lambda: all(log.durable_seq == 18 for log in logs))
         assert (await taken(other)).records == {1: b"record 1", 2: b"record 2", **long}
-
-
-class Turns:
-    """How much is done in one go, while others wait for the event loop."""
-
-    def __init__(self) -> None:
-        self.most = self._now = 0
-        self._task = asyncio.create_task(self._others())
-
-    def done(self, much: int) -> None:
-        self._now += much
-        self.most = max(self.most, self._now)
-
-    def stop(self) -> None:
-        self._task.cancel()
-
-    async def _others(self) -> None:
-        while True:
-            await asyncio.sleep(0)
-            self._now = 0
 
 
 async def test_calls_go_on_while_what_waited_is_written(server: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
