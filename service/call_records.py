@@ -83,9 +83,12 @@ def merged(records: Iterable[Record]) -> dict[int, Record]:
     one took over is void, whoever still has it.
     """
     kept: dict[int, Record] = {}
+    taken_over: set[tuple[int, int]] = set()
     for record in sorted(records, key=lambda record: (record.generation, record.seq)):
-        for seq in [seq for seq, old in kept.items() if old.generation < record.generation and seq > record.base]:
-            del kept[seq]
+        if (place := (record.generation, record.base)) not in taken_over:  # once each: a long call has many records
+            taken_over.add(place)
+            for seq in [seq for seq, old in kept.items() if old.generation < record.generation and seq > record.base]:
+                del kept[seq]
         kept[record.seq] = record
     return dict(sorted(kept.items()))
 

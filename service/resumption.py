@@ -16,6 +16,7 @@ from service.call_services import CallServices
 from service.call_state import CallState
 from service.client_events import Resume
 from service.outbound import Send
+from service.portions import in_portions
 from service.problems import Problem, Reason
 from service.store import CallKey, Elsewhere, StoreUnavailable, Superseded, Taken
 
@@ -48,7 +49,8 @@ async def _resumed(
     """As ``resumed``; and of which kind it was, as in ``service.telemetry.metrics.RESUMES``."""
     key = services.signing.call_of(event.token, tenant)
     opened_at = services.signing.opened_at(event.token)
-    handed = call_records.of_call((call_records.read(services.signing, record) for record in event.records), key)
+    read = [call_records.read(services.signing, record) async for record in in_portions(event.records)]
+    handed = call_records.of_call(read, key)
     here = services.live.get(key)
     _require_one(here, opened_at)
     if here is not None and here.attach(send, end, event):
@@ -76,7 +78,7 @@ async def _found(
     Raises Problem where it cannot be had.
     """
     taken, asked = await _taken(services, key, event, opened_at, here_already=key in services.live)
-    records = call_records.of_call([*handed, *_readable(services, taken)], key)
+    records = call_records.of_call([*handed, *await _readable(services, taken)], key)
     found = call_records.replayed(call_records.merged(call_records.opened_then(records, opened_at)), event.last_seq)
     if found is None and not asked:
         raise Problem(Reason.STORE_UNAVAILABLE, "the store does not answer", retry_after_s=RETRY_S)
@@ -128,10 +130,10 @@ def _superseded(generation: int) -> Problem:
     return Problem(Reason.SUPERSEDED, "a newer resume has the call", retry_after_s=0.0, metadata=newer)
 
 
-def _readable(services: CallServices, taken: Taken) -> list[Record]:
+async def _readable(services: CallServices, taken: Taken) -> list[Record]:
     """What the store has; a record of it that cannot be read is as good as lost."""
     found = []
-    for seq, record in taken.records.items():
+    async for seq, record in in_portions(taken.records.items()):
         try:
             found.append(call_records.read(services.signing, record))
         except Problem as problem:

@@ -23,6 +23,11 @@ class Batch:
     entries: tuple[tuple[int, bytes], ...]
     whole: bool = False
 
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(len(record) for _, record in self.entries)
+
 
 class WriteBehind:
     """A ``CallLog`` whose records are taken from it in batches by whoever writes them.
@@ -46,13 +51,13 @@ class WriteBehind:
         """When it is tried again after those; monotonic seconds."""
         self._trust_after_s = trust_after_s
         self._wake = wake
-        self._pending: deque[tuple[int, bytes]] = deque()
+        self._pending: deque[tuple[float, int, bytes]] = deque()
+        """(when, seq, record) of what is to be written."""
         self._pending_bytes = 0
         self._written: deque[tuple[float, int, bytes]] = deque()
         """(when, seq, record) of what was written and may still be lost."""
         self.waiting_since: float | None = None
         """Since when the oldest record that is not written waits; None: there is none. Monotonic seconds."""
-        self._taken_at = 0.0
         self._top = ownership.stored
         self._kept_from = ownership.stored
         """What came up to here is not kept any more."""
@@ -75,6 +80,11 @@ class WriteBehind:
         return len(self._pending) + len(self._written)
 
     @property
+    def to_be_whole(self) -> bool:
+        """Whether all of the call is to be written next."""
+        return self._whole and not self.closing and not self.left
+
+    @property
     def dirty(self) -> bool:
         """Whether there is something to be written."""
         return not self.dead and bool(self._pending or (self._whole and not self.left) or self.closing)
@@ -82,9 +92,10 @@ class WriteBehind:
     def append(self, seq: int, record: bytes) -> None:
         if self.dead:
             return
+        now = time.monotonic()
         if self.waiting_since is None:
-            self.waiting_since = time.monotonic()
-        self._pending.append((seq, record))
+            self.waiting_since = now
+        self._pending.append((now, seq, record))
         self._pending_bytes += len(record)
         if self._pending_bytes > MAX_PENDING_BYTES:
             self._need_whole()
@@ -100,15 +111,21 @@ class WriteBehind:
         self.left = True
         self._wake()
 
-    def batch(self) -> Batch:
-        """What is to be written next."""
-        self._taken_at = time.monotonic()
-        if self._whole and not self.closing and not self.left:
+    def batch(self, max_bytes: int) -> Batch:
+        """What is to be written next: of what waits so many bytes, and one record at least."""
+        if self.to_be_whole:
             seq, record = self.ownership.checkpoint()
             self._pending.clear()
             self._pending_bytes = 0
             return Batch(self._after, ((seq, record),), whole=True)
-        return Batch(self._after, tuple(self._pending))
+        entries: list[tuple[int, bytes]] = []
+        size = 0
+        for _, seq, record in self._pending:
+            size += len(record)
+            if entries and size > max_bytes:
+                break
+            entries.append((seq, record))
+        return Batch(self._after, tuple(entries))
 
     def wrote(self, batch: Batch) -> None:
         """All of a batch is there."""
@@ -121,23 +138,25 @@ class WriteBehind:
         for seq, record in batch.entries:
             self._written.append((now, seq, record))
             self._top = seq
-            if self._pending and self._pending[0][0] == seq:
-                self._pending_bytes -= len(self._pending.popleft()[1])
-        self.waiting_since = self._taken_at if self._pending else None  # what is left came after the batch
+            if self._pending and self._pending[0][1] == seq:
+                self._pending.popleft()
+                self._pending_bytes -= len(record)
+        self.waiting_since = self._pending[0][0] if self._pending else None
         self._trust()
 
     def found_hole(self, top: int) -> None:
         """The store has nothing behind ``top``, though more was written: write it again, or all where it has gone."""
+        now = time.monotonic()
         if self.waiting_since is None:
-            self.waiting_since = time.monotonic()
+            self.waiting_since = now
         if top < self._kept_from:
             self._kept_from = self._top = top
             self._need_whole()
             return
-        again = [(seq, record) for _, seq, record in self._written if seq > top]
+        again = [(now, seq, record) for _, seq, record in self._written if seq > top]
         self._written = deque(entry for entry in self._written if entry[1] <= top)
         self._pending.extendleft(reversed(again))
-        self._pending_bytes += sum(len(record) for _, record in again)
+        self._pending_bytes += sum(len(record) for *_, record in again)
         self._top = top
 
     def seen(self, top: int) -> bool:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import redis.asyncio
 from redis.exceptions import RedisError
 
+from service.portions import in_portions
 from service.store import scripts
 from service.store.demotion import leave_if_demoted
 from service.store.directory import Directory, Pod
@@ -105,7 +106,7 @@ class RedisStore:
         if kind == b"superseded":
             return Superseded(int(held))
         pairs = zip(stored[::2], stored[1::2], strict=True)
-        return Taken(int(held), self._unsealed(key, {int(seq): record for seq, record in pairs}))
+        return Taken(int(held), await self._unsealed(key, {int(seq): record for seq, record in pairs}))
 
     def calls_elsewhere(self, tenant: str) -> int:
         return self._directory.calls_elsewhere(tenant)
@@ -147,10 +148,10 @@ class RedisStore:
         address = await self._directory.address_of(name_of(pod))
         return "" if address == self._pod.address else address  # of the process before this one
 
-    def _unsealed(self, key: CallKey, stored: Mapping[int, bytes]) -> dict[int, bytes]:
+    async def _unsealed(self, key: CallKey, stored: Mapping[int, bytes]) -> dict[int, bytes]:
         """What can be read; the rest is as if it had been lost."""
         found = {}
-        for seq, sealed in stored.items():
+        async for seq, sealed in in_portions(stored.items()):
             try:
                 found[seq] = self._sealer.unseal(sealed, self._naming.place(key, seq))
             except Unsealable as error:

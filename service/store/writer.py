@@ -11,11 +11,14 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import redis.asyncio
+from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.store import scripts
 from service.store.demotion import DEMOTED, leave_if_demoted
@@ -31,10 +34,24 @@ BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
 BEHIND_AFTER_S = 1.0
 """A store that takes longer has fallen behind, and calls are told."""
 MAX_CALLS_PER_PIPELINE = 64
+MIN_PIPELINE_BYTES, MAX_PIPELINE_BYTES = 16 << 10, 512 << 10
+"""Of records. One that takes longer than the store may take is tried again with half as many, and later ones grow."""
+MAX_BATCH_BYTES = 64 << 10
+"""Of one call in a pipeline."""
+SEALED_AT_ONCE_BYTES = 64 << 10
+"""What is sealed before others have their turn in the event loop."""
 MAX_PARKED_S = 10.0
 """At most so long a call waits whose records alone the store refuses."""
 MAX_REFUSALS = 30
 """After which what is left of a call that has ended here is given up."""
+
+
+class _Sealed(NamedTuple):
+    """What a call has to say, as it goes to the store. arguments: of ``APPEND``."""
+
+    log: WriteBehind
+    batch: Batch
+    arguments: list[Any]
 
 
 class Writer:
@@ -64,6 +81,8 @@ class Writer:
         self._ending: list[WriteBehind] = []
         self._failed_together: frozenset[WriteBehind] = frozenset()
         """Those of the last pipeline that failed as a whole."""
+        self._room = MAX_PIPELINE_BYTES
+        """What a pipeline may hold now."""
         self._news = asyncio.Event()
         self._round = asyncio.Event()
         self._halted = False
@@ -170,24 +189,29 @@ class Writer:
                 self._succeeded(began)
 
     async def _work(self) -> None:
-        """One round: the heartbeat where it is due, then whatever there is to write."""
-        if time.monotonic() >= self._next_beat:
-            late = self._next_beat and time.monotonic() - self._next_beat > self._lease_s
-            await self._check_leases()  # first: a pod that was frozen is there again without the calls that others have
-            await self._directory.beat()
-            await self._read_memory()
-            if late:
-                log.warning("the lease had run out", extra={"calls": len(self._logs)})
-            self._next_beat = time.monotonic() + self._lease_s / 3
-        due, refused, taken = self._due(), dict[WriteBehind, Exception](), 0
-        for first in range(0, len(due), MAX_CALLS_PER_PIPELINE):
-            taken += await self._write(due[first : first + MAX_CALLS_PER_PIPELINE], refused)
+        """One round: the heartbeat where it is due, then something of each call that has anything to be written."""
+        await self._beat_if_due()
+        due, refused, taken = deque(self._due()), dict[WriteBehind, Exception](), 0
+        while batches := await self._next_batches(due):
+            taken += await self._write(batches, refused)
+            await self._beat_if_due()
         self._failed_together = frozenset()
         self._settle()
         self._round.set()
         self._park(refused, others_went=taken > 0)
         if self._due():
             self._news.set()
+
+    async def _beat_if_due(self) -> None:
+        if time.monotonic() < self._next_beat:
+            return
+        late = self._next_beat and time.monotonic() - self._next_beat > self._lease_s
+        await self._check_leases()  # first: a pod that was frozen is there again without the calls that others have
+        await self._directory.beat()
+        await self._read_memory()
+        if late:
+            log.warning("the lease had run out", extra={"calls": len(self._logs)})
+        self._next_beat = time.monotonic() + self._lease_s / 3
 
     def _due(self) -> list[WriteBehind]:
         """What is to be written now. What failed last time comes last, so that it keeps nobody from being written."""
@@ -207,33 +231,48 @@ class Writer:
         """When something is to be done, whether there is news or not."""
         return min((self._next_beat, *(log_.retry_at for log_ in self._oldest() if log_.refusals)))
 
-    async def _write(self, logs: Iterable[WriteBehind], refused: dict[WriteBehind, Exception]) -> int:
+    async def _next_batches(self, due: deque[WriteBehind]) -> list[_Sealed]:
+        """What goes into one pipeline. A whole call begins another one, as it takes long to be written down, and may be
+        more than the store takes in time, which is to hold nobody else up.
+        """
+        found: list[_Sealed] = []
+        size = at_once = 0
+        while due and size < self._room and len(found) < MAX_CALLS_PER_PIPELINE:
+            if not due[0].dirty:  # any more
+                due.popleft()
+                continue
+            if found and due[0].to_be_whole:
+                break
+            log_ = due.popleft()
+            batch = log_.batch(min(MAX_BATCH_BYTES, self._room - size))
+            found.append(_Sealed(log_, batch, self._arguments(log_, batch)))
+            size += batch.size
+            at_once += batch.size
+            if at_once >= SEALED_AT_ONCE_BYTES:
+                at_once = 0
+                await asyncio.sleep(0)
+        return found
+
+    async def _write(self, batches: Sequence[_Sealed], refused: dict[WriteBehind, Exception]) -> int:
         """One pipeline; returns how many of its calls the store took. What one call's records meet harms no other's: it
         is added to ``refused``.
         """
-        batches = [(log_, log_.batch()) for log_ in logs]
         pipeline, owners = self._redis.pipeline(transaction=False), list[WriteBehind]()
-        for log_, _ in batches:
+        for log_, *_ in batches:
             if log_.ownership.caller:  # first, and each time: what is stored of a caller can always be found
                 index = self._naming.callers(log_.key.tenant, log_.ownership.caller)
                 pipeline.sadd(index, self._naming.call(log_.key))
                 pipeline.pexpire(index, self._ttl_ms)
                 owners += [log_, log_]
-        for log_, batch in batches:
-            pipeline.eval(scripts.APPEND, 2, *self._naming.keys_of(log_.key), *self._arguments(log_, batch))
+        for log_, _, arguments in batches:
+            pipeline.eval(scripts.APPEND, 2, *self._naming.keys_of(log_.key), *arguments)
             owners.append(log_)
-        began = time.monotonic()
-        try:
-            answers = await pipeline.execute(raise_on_error=False)
-        except (RedisError, OSError, TimeoutError):
-            self._failed_together = frozenset(owners)
-            raise
-        self.on_written(time.monotonic() - began)
+        answers = await self._answers(pipeline, batches)
         refused |= {
             owner: answer for owner, answer in zip(owners, answers, strict=True) if isinstance(answer, Exception)
         }
         taken = 0
-        for (log_, batch), answer in zip(batches, answers[-len(batches) :], strict=True):
+        for (log_, batch, _), answer in zip(batches, answers[-len(batches) :], strict=True):
             if log_ not in refused:
                 self.writes += 1
                 taken += answer[0] == b"ok"
@@ -242,6 +281,21 @@ class Writer:
                 except ResponseError as error:  # to its being closed
                     refused[log_] = error
         return taken
+
+    async def _answers(self, pipeline: Pipeline, batches: Sequence[_Sealed]) -> list[Any]:
+        """Those of the store; from how long they take it is known how much may be asked of it at once."""
+        size, began = sum(batch.size for _, batch, _ in batches), time.monotonic()
+        try:
+            answers = await pipeline.execute(raise_on_error=False)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._failed_together = frozenset(log_ for log_, *_ in batches)
+            if isinstance(error, (RedisTimeoutError, TimeoutError)):
+                self._room = max(min(self._room, size) // 2, MIN_PIPELINE_BYTES)
+            raise
+        if size * 2 > self._room:
+            self._room = min(self._room + MIN_PIPELINE_BYTES, MAX_PIPELINE_BYTES)
+        self.on_written(time.monotonic() - began)
+        return answers
 
     def _park(self, refused: dict[WriteBehind, Exception], *, others_went: bool) -> None:
         """What the store refuses of single calls waits by itself. Raises where all that there was is refused, for then
@@ -353,10 +407,11 @@ class Writer:
             self._tell(False)
 
     def _succeeded(self, began: float) -> None:
-        """A round has written all that was to be written when it began."""
+        """A round has written something of each call; what is left may have waited for long."""
         self.reconnects += self._failing_since is not None
         self._failing_since = None
-        slow = time.monotonic() - began > BEHIND_AFTER_S
+        waiting = (log_.waiting_since for log_ in self._due() if log_.waiting_since is not None and not log_.refusals)
+        slow = time.monotonic() - min((began, *waiting)) > BEHIND_AFTER_S
         if self.behind and not slow:
             log.info("the store has caught up")
             self._tell(True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -235,3 +236,13 @@ def test_what_a_server_wrote_behind_a_takeover_is_void(
     known += everything[len(kept) :]
     found = {seq: one for seq, one in merged(known).items() if seq <= last}
     assert found == told
+
+
+def test_a_long_call_is_merged_at_once() -> None:
+    """Of two generations, the second of which took over in the middle."""
+    first = [Record("", "a", 1, 0, seq, seq - 1, ()) for seq in range(1, 8001)]
+    second = [Record("", "a", 2, 5000, seq, seq - 1, ()) for seq in range(5001, 10001)]
+    began = time.process_time()
+    found = merged([*second, *first])
+    assert time.process_time() - began < 1.0
+    assert [found[seq].generation for seq in (5000, 5001, 8000)] == [1, 2, 2] and list(found) == [*range(1, 10001)]

@@ -15,9 +15,11 @@ from firstword import Call, CallFailed, Client, Notice, ServiceBusy, TextDelta, 
 from firstword.books import RECORDS_LOST, Books
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import call_service_pb2_grpc
+from service import call_records, portions
 from service.admission import Admission
 from service.config import AdmissionConfig
 from service.servicer import CallServicer
+from service.signing import Signing
 from service.telemetry import Telemetry, names
 from tests.e2e.server import resume_with
 from tests.firstword.receptionist import LINES, SYSTEM
@@ -25,7 +27,7 @@ from tests.service.calls import MODEL
 from tests.service.pods import LocalPod, client_of, local_pods
 from tests.service.recorded import Recorded
 from tests.service.store.valkey import Valkey, valkey
-from tests.service.waiting import until
+from tests.service.waiting import Turns, until
 
 LONG: dict[str, Any] = {"system": SYSTEM, "seed": 11, "temperature": 0.9, "max_tokens": 40}
 
@@ -85,6 +87,26 @@ async def test_a_server_is_killed_in_the_middle_of_a_word(two: list[LocalPod]) -
         wanted = await conversation(client)
         for after in (1, 4):
             assert await conversation(client, after=after, do=lambda call: killed(two, call)) == wanted
+
+
+async def test_others_have_their_turn_while_records_are_read(
+    two: list[LocalPod], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the store, and those that the client holds."""
+    turns, read = Turns(), call_records.read
+
+    def counted(signing: Signing, record: bytes) -> call_records.Record:
+        turns.done(1)
+        return read(signing, record)
+
+    monkeypatch.setattr(call_records, "read", counted)
+    monkeypatch.setattr(portions, "PORTION", 1)
+    async with client_of(two) as client, client.call(**LONG) as call:
+        await told(call, LINES[0])
+        await told(call, LINES[1], after=1, do=lambda: killed(two, call))
+        assert call.resumes > 0
+    assert turns.most == 1
+    turns.stop()
 
 
 async def test_without_a_store_the_client_holds_the_call() -> None:

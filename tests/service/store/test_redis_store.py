@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
+from service.portions import PORTION
 from service.store import (
     AesGcm,
     CallKey,
@@ -33,7 +34,7 @@ from service.store import (
 )
 from service.store.log import WriteBehind
 from tests.service.store.valkey import Valkey, slow_proxy, valkey
-from tests.service.waiting import until
+from tests.service.waiting import Turns, until
 
 KEY = CallKey("", "call-1")
 
@@ -128,6 +129,26 @@ async def test_another_pod_finds_what_was_written(server: Valkey) -> None:
         records = fill(log, range(1, 200))
         await written(log, 199)
         assert (await taken(other)).records == records
+
+
+async def test_others_have_their_turn_while_a_long_call_is_taken_over(
+    server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Pods(server.url) as pods:
+        one, other, turns = await pods.pod(), await pods.pod(), Turns()
+        sealer, unseal = other._sealer, other._sealer.unseal
+
+        def counted(stored: bytes, place: bytes) -> bytes:
+            turns.done(1)
+            return unseal(stored, place)
+
+        monkeypatch.setattr(sealer, "unseal", counted)
+        log = one.begin(KEY, Told().ownership())
+        records = fill(log, range(1, 200))
+        await written(log, 199)
+        assert (await taken(other)).records == records
+        assert 0 < turns.most <= PORTION
+        turns.stop()
 
 
 async def test_what_the_client_has_not_received_is_void(server: Valkey) -> None:
@@ -453,6 +474,7 @@ async def test_a_failover_that_demotes_the_old_server_in_place(server: Valkey, s
         log = one.begin(KEY, Told().ownership())
         records = fill(log, range(1, 5))
         await written(log, 4)
+        await old_one.config_set("repl-diskless-sync-delay", "0")
         await new_one.replicaof("127.0.0.1", server.port)
 
         async def is_copied() -> bool:
@@ -686,6 +708,54 @@ async def test_a_store_that_is_slow(server: Valkey) -> None:
         await written(log, max(records))
 
 
+@pytest.mark.parametrize("rate", [8e5, 1e5])
+async def test_a_slow_link_is_caught_up_with(server: Valkey, rate: float) -> None:
+    """Over which what waits of one call takes longer than the store may; over the slower one what goes in one piece."""
+    async with slow_proxy(server.port) as proxy, Pods(proxy.url, lease_s=6.0) as pods, Pods(server.url) as near:
+        one, other = await pods.pod(), await near.pod()
+        logs = [one.begin(key, Told().ownership()) for key in (KEY, *(CallKey("", f"other-{at}") for at in range(3)))]
+        for log in logs:
+            fill(log, range(1, 3))
+            await written(log, 2)
+        proxy.rate = rate
+        long = {seq: bytes(round(rate / 20)) for seq in range(3, 19)}
+        for log in logs:
+            for seq, record in long.items():
+                log.append(seq, record)
+        await until(lambda: all(log.durable_seq == 18 for log in logs))
+        assert (await taken(other)).records == {1: b"record 1", 2: b"record 2", **long}
+
+
+async def test_calls_go_on_while_what_waited_is_written(server: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sealed at once is bounded; and of calls that the store has lost one is written down at once."""
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, sealed, wholes = await pods.pod(), Turns(), Turns()
+        sealer, seal = one.writer._sealer, one.writer._sealer.seal
+
+        def counted(record: bytes, place: bytes) -> bytes:
+            sealed.done(len(record))
+            return seal(record, place)
+
+        def checkpoint() -> tuple[int, bytes]:
+            wholes.done(1)
+            return 30, b"whole"
+
+        monkeypatch.setattr(sealer, "seal", counted)
+        ownership = replace(Told().ownership(), checkpoint=checkpoint)
+        logs = [one.begin(CallKey("", f"call-{at}"), ownership) for at in range(40)]
+        for log in logs:
+            for seq in range(1, 31):
+                log.append(seq, bytes(8 * 1024))
+        await until(lambda: all(log.durable_seq == 30 for log in logs))
+        assert 0 < sealed.most <= 2 * writer.MAX_BATCH_BYTES
+        await client.flushall()
+        await until(lambda: not one.writer.pending and wholes.most > 0)
+        await until(lambda: all(log.durable_seq == 30 for log in logs))
+        assert wholes.most == 1
+        for turns in (sealed, wholes):
+            turns.stop()
+
+
 async def overflow(server: Valkey, log: CallLog, told: Told, seqs: range) -> None:
     """While the store is away more is said than is kept for it: the whole call is written when it is back."""
     server.freeze()
@@ -864,8 +934,8 @@ def test_what_is_written_again_counts_as_waiting() -> None:
     for trust_after_s in (0.0, 30.0):  # the whole call is written then; or those records that it has lost
         log = WriteBehind(KEY, Told().ownership(), trust_after_s, lambda: None)
         fill(log, range(1, 4))
-        log.wrote(log.batch())
+        log.wrote(log.batch(1 << 20))
         assert log.waiting_since is None
         assert log.seen(1) and log.waiting_since is not None
-        log.wrote(log.batch())
+        log.wrote(log.batch(1 << 20))
         assert log.waiting_since is None and not log.dirty

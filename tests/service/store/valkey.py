@@ -58,12 +58,13 @@ def valkey(*, persistent: bool = False, **config: str) -> Iterator[Valkey]:
 
 
 class SlowProxy:
-    """Passes bytes on to a port. delay_s: before each piece, in both directions; changeable. to_port: changeable too,
-    for the connections that are made from then on.
+    """Passes bytes on to a port. Changeable are delay_s: before each piece, in both directions; rate: bytes a second on
+    each connection; to_port: for the connections that are made from then on.
     """
 
     def __init__(self, to_port: int) -> None:
         self.delay_s = 0.0
+        self.rate = float("inf")
         self.to_port = to_port
         self.port = 0
 
@@ -82,8 +83,8 @@ class SlowProxy:
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
-            while piece := await reader.read(65536):
-                await asyncio.sleep(self.delay_s)
+            while piece := await reader.read(4096 if self.rate < float("inf") else 65536):
+                await asyncio.sleep(self.delay_s + len(piece) / self.rate)
                 writer.write(piece)
                 await writer.drain()
         writer.close()
