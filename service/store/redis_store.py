@@ -13,7 +13,7 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from service.store import scripts
-from service.store.directory import Directory, Pod
+from service.store.directory import Directory, Pod, spread
 from service.store.naming import Naming, keys_of, name_of
 from service.store.protocol import CallKey, CallLog, Elsewhere, Ownership, StoreUnavailable, Superseded, Taken
 from service.store.sealing import Sealer, Unsealable
@@ -115,8 +115,8 @@ class RedisStore:
     def opens_elsewhere(self, tenant: str, since: float) -> Iterator[tuple[float, int]]:
         return self._directory.opens.elsewhere(tenant, since)
 
-    async def successor(self) -> str:
-        return await self._asked(self._directory.successor())
+    async def successors(self) -> Iterator[str]:
+        return spread(await self._asked(self._directory.rooms()))
 
     async def forget(self, tenant: str, caller: str) -> int:
         index = self._naming.callers(tenant, caller)
