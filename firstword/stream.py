@@ -20,6 +20,7 @@ from firstword.errors import CLOSED, CallFailed
 from firstword.line import Line, Metadata, closed
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import client_events_pb2 as client_pb
+from firstword.v1 import notices_pb2 as notices_pb
 
 if TYPE_CHECKING:
     from firstword.v1.call_service_pb2_grpc import CallServiceAsyncStub
@@ -38,6 +39,10 @@ OPENING_TIMEOUT_S = 10.0
 """How long it may take to open a call. There is one try: a call that was asked for twice may be there twice."""
 WARM_TIMEOUT_S = 1.0
 """How long the one that is warm for it may take, before another takes the call from it."""
+MOVED_WITHIN_S, MOVED_WITHIN = 5.0, 0.25
+"""In which time, and in which part of the time that its server gives it, a call in which nothing is said leaves a
+server that goes. Each at a moment of its own: all that come to another one are prefilled there.
+"""
 BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
 
 MOST_IN_VAIN = 5
@@ -141,6 +146,8 @@ class CallStream:
         self._dropped = False
         self._successor = ""
         self._moving = False
+        self._due: Line | None = None
+        """The one that is to be left as soon as nothing is said."""
         self._line: Line | None = None
         """The one that is in use; None while there is none."""
         self._early: list[call_pb.CallRequest] = []
@@ -305,14 +312,31 @@ class CallStream:
         self._expect(response)
         self._on_response(response)
         if response.notice.WhichOneof("kind") == "draining":
-            self._successor = response.notice.draining.successor_address
+            self._note_draining(response.notice.draining)
         if self._line is None or self._closing:
             return
-        if self._successor and self._is_quiet():
-            self._moving = True  # what this server still says is said again by the next one
-            self._line.cancel()
+        if self._due is self._line and self._is_quiet():
+            self._move(self._line)
         elif self.books.seq - self._acknowledged >= ACKNOWLEDGE_EVERY:
             self._acknowledge()
+
+    def _note_draining(self, draining: notices_pb.Draining) -> None:
+        """The server goes."""
+        self._successor = draining.successor_address
+        if self._successor:
+            within_s = min(MOVED_WITHIN_S, MOVED_WITHIN * draining.grace_ms / 1000)
+            asyncio.get_running_loop().call_later(random.uniform(0.0, within_s), self._come_due, self._line)
+
+    def _come_due(self, line: Line | None) -> None:
+        """It is time to leave a line, if it is still there."""
+        self._due = line
+        if line is not None and line is self._line and not self._closing and self._is_quiet():
+            self._move(line)
+
+    def _move(self, line: Line) -> None:
+        """Leave it for the server that was named."""
+        self._moving = True  # what this server still says is said again by the next one
+        line.cancel()
 
     def _acknowledge(self) -> None:
         """Tell the server what it need not keep any more."""

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from itertools import repeat
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -177,23 +178,32 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         store, or the client holds the records, it goes on elsewhere.
         """
         self._draining = True
-        calls = [] if self.services is None else list(self.services.live.values())
+        calls = self._live
         log.info("draining", extra={"calls": len(calls), "grace_s": grace_s})
-        successor = ""
+        successors: Iterator[str] = repeat("")
         if self.services is not None:
             await self.services.store.drain()
             with contextlib.suppress(StoreUnavailable):
-                successor = await self.services.store.successor()
+                successors = await self.services.store.successors()
         self._end(call for call in calls if not call.attended)
-        self.notify(Draining(round(grace_s * 1000), successor))
+        self._notify(Draining(round(grace_s * 1000), successor) for successor in successors)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._nobody_calls.wait(), grace_s)
-        self._end([] if self.services is None else list(self.services.live.values()))
+        self._end(self._live)
 
     def notify(self, notice: Notice) -> None:
         """Tell every open call."""
-        for call in [] if self.services is None else list(self.services.live.values()):
+        self._notify(repeat(notice))
+
+    def _notify(self, notices: Iterable[Notice]) -> None:
+        """Tell each open call one of them; there are enough."""
+        for call, notice in zip(self._live, notices, strict=False):
             call.notify(notice)
+
+    @property
+    def _live(self) -> list[OneCall]:
+        """The calls that there are."""
+        return [] if self.services is None else list(self.services.live.values())
 
     def _end(self, calls: Iterable[OneCall]) -> None:
         for call in calls:

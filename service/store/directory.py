@@ -6,8 +6,10 @@ together. Nobody waits for that where a call is opened: what others hold is know
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,19 +105,32 @@ class Directory:
         address, draining = await self._redis.hmget(_name(pod), ["address", "draining"])
         return "" if address is None or _text(draining) != "0" else _text(address)
 
-    async def successor(self) -> str:
-        """Address of the pod with the most room but for this one; empty where there is none."""
+    async def rooms(self) -> dict[str, int]:
+        """How many calls there is room for at each address but this pod's, where there is any."""
         pods = sorted(await self._redis.smembers(PODS))
         pipeline = self._redis.pipeline(transaction=False)
         for pod in pods:
             pipeline.hmget(_name(_text(pod)), ["address", "draining", "room"])
-        best, most = "", 0
+        rooms = {}
         for pod, (address, draining, room) in zip(pods, await pipeline.execute() if pods else (), strict=True):
             if address is None:
                 await self._redis.srem(PODS, pod)
-            elif _text(draining) == "0" and int(room) > most and _text(pod) != self._pod.id:
-                best, most = _text(address), int(room)
-        return best
+            elif address and _text(draining) == "0" and int(room) > 0 and _text(pod) != self._pod.id:
+                rooms[_text(address)] = int(room)
+        return rooms
+
+
+def spread(rooms: Mapping[str, int]) -> Iterator[str]:
+    """Addresses for one call after the other, without an end, each as often as its part of the room; empty ones where
+    there is none. By D'Hondt's method: no address has more than it has room for while another has some.
+    """
+    order, given = random.sample(sorted(rooms), len(rooms)), Counter[str]()  # pods that go together begin anywhere
+    while order:
+        best = max(order, key=lambda address: rooms[address] / (given[address] + 1))
+        given[best] += 1
+        yield best
+    while True:
+        yield ""
 
 
 def _text(value: bytes | str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 
 from service.store.protocol import CallKey, CallLog, Elsewhere, Ownership, Superseded, Taken
 
@@ -53,8 +54,8 @@ class MemoryStore:
     def opens_elsewhere(self, tenant: str, since: float) -> Iterator[tuple[float, int]]:
         return iter(())
 
-    async def successor(self) -> str:
-        return ""
+    async def successors(self) -> Iterator[str]:
+        return repeat("")
 
     async def forget(self, tenant: str, caller: str) -> int:
         return 0

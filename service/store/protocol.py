@@ -141,8 +141,10 @@ class Store(Protocol):
         """
         ...
 
-    async def successor(self) -> str:
-        """Address of another pod with room; empty where none is known. Raises StoreUnavailable."""
+    async def successors(self) -> Iterator[str]:
+        """Addresses of other pods for this one's calls, without an end, more of those with more room; empty ones where
+        none is known. Raises StoreUnavailable.
+        """
         ...
 
     async def forget(self, tenant: str, caller: str) -> int:

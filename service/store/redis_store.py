@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from service.portions import in_portions
 from service.store import scripts
 from service.store.demotion import leave_if_demoted
-from service.store.directory import Directory, Pod
+from service.store.directory import Directory, Pod, spread
 from service.store.naming import Naming, keys_of, moment, name_of
 from service.store.protocol import CallKey, CallLog, Elsewhere, Ownership, StoreUnavailable, Superseded, Taken
 from service.store.sealing import Sealer, Unsealable
@@ -117,8 +117,8 @@ class RedisStore:
     def opens_elsewhere(self, tenant: str, since: float) -> Iterator[tuple[float, int]]:
         return self._directory.opens.elsewhere(tenant, since)
 
-    async def successor(self) -> str:
-        return await self._asked(self._directory.successor())
+    async def successors(self) -> Iterator[str]:
+        return spread(await self._asked(self._directory.rooms()))
 
     async def forget(self, tenant: str, caller: str) -> int:
         index = self._naming.callers(tenant, caller)

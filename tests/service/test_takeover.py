@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
@@ -13,6 +15,8 @@ import redis.asyncio
 
 from firstword import Call, CallFailed, Client, Notice, ServiceBusy, TextDelta, Turn
 from firstword.books import RECORDS_LOST, Books
+from firstword.line import Line
+from firstword.stream import CallStream
 from firstword.v1 import call_service_pb2 as call_pb
 from firstword.v1 import call_service_pb2_grpc
 from service import call_records, portions
@@ -168,13 +172,39 @@ async def test_a_server_that_leaves_hands_its_calls_over(two: list[LocalPod]) ->
             (other,) = (pod for pod in two if pod is not first)
             assert [(await told(call, LINES[0], after=2, do=lambda: leave(call))).text] == wanted[:1]
             assert (await told(call, LINES[1])).text == wanted[1]
-            await until(lambda: call.resumes == 1)  # at the end of the turn in which it was told
+            await until(lambda: call.resumes == 1)  # some time after the turn in which it was told
             assert call.opened.session_id in other.sessions
             await leaving[0]
             await call.say("Goodbye.")
             assert call.resumes == 1
     (draining,) = [notice for notice in notices if notice.kind == "draining"]
     assert draining.details["successor_address"] == other.address
+
+
+@pytest.mark.parametrize("resume_timeout_s", [60.0, 0.0])
+async def test_a_servers_calls_go_to_all_the_others_and_not_at_once(
+    store: Valkey, monkeypatch: pytest.MonkeyPatch, resume_timeout_s: float
+) -> None:
+    grace_s, left, move = 20.0, list[float](), CallStream._move
+
+    def noted(self: CallStream, line: Line) -> None:
+        left.append(time.monotonic())
+        move(self, line)
+
+    monkeypatch.setattr(CallStream, "_move", noted)
+
+    async with (
+        local_pods(3, store.url, sections={"server": {"stop_grace_s": grace_s}}) as (leaving, *others),
+        client_of([leaving], resume_timeout_s=resume_timeout_s) as client,
+        AsyncExitStack() as stack,
+    ):
+        calls = [await stack.enter_async_context(client.call(**LONG)) for _ in range(8)]
+        began = time.monotonic()
+        await leaving.leave()
+        assert len(left) == 8 and left[-1] - left[0] > 1.0
+        assert left[-1] - began < grace_s / 2
+        await until(lambda: [len(pod.sessions) for pod in others] == [4, 4])
+        assert len({(await call.ask(LINES[0])).text for call in calls}) == 1
 
 
 async def test_the_store_is_away_and_then_the_server_dies(two: list[LocalPod], store: Valkey) -> None:

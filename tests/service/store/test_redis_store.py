@@ -6,10 +6,11 @@ import asyncio
 import base64
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from service.store import (
     scripts,
     writer,
 )
+from service.store.directory import spread
 from service.store.log import WriteBehind
 from tests.service.store.valkey import Valkey, slow_proxy, valkey
 from tests.service.waiting import Turns, until
@@ -388,18 +390,28 @@ async def test_a_silent_pod_is_forgotten(server: Valkey) -> None:
         await until(is_taken)
 
 
-async def test_the_successor_is_the_one_with_the_most_room(server: Valkey) -> None:
+async def test_calls_go_to_all_pods_with_room_by_the_room_that_they_have(server: Valkey) -> None:
     async with Pods(server.url) as pods:
         one = await pods.pod("10.0.0.1:1", load=(0, 100))
-        assert await one.successor() == ""
+        assert next(await one.successors()) == ""
         await pods.pod("10.0.0.2:1", load=(7, 8))
         await pods.pod("10.0.0.3:1", load=(2, 8))
         full = await pods.pod("10.0.0.4:1", load=(8, 8))
+        await pods.pod("", load=(0, 8))
+
+        async def chosen(pod: RedisStore, calls: int) -> dict[str, int]:
+            return dict(Counter(islice(await pod.successors(), calls)))
 
         async def all_known() -> bool:
-            return (await full.successor(), await one.successor()) == ("10.0.0.1:1", "10.0.0.3:1")
+            return await chosen(one, 7) == {"10.0.0.2:1": 1, "10.0.0.3:1": 6}
 
         await until(all_known)
+        assert await chosen(full, 107) == {"10.0.0.1:1": 100, "10.0.0.2:1": 1, "10.0.0.3:1": 6}
+
+
+def test_pods_that_go_together_do_not_begin_with_the_same_one() -> None:
+    rooms = {f"10.0.0.{number}:1": 8 for number in range(4)}
+    assert {next(spread(rooms)) for _ in range(200)} == set(rooms)
 
 
 # When the store has its own troubles
