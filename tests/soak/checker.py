@@ -52,6 +52,8 @@ class Verdict:
         A store that was away when the call changed hands has not heard of it before its new holder has written. One
         that was killed never does: then the store still has what the client knows to be superseded.
         """
+        if not heard.generations:
+            return  # it was never opened, which ``add`` tells
         held, stored = await _of_store(heard, client, secret)
         newest = max(heard.generations)
         self.behind += held < newest
