@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from engine.errors import EngineError, OutOfPages, ReplyFailed
-from engine.interfaces import Proposer
+from engine.interfaces import Draft, Proposer
 from engine.pace import Pace
 from engine.policy import Ask, Choice, DraftPolicy, Given
 from engine.sampling import Sampler
@@ -26,6 +26,19 @@ CATCH_UP_TOKENS = 256
 """Of a step that others share, what drafters that were off may read of what they missed."""
 FORCED_NODES = 16
 """Nodes of a step that drafts nothing, where a grammar leaves no choice: they are all kept."""
+
+
+def catch_up(proposer: Proposer, draft: Draft) -> bool:
+    """Let a drafter read a piece of what it missed. Says whether there is more to be read now: where it fails, or finds
+    no pages, it kept its queue, and ``propose`` tries again.
+    """
+    try:
+        return proposer.catch_up(draft)
+    except OutOfPages:
+        pass
+    except Exception:
+        log.exception("catching up failed")
+    return False
 
 
 class Drafting:
@@ -118,12 +131,7 @@ class Drafting:
         """Let the turn's drafter read a piece of what it missed. Whether it did: it may find no pages."""
         started, proposer, draft = time.monotonic(), self.ways[way], turn.session.draft
         missed = proposer.behind(draft)
-        try:
-            proposer.catch_up(draft)
-        except OutOfPages:
-            pass
-        except Exception:
-            log.exception("catching up failed")
+        catch_up(proposer, draft)
         turn.stats.draft_seconds += time.monotonic() - started
         return proposer.behind(draft) < missed
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from engine.drafting import Drafting, as_reply_failed
+from engine.drafting import Drafting, as_reply_failed, catch_up
 from engine.errors import ContextFull, EngineError, OutOfPages, ReplyFailed, UnknownSession
 from engine.interfaces import Grammar, Output, Proposer, Target, TextWatcher, Window
 from engine.pace import Pace
@@ -204,15 +204,9 @@ class Engine:
     @torch.inference_mode()
     def catch_up(self, session: Session) -> bool:
         """Nobody waits: let the session's drafter do a piece of what it would otherwise do in the next reply. Says
-        whether there is more. Where it fails, as drafting may, ``propose`` tries again.
+        whether there is more.
         """
-        try:
-            return self.proposer.catch_up(session.draft)
-        except OutOfPages:
-            pass
-        except Exception:
-            log.exception("catching up failed")
-        return False
+        return catch_up(self.proposer, session.draft)
 
     def close(self, session: Session) -> None:
         """End the session and return its pages. Idempotent."""

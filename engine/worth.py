@@ -17,11 +17,16 @@ _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 """Nodes to verify that are compared."""
 
 
-def half_octave(score: float, count: int = _HALF_OCTAVES) -> int:
-    """Which of ``count`` bins a probability falls in: 0 from 1 down to the root of a half, and so on. What is no
-    probability (the NaN of a broken head) falls in the last one, as what is never right.
+def probability(score: float) -> float:
+    """What a drafter says of a node, as a probability: of what is none (the NaN of a broken head), that of what is
+    never right.
     """
-    return min(count - 1, int(-2.0 * math.log2(min(1.0, score)))) if score > 1e-9 else count - 1
+    return min(1.0, score) if score > 0.0 else 0.0
+
+
+def half_octave(score: float, count: int = _HALF_OCTAVES) -> int:
+    """Which of ``count`` bins a score falls in, as a probability: 0 from 1 down to the root of a half, and so on."""
+    return min(count - 1, int(-2.0 * math.log2(max(probability(score), 1e-9))))
 
 
 class Calibration:

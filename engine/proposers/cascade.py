@@ -16,7 +16,7 @@ from engine.cache import KVCache
 from engine.errors import OutOfPages
 from engine.interfaces import Draft, Proposer, Tap
 from engine.tree import DraftTree
-from engine.worth import half_octave
+from engine.worth import half_octave, probability
 
 DEPTHS, SCORES = 8, 12
 PRIOR = 6.0
@@ -37,8 +37,7 @@ class Calibration:
 
     def rate(self, source: int, depth: int, score: float) -> float:
         d, s = min(depth, DEPTHS) - 1, half_octave(score, SCORES)
-        believed = min(1.0, score) if score > 0.0 else 0.0  # of a broken head, NaN
-        return (self._right[source][d][s] + PRIOR * believed) / (self._tried[source][d][s] + PRIOR)
+        return (self._right[source][d][s] + PRIOR * probability(score)) / (self._tried[source][d][s] + PRIOR)
 
     def count(self, source: int, depth: int, score: float, right: bool) -> None:
         d, s = min(depth, DEPTHS) - 1, half_octave(score, SCORES)
