@@ -17,6 +17,7 @@ LATENCIES = {
     "tool": "firstword_turn_tool_wait_seconds",
 }
 QUANTILES = (0.5, 0.95, 0.99)
+SENT_ON = "WARM_ELSEWHERE"
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Store:
 class Figures:
     """late_clauses: behind the scheduler's deadline; underruns: before which the caller heard silence; of all clauses.
     modes: first-token latency and tokens per forward, by drafting mode. positions: accepted of what reached each.
-    resumed, sent_back: clients that came back to a call, by how it went on and by why it did not. store: None without
-    one.
+    resumed, sent_back: clients that came back to a call, by how it went on and by why it did not. sent_on: to the
+    server that is warm for their call. store: None without one.
     """
 
     calls: int
@@ -90,6 +91,7 @@ class Figures:
     prompt: Mapping[str, Share]
     engines: Mapping[str, Engine]
     resumed: Mapping[str, int]
+    sent_on: int
     sent_back: Mapping[str, int]
     store: Store | None
 
@@ -103,6 +105,7 @@ def figures(snapshot: Snapshot) -> Figures:
     accepted = _by(snapshot, "firstword_draft_accepted_total", "firstword_drafter")
     steps, tokens = "firstword_turn_tokens_per_step_count", "firstword_turn_tokens_per_step_sum"
     modes = _by(snapshot, steps, "firstword_mode")
+    sent_back = _whole(_by(snapshot, "firstword_calls_resume_refused_total", "error_type"))
     first, clauses = LATENCIES["first token"], _sum(snapshot, "firstword_turn_clauses_total")
     return Figures(
         calls=int(_sum(snapshot, "firstword_calls_active")),
@@ -126,7 +129,8 @@ def figures(snapshot: Snapshot) -> Figures:
         prompt={name: Share(count, sum(found.values())) for name, count in found.items()},
         engines=_engines(snapshot),
         resumed=_whole(_by(snapshot, "firstword_calls_resumed_total", "firstword_resume_kind")),
-        sent_back=_whole(_by(snapshot, "firstword_calls_resume_refused_total", "error_type")),
+        sent_on=sent_back.get(SENT_ON, 0),
+        sent_back={reason: count for reason, count in sent_back.items() if reason != SENT_ON},
         store=_store(snapshot),
     )
 

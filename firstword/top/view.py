@@ -41,8 +41,9 @@ def _now(figures: Figures) -> RenderableType:
     ):
         if counts:
             lines.append(Text.assemble((f"{what} ", BAD), _pairs(counts)))
-    if figures.resumed:
-        lines.append(Text.assemble(("came back ", QUIET), _pairs(figures.resumed)))
+    came_back = dict(figures.resumed) | ({"sent on to the warm server": figures.sent_on} if figures.sent_on else {})
+    if came_back:
+        lines.append(Text.assemble(("came back ", QUIET), _pairs(came_back)))
     for model, engine in figures.engines.items():
         state = ("serving", GOOD) if engine.serving else ("away", BAD)
         facts = _pairs({"sessions": engine.sessions, "pages in use": engine.pages, "replaced": engine.restarts})

@@ -34,6 +34,7 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 class Entries(Protocol):
     """Counts who came in, and who did not."""
 
+    def guarding(self) -> None: ...
     def entered(self, means: str) -> None: ...
     def turned_away(self, reason: str) -> None: ...
 
@@ -43,6 +44,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._authenticator = authenticator
         self._told = told
         self._logged = TokenBucket(LOGGED_PER_S, LOGGED_AT_ONCE)
+        told.guarding()
 
     async def intercept_service(self, continuation: Continuation, details: grpc.HandlerCallDetails) -> Any:
         """The method's handler, with the guard before it. It is there that the connection's certificate is known."""

@@ -10,7 +10,19 @@ from collections.abc import Callable, Iterable
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from service.problems import Reason
 from service.telemetry import names
+
+MEANS = ("api_key", "jwt", "certificate")
+TURNED_AWAY = (
+    Reason.NO_CREDENTIALS,
+    Reason.INVALID_CREDENTIALS,
+    Reason.CREDENTIALS_EXPIRED,
+    Reason.NO_TENANT,
+    Reason.OTHER_TENANT,
+    Reason.AUTHENTICATION_UNAVAILABLE,
+    Reason.INTERNAL,
+)
 
 
 class AccessTelemetry:
@@ -23,8 +35,15 @@ class AccessTelemetry:
         self._reloads = meter.create_counter(names.RELOADS, "{reload}", "Certificates, keys and key sets replaced")
         self._failures = meter.create_counter(names.RELOAD_FAILURES, "{failure}", "New ones that could not be used")
 
+    def guarding(self) -> None:
+        """Somebody may be turned away, and nobody has been yet: that is told, as in ``watching``."""
+        for reason in TURNED_AWAY:
+            self._turned_away.add(0, {names.ERROR: reason.value})
+        for means in MEANS:
+            self._entered.add(0, {names.MEANS: means})
+
     def entered(self, means: str) -> None:
-        """A stream was let in by "api_key", "jwt" or "certificate"."""
+        """A stream was let in by one of ``MEANS``."""
         self._entered.add(1, {names.MEANS: means})
 
     def turned_away(self, reason: str) -> None:

@@ -22,6 +22,7 @@ from firstword.v1 import options_pb2 as options_pb
 from scripts.otlp import Receiver, attributes
 from service.security.api_keys import new_key
 from service.telemetry import names
+from service.telemetry.access import MEANS, TURNED_AWAY
 from tests.e2e.server import CallStream, ServiceProcess
 from tests.service.security.authority import Authority
 from tests.service.security.doors import Answer, answer, bearer, channel, ending
@@ -244,8 +245,9 @@ def test_who_came_in_and_who_did_not_is_counted(servers: dict[str, Watched]) -> 
         return {attributes(point.attributes)[label]: point.as_int for point in points}
 
     streams = 1 + len(broken_requests())
-    receiver.wait(lambda seen: counted(seen, names.ENTERED, names.MEANS) == {"api_key": streams})
-    away = {"NO_CREDENTIALS": 1, "INVALID_CREDENTIALS": 2}
+    came = dict.fromkeys(MEANS, 0) | {"api_key": streams}
+    receiver.wait(lambda seen: counted(seen, names.ENTERED, names.MEANS) == came)
+    away = dict.fromkeys((reason.value for reason in TURNED_AWAY), 0) | {"NO_CREDENTIALS": 1, "INVALID_CREDENTIALS": 2}
     receiver.wait(lambda seen: counted(seen, names.TURNED_AWAY, names.ERROR) == away)
     for name in (names.RELOADS, names.RELOAD_FAILURES):  # none yet, which is known
         assert counted(receiver, name, names.RELOADED) == {"certificate": 0, "api_keys": 0}

@@ -81,6 +81,7 @@ firstword_calls_resumed_total{firstword_resume_kind="here"} 0
 firstword_calls_resumed_total{firstword_resume_kind="taken_over"} 2
 # TYPE firstword_calls_resume_refused counter
 firstword_calls_resume_refused_total{error_type="UNKNOWN_CALL"} 1
+firstword_calls_resume_refused_total{error_type="WARM_ELSEWHERE"} 4
 """
 
 
@@ -93,11 +94,12 @@ def shown(found: Figures) -> str:
 def test_a_store_that_does_not_keep_up_and_calls_that_come_back() -> None:
     found = figures(parse(STORE, 0.0))
     assert found.store == Store(True, 12, 40, 2.5, latency(parse("", 0.0), NAME), Share(9e8, 1e9), 3, 0, 0)
-    assert (found.resumed, found.sent_back) == ({"taken_over": 2}, {"UNKNOWN_CALL": 1})
+    assert (found.resumed, found.sent_on, found.sent_back) == ({"taken_over": 2}, 4, {"UNKNOWN_CALL": 1})
     text = shown(found)
     assert "store behind  records to write 12  not safe yet 40  oldest 2.50 s" in text
     assert "memory 90%  failures 3" in text and "fenced" not in text
-    assert "came back taken_over 2" in text and "came back in vain UNKNOWN_CALL 1" in text
+    assert "came back taken_over 2  sent on to the warm server 4" in text
+    assert "came back in vain UNKNOWN_CALL 1" in text and "WARM_ELSEWHERE" not in text
 
 
 def test_nothing_is_shown_of_a_store_that_is_not_there() -> None:

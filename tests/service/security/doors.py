@@ -36,6 +36,9 @@ class Book:
         self.not_new: list[str] = []
         self.tenants: list[str] = []
 
+    def guarding(self) -> None:
+        pass
+
     def entered(self, means: str) -> None:
         self.means.append(means)
 
