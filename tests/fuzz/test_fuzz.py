@@ -122,12 +122,14 @@ def test_events_that_are_out_of_order_are_noticed() -> None:
         (1, 2, {"opened": server_pb.Opened()}),
         (2, 2, {"text_delta": server_pb.TextDelta(turn_id=1, text="Hel")}),
         (3, 2, {"text_delta": server_pb.TextDelta(turn_id=1, text="lo", offset_code_points=3)}),
+        (3, 2, {"heartbeat": server_pb.Heartbeat()}),
         (4, 2, {"turn_ended": server_pb.TurnEnded(turn_id=1)}),
     ):
         heard.take(call_pb.CallResponse(seq=seq, generation=generation, **event))
     assert heard.wrong == []
     heard.take(call_pb.CallResponse(seq=6, generation=1, text_delta=server_pb.TextDelta(turn_id=1, text="again")))
     heard.take(call_pb.CallResponse(seq=7, generation=2, turn_ended=server_pb.TurnEnded(turn_id=1)))
+    heard.take(call_pb.CallResponse(seq=5, generation=2, heartbeat=server_pb.Heartbeat()))
     assert heard.wrong == [
         "event 6 (text_delta) after 4",
         "generation 1 after 2",
@@ -135,4 +137,5 @@ def test_events_that_are_out_of_order_are_noticed() -> None:
         "turn 1 goes on behind its end",
         "event 7 (turn_ended) after 4",
         "turn 1 has ended twice",
+        "event 5 (heartbeat) after 7",
     ]
