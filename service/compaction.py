@@ -121,11 +121,11 @@ class Compaction:
             return
         question = self._terms.context.summary_instructions or SUMMARY_INSTRUCTIONS
         asked = Generate(0, question, generation=GenerationPatch(temperature=0.0, max_tokens=MAX_SUMMARY_TOKENS))
-        summary = self._summary = _Summary(self._history.new_fork("summary"), covered)
+        summary = self._summary = _Summary(self._history.generations.new_fork("summary"), covered)
         try:
             generation = self._terms.for_question(asked.generation)
             told = partial(self._hear, summary)
-            summary.tokens = self._history.ask_aside(summary.fork, asked, generation, told, self._admit)
+            summary.tokens = self._history.generations.ask_aside(summary.fork, asked, generation, told, self._admit)
             self._reporter.announce(due_at=used)
         except Problem as problem:
             log.warning("no summary", extra={"cause": str(problem)})
@@ -138,7 +138,7 @@ class Compaction:
             case records.Progress():
                 summary.text.append(record.text)
             case records.Ended() if generation_problem(record.finish, record.error) is None:
-                self._history.close_fork(summary.fork)
+                self._history.generations.close_fork(summary.fork)
                 summary.done = True
                 self._on_summary()
             case records.Ended() | records.Failed():
@@ -168,5 +168,5 @@ class Compaction:
 
     def _drop_summary(self) -> None:
         if self._summary is not None and not self._summary.done:
-            self._history.close_fork(self._summary.fork)
+            self._history.generations.close_fork(self._summary.fork)
         self._summary, self._in_vain = None, True

@@ -159,7 +159,7 @@ class Fallbacks:
     def _ask(self, reply: Reply, index: int, link: Fallback) -> None:
         self._allowed_s = self._allowed_s if link.deadline_ms is None else link.deadline_ms / 1000
         reply.answerer, reply.source = self._history.shadows[link.model], AnswerSource.FALLBACK_MODEL
-        self._history.submit(reply, self._sink(reply))
+        self._history.generations.submit(reply, self._sink(reply))
         self._reporter.fallback_taken(reply, index, link.model)
         if self._allowed_s:
             self._wait(self._allowed_s, self._link_due)

@@ -104,7 +104,9 @@ class Listening:
         if isinstance(supposed, EagerEndOfTurn) and self._may_answer():
             with contextlib.suppress(Problem):  # what cannot be answered is refused when it is committed
                 generation = self._terms.for_turn(supposed.options, "eager_end_of_turn")
-                self._ahead.hold(self._history.submit_ahead(supposed, generation, self._terms.answer_ahead.max_tokens))
+                self._ahead.hold(
+                    self._history.generations.submit_ahead(supposed, generation, self._terms.answer_ahead.max_tokens)
+                )
                 return
         told = partial(self._prefilled, supposed) if self._terms.progress_notices else None
         text = supposed.text if self._settled is None else self._settled

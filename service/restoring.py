@@ -20,7 +20,7 @@ def restored_reply(state: ReplyState, history: History) -> Reply:
     reply = Reply(state.turn_id, state.begin, state.before, state.generation, record)
     reply.source, reply.phase = state.source, state.phase
     reply.answerer = history.shadows.get(state.model)  # None too where this server does not have that model
-    reply.segments = [history.restored_segment(segment, state.model) for segment in state.segments]
+    reply.segments = [history.generations.restored_segment(segment, state.model) for segment in state.segments]
     reply.played, reply.hearing = state.played, Hearing(state.words)
     reply.cut, reply.kept, reply.cut_by = state.cut, state.kept, state.cut_by
     reply.item_ids, reply.settled, reply.ending = state.item_ids, state.settled, state.ending

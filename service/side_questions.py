@@ -108,7 +108,7 @@ class SideQuestions:
         else:
             self._terms.check_items(event.items, "generate.conversation")
         generation = self._terms.for_question(event.generation)
-        name = self._history.new_fork(f"{number}")
+        name = self._history.generations.new_fork(f"{number}")
         account = TurnRecord(0, time.monotonic(), event.traceparent, event.tracestate, request_id=number)
         account.sampling, account.max_tokens = generation.sampling, generation.max_tokens
         question = _Question(event, name, account)
@@ -130,7 +130,7 @@ class SideQuestions:
 
     def _submit(self, question: _Question, generation: Generation) -> None:
         asked, sink = question.asked, partial(self._on_record, question)
-        question.tokens = self._history.ask_aside(question.session, asked, generation, sink, self._admit)
+        question.tokens = self._history.generations.ask_aside(question.session, asked, generation, sink, self._admit)
 
     def _on_record(self, question: _Question, record: Record) -> None:
         if self._open.get(question.asked.request_id) is not question:
@@ -173,6 +173,6 @@ class SideQuestions:
         """The fork's pages return."""
         del self._open[question.asked.request_id]
         question.call_off()
-        self._history.close_fork(question.session)
+        self._history.generations.close_fork(question.session)
         question.account.ended = time.monotonic()
         self._recorder.question(question.account)

@@ -17,7 +17,7 @@ from engine.session import Finish
 from service.ahead import HeldReply
 from service.call_services import Later, Record
 from service.fallbacks import Fallbacks
-from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT, History
+from service.history import History
 from service.items import ToolCallItem, ToolResultItem
 from service.options import Fallback
 from service.problems import Guardrail, Problem, Reason, engine_problem, generation_problem
@@ -26,6 +26,7 @@ from service.reporter import Reporter
 from service.server_events import AnswerSource, HistoryCause, TurnEnd
 from service.terms import Terms
 from service.tool_calls import ToolCalls
+from service.tool_results import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Speaking:
             self.end(reply)  # the phrase is all of it
         elif reply.phase is Phase.GENERATING:
             try:
-                self._history.go_on(reply, self._sink(reply))
+                self._history.generations.go_on(reply, self._sink(reply))
             except Problem as unanswered:
                 self._break_off(reply, unanswered)
 
@@ -103,7 +104,7 @@ class Speaking:
         for call in abandoned:
             self._tools.forget(call.call_id)
             standing = reply.current.results.get(call.call_id)
-            reply.current.answer(standing or self._history.stand_in(call, INTERRUPTED_RESULT))
+            reply.current.answer(standing or self._history.results.stand_in(call, INTERRUPTED_RESULT))
         return abandoned
 
     def given(self, reply: Reply) -> list[ToolResultItem]:
@@ -112,7 +113,7 @@ class Speaking:
             return []
         results = reply.current.results
         given = [
-            results.get(call.call_id) or self._history.stand_in(call, INTERRUPTED_RESULT)
+            results.get(call.call_id) or self._history.results.stand_in(call, INTERRUPTED_RESULT)
             for call in reply.current.calls
         ]
         return [result for result in given if result.stands_in or reply.phase is not Phase.OVER]
@@ -154,7 +155,7 @@ class Speaking:
         if reply is None or reply.settled or not segments:
             return
         self._reporter.tool_timed_out(reply, call, timeout_ms)
-        result = self._history.stand_in(call, TIMED_OUT_RESULT, is_error=True)
+        result = self._history.results.stand_in(call, TIMED_OUT_RESULT, is_error=True)
         try:
             self.take_result(reply, segments[0], result, wants_reply=True)
         except Problem:  # no room behind the cut: what the history holds of the call is all there can be
@@ -163,13 +164,13 @@ class Speaking:
     def _release(self, reply: Reply, held: HeldReply) -> None:
         """The reply was made ahead: all of its text that is there goes out at once."""
         reply.segments.append(held.segment)
-        self._history.release(held, reply)
+        self._history.generations.release(held, reply)
         reply.record.released = time.monotonic()
         held.release(self._sink(reply), self._later)
 
     def _submit(self, reply: Reply) -> None:
         reply.phase = Phase.GENERATING
-        self._history.submit(reply, self._sink(reply))
+        self._history.generations.submit(reply, self._sink(reply))
 
     def _sink(self, reply: Reply) -> RecordSink:
         return partial(self._on_record, reply)
@@ -184,7 +185,7 @@ class Speaking:
             self._with_room(require, lambda: self._history.results_tokens(results, reply=wants_reply))
         except Problem as no_room:
             problem = no_room
-            segment.results = {call.call_id: self._history.result(call, UNHELD_RESULT) for call in segment.calls}
+            segment.results = {call.call_id: self._history.results.of(call, UNHELD_RESULT) for call in segment.calls}
         self._history.put_results(segment)
         goes_on = problem is None and wants_reply
         if goes_on and reply.generation.max_tokens <= reply.output_tokens:
@@ -223,7 +224,7 @@ class Speaking:
     def _cut_off(self, reply: Reply, cut_by: TurnEnd) -> None:
         """Something other than the caller has cut the reply. Its calls are not gone on from, but their results stay."""
         reply.phase, reply.cut_by, reply.cut = Phase.OVER, cut_by, len(reply.text)
-        reply.kept = self._history.rewrite(reply, reply.cut)
+        reply.kept = self._history.cuts.rewrite(reply, reply.cut)
 
     # From the engine
 

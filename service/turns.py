@@ -282,17 +282,17 @@ class Turns:
             return
         self._terms.check_input(event.output, "tool_result.output")
         segment, call = made[0]
-        result = self._history.result(call, event.output, is_error=event.is_error, item_id=event.item_id)
+        result = self._history.results.of(call, event.output, is_error=event.is_error, item_id=event.item_id)
         self._speaking.take_result(reply, segment, result, wants_reply=not event.no_reply)
 
     def _late_result(self, event: client_events.ToolResult) -> None:
         """Nobody waits for it any more, but the model must not go on believing that nothing has come of its call."""
-        call_id, history = event.call_id, self._history.standing_in(event.call_id)
+        call_id, history = event.call_id, self._history.results.standing_in(event.call_id)
         segments = [] if self._reply is None or self._reply.settled else self._reply.segments
         segment = next((segment for segment in segments if segment.stands_in_for(call_id)), None)
         standing = history or (None if segment is None else segment.results[call_id])
         if standing is None or self._editing.knows(call_id):
-            if self._speaking.is_answered(call_id) or self._history.has_result(call_id):
+            if self._speaking.is_answered(call_id) or self._history.results.has(call_id):
                 return
             if event.turn_id < self.last_turn:
                 raise self._stale("tool_result.turn_id")
@@ -498,7 +498,7 @@ class Turns:
         if reply.cut is None:
             self._reporter.spoken_over(reply, phase)
         repeated = reply.cut == chars
-        reply.cut, reply.kept = chars, self._history.rewrite(reply, chars)
+        reply.cut, reply.kept = chars, self._history.cuts.rewrite(reply, chars)
         self._history.version += not repeated
         self._reporter.interrupted(reply)
         if phase is Phase.WAITING:

@@ -10,10 +10,10 @@ from engine.text.call_form import HERMES
 from service import client_events as client
 from service import server_events as server
 from service.config import CallConfig
-from service.history import TIMED_OUT_RESULT
 from service.items import ToolCallItem, ToolDefinition, ToolResultItem
 from service.options import GenerationPatch, Limits, ToolChoice, TurnOptions
 from service.problems import Guardrail, Reason
+from service.tool_results import TIMED_OUT_RESULT
 from tests.service.calls import LINES, SYSTEM, TOOLS, CallUnderTest, chat
 from tests.service.test_telemetry import at_a_tool_call
 

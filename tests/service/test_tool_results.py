@@ -10,11 +10,11 @@ import pytest
 from service import client_events as client
 from service import server_events as server
 from service.conversation import Conversation
-from service.history import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT
 from service.items import Item, MessageItem, ToolCallItem, ToolResultItem
 from service.options import ContextPolicy, GenerationPatch, Limits, ToolChoice, TurnOptions
 from service.problems import Reason
 from service.server_events import HistoryCause, TurnEnd
+from service.tool_results import INTERRUPTED_RESULT, TIMED_OUT_RESULT, UNHELD_RESULT
 from tests.service.calls import LINES, SYSTEM, BegunEngine, CallUnderTest, chat, fresh_reply, target
 from tests.service.interrupts import AROUND
 from tests.service.test_guardrails import WAIT, due, holds
