@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,20 +96,33 @@ class Caller:
         """A call that was not begun cannot be resumed: who is sent away, or hears nothing, asks again."""
         while True:
             call = self._client.call(**settings)
-            receive = call._stream._on_response
-
-            def take(response: call_pb.CallResponse, receive: Callable[[call_pb.CallResponse], None] = receive) -> None:
-                self.heard.take(response)
-                receive(response)
-
-            call._stream._on_response = take
+            self._record(call)
             try:
                 return await stack.enter_async_context(call)
             except CallFailed as failed:
                 if failed.code not in _AGAIN:
                     raise
-                self.heard.events = self.heard.last_seq = 0
                 await asyncio.sleep(0.2)
+
+    def _record(self, call: Call) -> None:
+        """Have all that a call receives written down, from the first event on: also where a server that leaves has
+        refused it, and the call has begun again by itself.
+        """
+        begin_again = call._begin_again
+
+        def recorded() -> None:
+            begin_again()
+            self.heard = heard = Heard(self.heard.script)
+            receive = call._stream._on_response
+
+            def take(response: call_pb.CallResponse) -> None:
+                heard.take(response)
+                receive(response)
+
+            call._stream._on_response = take
+
+        call._begin_again = recorded  # type: ignore[method-assign]  # a client of another revision has it too
+        recorded()
 
     async def _turn(self, call: Call, line: str) -> None:
         words = line.split()

@@ -42,7 +42,11 @@ class Verdict:
         self.resumes += heard.resumes
         self.resumed_calls += heard.resumes > 0
         self.wrong += [f"{heard.session}: {what}" for what in heard.wrong]
+        if heard.turns and not heard.generations:
+            self.wrong.append(f"{heard.session}: has {len(heard.turns)} turns, and no event was recorded")
         for number, (found, expected) in enumerate(zip(heard.turns, wanted.turns, strict=True), 1):
+            if heard.texts.get(number, "") != found[0]:
+                self.wrong.append(f"{heard.session}: turn {number} was not recorded as it was heard")
             if found != expected:
                 self.wrong.append(f"{heard.session}: turn {number} is {found}, uninterrupted it is {expected}")
 
@@ -52,10 +56,8 @@ class Verdict:
         A store that was away when the call changed hands has not heard of it before its new holder has written. One
         that was killed never does: then the store still has what the client knows to be superseded.
         """
-        if not heard.generations:
-            return  # it was never opened, which ``add`` tells
         held, stored = await _of_store(heard, client, secret)
-        newest = max(heard.generations)
+        newest = max(heard.generations, default=0)
         self.behind += held < newest
         for key, value in stored.items():
             seq, record = int(key), bytes(value)[1:]  # behind the mark that it is not encrypted

@@ -8,11 +8,14 @@ import pytest
 import redis.asyncio
 
 from service.call_records import Record, written
+from service.call_services import CallServices
+from service.problems import Problem, Reason
 from service.signing import Signing
 from service.store import scripts
+from tests.service.pods import client_of, local_pods
 from tests.service.store.valkey import Valkey
 from tests.soak import checker
-from tests.soak.caller import Heard
+from tests.soak.caller import Caller, Heard
 from tests.soak.checker import Verdict
 
 SECRET, CALL = "a secret of the tests' own", "call-1"
@@ -42,3 +45,34 @@ async def test_a_record_of_a_call_that_was_lost(
     finally:
         store.kill()
     assert (verdict.behind, len(verdict.wrong), verdict.stored_records) == (behind, wrong, 3)
+
+
+def test_a_call_that_was_not_recorded_is_no_good_call() -> None:
+    turns: list[tuple[str, tuple[str, ...], str, int]] = [("Good morning.", (), "Good morning.", 9)]
+    never = Heard(0, CALL, turns=turns)
+    late = Heard(0, CALL, turns=turns, generations={1}, texts={1: "morning."})
+    for heard, wrong in ((never, 2), (late, 1)):
+        verdict = Verdict()
+        verdict.add(heard, Heard(0, turns=turns))
+        assert len(verdict.wrong) == wrong
+        assert all("recorded" in what for what in verdict.wrong)
+
+
+async def test_a_call_that_a_leaving_server_has_refused_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = 0
+
+    def leaving() -> CallServices:
+        nonlocal refused
+        refused += 1
+        raise Problem(Reason.DRAINING, "the service is about to stop", retry_after_s=1.0)
+
+    async with local_pods(2) as two, client_of(two) as client:
+        monkeypatch.setattr(two[0]._servicer, "_serving", leaving)
+        while not refused:  # calls are spread over both
+            heard = await Caller(client, 0).run()
+    verdict = Verdict()
+    verdict.add(heard, heard)
+    assert not verdict.wrong
+    assert heard.events == heard.last_seq > 0
+    assert heard.records
+    assert heard.generations
