@@ -447,6 +447,55 @@ async def test_a_server_that_leaves_costs_no_new_call_anything() -> None:
         assert busy.value.reason == "DRAINING"
 
 
+@pytest.mark.parametrize("told_first", [True, False])
+async def test_a_call_that_comes_to_a_server_which_begins_to_leave_meanwhile_moves_on(
+    two: list[LocalPod], monkeypatch: pytest.MonkeyPatch, told_first: bool
+) -> None:
+    """The others are told to leave while the store is asked for this one, or after it."""
+    monkeypatch.setattr("firstword.stream.MOVED_WITHIN_S", 0.5)
+    named: list[str] = []
+
+    def note(notice: object) -> None:
+        if isinstance(notice, Notice) and notice.kind == "draining":
+            named.append(notice.details["successor_address"])
+
+    async with client_of(two) as client:
+        wanted = await conversation(client)
+        async with client.call(**LONG, on_notice=note) as call:
+            first = holder(two, call)
+            (leaving,) = (pod for pod in two if pod is not first)
+            assert (await told(call, LINES[0])).text == wanted[0]
+            asked, answered = asyncio.Event(), asyncio.Event()
+            take, successors = leaving.store.take, leaving.store.successors
+
+            async def slow_take(*given: Any, insist: bool, **also: Any) -> Any:
+                if insist:  # before that the client asks the one that was killed
+                    asked.set()
+                    if told_first:
+                        await answered.wait()
+                return await take(*given, insist=insist, **also)
+
+            async def slow_successors() -> Iterator[str]:
+                if not told_first:
+                    await until(lambda: call.opened.session_id in leaving.sessions)
+                found = await successors()
+                asyncio.get_running_loop().call_later(0.1, answered.set)
+                return found
+
+            monkeypatch.setattr(leaving.store, "take", slow_take)
+            monkeypatch.setattr(leaving.store, "successors", slow_successors)
+            await first.kill()
+            await asked.wait()
+            await first.start()
+            began = time.monotonic()
+            await leaving.leave()
+            assert time.monotonic() - began < 20.0
+            await until(lambda: call.opened.session_id in first.sessions)
+            assert named == [first.address]
+            assert (await told(call, LINES[1])).text == wanted[1]
+            assert call.resumes == 2
+
+
 def rotating(stubs: list[Any]) -> Any:
     stubs.append(stubs.pop(0))
     return stubs[-1]
