@@ -496,6 +496,33 @@ async def test_a_call_that_comes_to_a_server_which_begins_to_leave_meanwhile_mov
             assert call.resumes == 2
 
 
+async def leaving_still(pod: LocalPod, call: Call, patch: pytest.MonkeyPatch) -> asyncio.Task[None]:
+    """Have a server leave, and make nothing until the patch is undone. Returns when it is time for the call to move."""
+    patch.setattr("firstword.stream.MOVED_WITHIN_S", 0.0)
+    patch.setattr(pod.engine, "step", lambda: False)
+    leaving = asyncio.create_task(pod.leave())
+    await until(lambda: call._stream._due is not None and call._stream._due is call._stream._line)
+    return leaving
+
+
+async def test_a_call_that_has_left_a_server_that_goes_leaves_the_next_one_too(
+    two: list[LocalPod], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first server's time is up while a reply of the second one is to be waited for."""
+    async with client_of(two) as client, client.call(**LONG) as call:
+        await told(call, LINES[0])
+        left = call._stream._line
+        await killed(two, call)
+        await until(lambda: call.resumes == 1)
+        turn = await call.final(LINES[1])
+        with monkeypatch.context() as still:
+            leaving = await leaving_still(holder(two, call), call, still)
+            call._stream._come_due(left)
+        await turn.run()
+        await until(lambda: call.resumes == 2, 5.0)
+        await leaving
+
+
 def rotating(stubs: list[Any]) -> Any:
     stubs.append(stubs.pop(0))
     return stubs[-1]
