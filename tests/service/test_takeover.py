@@ -13,7 +13,7 @@ import grpc
 import pytest
 import redis.asyncio
 
-from firstword import Call, CallFailed, Client, Notice, ServiceBusy, TextDelta, Turn
+from firstword import Call, CallFailed, Client, Notice, Sampling, ServiceBusy, TextDelta, Turn
 from firstword.books import RECORDS_LOST, Books
 from firstword.line import Line
 from firstword.stream import CallStream
@@ -520,6 +520,21 @@ async def test_a_call_that_has_left_a_server_that_goes_leaves_the_next_one_too(
             call._stream._come_due(left)
         await turn.run()
         await until(lambda: call.resumes == 2, 5.0)
+        await leaving
+
+
+async def test_a_call_whose_last_answer_is_to_a_side_question_leaves_at_once(
+    two: list[LocalPod], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asked has not run yet when the answer is there, and nothing follows it."""
+    async with client_of(two) as client, client.call(**LONG) as call:
+        await told(call, LINES[0])
+        question = asyncio.create_task(call.generate("What does the caller want?", sampling=Sampling(max_tokens=4)))
+        await asyncio.sleep(0)
+        with monkeypatch.context() as still:
+            leaving = await leaving_still(holder(two, call), call, still)
+        await question
+        await until(lambda: call.resumes == 1, 3.0)
         await leaving
 
 
