@@ -22,7 +22,7 @@ _AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.
 @dataclass
 class Heard:
     """What came of one call. turns: of each (text, tool calls, what the history holds, tokens in use). wrong: whatever
-    should not be. records: of the events received, by number. generations: that spoke.
+    should not be. records: of the events received, by number. generations: of their servers, likewise.
     """
 
     script: int
@@ -30,7 +30,7 @@ class Heard:
     turns: list[tuple[str, tuple[str, ...], str, int]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     records: dict[int, bytes] = field(default_factory=dict)
-    generations: set[int] = field(default_factory=set)
+    generations: dict[int, int] = field(default_factory=dict)
     events: int = 0
     resumes: int = 0
     last_seq: int = 0
@@ -46,10 +46,10 @@ class Heard:
         self.events += 1
         if response.seq != self.last_seq + 1:
             self.wrong.append(f"event {response.seq} after {self.last_seq}")
-        if self.generations and response.generation < max(self.generations):
-            self.wrong.append(f"generation {response.generation} after {max(self.generations)}")
+        if response.generation < (newest := self.generations.get(self.last_seq, 0)):
+            self.wrong.append(f"generation {response.generation} after {newest}")
         self.last_seq = response.seq
-        self.generations.add(response.generation)
+        self.generations[response.seq] = response.generation
         if response.record:
             self.records[response.seq] = response.record
         if response.WhichOneof("event") == "text_delta":

@@ -26,15 +26,9 @@ def _record(generation: int, base: int, seq: int) -> bytes:
     return written(SIGNING, Record("", CALL, generation, base, seq, seq - 1, ()))
 
 
-@pytest.mark.parametrize(("lease", "behind", "wrong"), [(1, 1, 0), (2, 0, 1)])
-async def test_a_record_of_a_call_that_was_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lease: int, behind: int, wrong: int
-) -> None:
-    monkeypatch.setattr(checker, "CATCH_UP_S", 0.0)
-    heard = Heard(0, CALL, generations={1, 2}, last_seq=3)
-    heard.records = {1: _record(1, 0, 1), 2: _record(1, 0, 2), 3: _record(2, 2, 3)}
-    stored = heard.records | {3: _record(1, 0, 3)}  # by whom the client had left behind event 2
-    store, verdict = Valkey(tmp_path), Verdict()
+async def _compared(directory: Path, heard: Heard, lease: int, stored: dict[int, bytes]) -> Verdict:
+    """With what a store has."""
+    store, verdict = Valkey(directory), Verdict()
     store.start()
     try:
         async with redis.asyncio.Redis.from_url(store.url) as client:
@@ -44,13 +38,44 @@ async def test_a_record_of_a_call_that_was_lost(
             await verdict.compare(heard, client, SIGNING, SECRET)
     finally:
         store.kill()
+    return verdict
+
+
+@pytest.fixture(autouse=True)
+def _catch_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checker, "CATCH_UP_S", 0.0)
+
+
+@pytest.mark.parametrize(("lease", "behind", "wrong"), [(1, 1, 0), (2, 0, 1)])
+async def test_a_record_of_a_call_that_was_lost(tmp_path: Path, lease: int, behind: int, wrong: int) -> None:
+    heard = Heard(0, CALL, generations={1: 1, 2: 1, 3: 2}, last_seq=3)
+    heard.records = {1: _record(1, 0, 1), 2: _record(1, 0, 2), 3: _record(2, 2, 3)}
+    stored = heard.records | {3: _record(1, 0, 3)}  # by whom the client had left behind event 2
+    verdict = await _compared(tmp_path, heard, lease, stored)
     assert (verdict.behind, len(verdict.wrong), verdict.stored_records) == (behind, wrong, 3)
+
+
+@pytest.mark.parametrize("second_wrote", [False, True])
+@pytest.mark.parametrize("silent", [False, True])
+async def test_a_record_that_the_next_holder_voids_and_the_one_after_it_cannot(
+    tmp_path: Path, second_wrote: bool, silent: bool
+) -> None:
+    """Where the second holder never wrote, the store was not told; where it did, its predecessor wrote after it."""
+    heard = Heard(0, CALL, generations={1: 1, 2: 1, 3: 2, 4: 2, 5: 3}, last_seq=5)
+    heard.records = {1: _record(1, 0, 1), 2: _record(1, 0, 2), 4: _record(2, 2, 4), 5: _record(3, 4, 5)}
+    if not silent:  # event 3 changed something
+        heard.records[3] = _record(2, 2, 3)
+    stored = heard.records | {3: _record(1, 0, 3)}
+    if not second_wrote:
+        del stored[4]
+    verdict = await _compared(tmp_path, heard, 3, stored)
+    assert len(verdict.wrong) == second_wrote
 
 
 def test_a_call_that_was_not_recorded_is_no_good_call() -> None:
     turns: list[tuple[str, tuple[str, ...], str, int]] = [("Good morning.", (), "Good morning.", 9)]
     never = Heard(0, CALL, turns=turns)
-    late = Heard(0, CALL, turns=turns, generations={1}, texts={1: "morning."})
+    late = Heard(0, CALL, turns=turns, generations={1: 1}, texts={1: "morning."})
     for heard, wrong in ((never, 2), (late, 1)):
         verdict = Verdict()
         verdict.add(heard, Heard(0, turns=turns))
