@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -105,9 +105,8 @@ class Router:
             del self._questions[request_id]
 
     def is_quiet(self) -> bool:
-        """Whether nothing is waited for."""
-        waits = self._interrupts or self._questions or self._edits
-        return not waits and all(turn.over for turn in self._turns.values())
+        """Whether nothing is waited for. What was answered is not, also where who waits has not run since."""
+        return all(answer.done() for answer in self._answers()) and all(turn.over for turn in self._turns.values())
 
     # What is received
 
@@ -147,11 +146,14 @@ class Router:
         """The stream is over: nobody waits any longer."""
         for turn in self._turns.values():
             turn.end(error=failure)
-        waiting: list[asyncio.Future[Any]] = [self.opened, *self._questions.values()]
-        waiting += [interrupt.answer for interrupt in self._interrupts.values()]
-        waiting += [edit.answer for edit in self._edits.values()]
-        for answer in waiting:
+        for answer in (self.opened, *self._answers()):
             _refuse(answer, failure)
+
+    def _answers(self) -> Iterator[asyncio.Future[Any]]:
+        """Of all that asks for one but turns."""
+        yield from self._questions.values()
+        yield from (interrupt.answer for interrupt in self._interrupts.values())
+        yield from (edit.answer for edit in self._edits.values())
 
     def _pass(self, event: TurnEvent) -> None:
         if event.turn_id is not None and (turn := self._turns.get(event.turn_id)) is not None:

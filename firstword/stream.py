@@ -329,8 +329,10 @@ class CallStream:
 
     def _come_due(self, line: Line | None) -> None:
         """It is time to leave a line, if it is still there."""
+        if line is None or line is not self._line:
+            return
         self._due = line
-        if line is not None and line is self._line and not self._closing and self._is_quiet():
+        if not self._closing and self._is_quiet():
             self._move(line)
 
     def _move(self, line: Line) -> None:

@@ -63,6 +63,9 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         self._nobody_calls = asyncio.Event()
         self._nobody_calls.set()
         self._draining = False
+        self._ends_at = 0.0
+        self._successors: Iterator[str] | None = None
+        """For calls that come back to a server that has told the others to leave; None before that."""
 
     @property
     def load(self) -> tuple[int, int]:
@@ -92,16 +95,20 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
             call = await self._begun(request_iterator, outbox, metadata)
         except Problem as refused:
             await abort(context, refused)
-            return
         except Exception:  # gRPC would tell the client what it says
             log.exception("a stream could not begin")
             await abort(context, Problem(Reason.INTERNAL, "the service failed on this event"))
-            return
-        if call is not None:
-            call.hold(outbox.slow)
-            await self._carry(call, outbox, request_iterator, context)
-        if outbox.problem is not None:
-            await abort(context, outbox.problem)
+        else:
+            if call is not None:
+                call.hold(outbox.slow)
+                self._note_late(call)
+                await self._carry(call, outbox, request_iterator, context)
+            if outbox.problem is not None:
+                await abort(context, outbox.problem)
+        finally:
+            self._streams.discard(outbox)
+            if not self._streams:
+                self._nobody_calls.set()
 
     async def _begun(
         self, requests: AsyncIterator[call_pb.CallRequest], outbox: Outbox, metadata: Mapping[str, str]
@@ -115,6 +122,8 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         if request is None:
             return None
         services = self._serving()  # it may have begun to drain meanwhile
+        self._streams.add(outbox)
+        self._nobody_calls.clear()
         event = wire.client_event(request)
 
         def make() -> OneCall:
@@ -146,8 +155,6 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         self, call: OneCall, outbox: Outbox, requests: AsyncIterator[call_pb.CallRequest], context: Context
     ) -> None:
         """Carry a call's events both ways, until one side has no more."""
-        self._streams.add(outbox)
-        self._nobody_calls.clear()
         reader = asyncio.create_task(_read(requests, call, outbox))
         writer = asyncio.create_task(outbox.drain(lambda envelope: self._write(context, envelope)))
         given_up = asyncio.create_task(outbox.given_up.wait())
@@ -161,9 +168,6 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
         finally:
             # Also where the client has vanished, which cancels this task.
             call.detach(outbox.end)
-            self._streams.discard(outbox)
-            if not self._streams:
-                self._nobody_calls.set()
             for task in (reader, writer, given_up):
                 task.cancel()
 
@@ -186,10 +190,17 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
             with contextlib.suppress(StoreUnavailable):
                 successors = await self.services.store.successors()
         self._end(call for call in calls if not call.attended)
+        self._successors, self._ends_at = successors, time.monotonic() + grace_s
         self._notify(Draining(round(grace_s * 1000), successor) for successor in successors)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._nobody_calls.wait(), grace_s)
         self._end(self._live)
+
+    def _note_late(self, call: OneCall) -> None:
+        """Tell a call to leave that came back to this server when the others were told already."""
+        if self._successors is not None:
+            left_s = max(0.0, self._ends_at - time.monotonic())
+            call.notify(Draining(round(left_s * 1000), next(self._successors)))
 
     def notify(self, notice: Notice) -> None:
         """Tell every open call."""

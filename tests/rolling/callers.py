@@ -21,7 +21,7 @@ from tests.soak.caller import Caller, Heard
 def as_json(heard: Heard) -> str:
     """One line."""
     records = {seq: base64.b64encode(record).decode() for seq, record in heard.records.items()}
-    return json.dumps({**vars(heard), "records": records, "generations": sorted(heard.generations)})
+    return json.dumps({**vars(heard), "records": records})
 
 
 def of_json(told: Mapping[str, Any]) -> Heard:
@@ -29,7 +29,7 @@ def of_json(told: Mapping[str, Any]) -> Heard:
     turns = [(text, tuple(calls), history, used) for text, calls, history, used in told["turns"]]
     records = {int(seq): base64.b64decode(record) for seq, record in told["records"].items()}
     texts = {int(turn): text for turn, text in told["texts"].items()}
-    generations = set(told["generations"])
+    generations = {int(seq): generation for seq, generation in told["generations"].items()}
     return Heard(**{**told, "turns": turns, "records": records, "texts": texts, "generations": generations})
 
 

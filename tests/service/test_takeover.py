@@ -13,7 +13,7 @@ import grpc
 import pytest
 import redis.asyncio
 
-from firstword import Call, CallFailed, Client, Notice, ServiceBusy, TextDelta, Turn
+from firstword import Call, CallFailed, Client, Notice, Sampling, ServiceBusy, TextDelta, Turn
 from firstword.books import RECORDS_LOST, Books
 from firstword.line import Line
 from firstword.stream import CallStream
@@ -445,6 +445,97 @@ async def test_a_server_that_leaves_costs_no_new_call_anything() -> None:
             async with client.call(**LONG):
                 pass
         assert busy.value.reason == "DRAINING"
+
+
+@pytest.mark.parametrize("told_first", [True, False])
+async def test_a_call_that_comes_to_a_server_which_begins_to_leave_meanwhile_moves_on(
+    two: list[LocalPod], monkeypatch: pytest.MonkeyPatch, told_first: bool
+) -> None:
+    """The others are told to leave while the store is asked for this one, or after it."""
+    monkeypatch.setattr("firstword.stream.MOVED_WITHIN_S", 0.5)
+    named: list[str] = []
+
+    def note(notice: object) -> None:
+        if isinstance(notice, Notice) and notice.kind == "draining":
+            named.append(notice.details["successor_address"])
+
+    async with client_of(two) as client:
+        wanted = await conversation(client)
+        async with client.call(**LONG, on_notice=note) as call:
+            first = holder(two, call)
+            (leaving,) = (pod for pod in two if pod is not first)
+            assert (await told(call, LINES[0])).text == wanted[0]
+            asked, answered = asyncio.Event(), asyncio.Event()
+            take, successors = leaving.store.take, leaving.store.successors
+
+            async def slow_take(*given: Any, insist: bool, **also: Any) -> Any:
+                if insist:  # before that the client asks the one that was killed
+                    asked.set()
+                    if told_first:
+                        await answered.wait()
+                return await take(*given, insist=insist, **also)
+
+            async def slow_successors() -> Iterator[str]:
+                if not told_first:
+                    await until(lambda: call.opened.session_id in leaving.sessions)
+                found = await successors()
+                asyncio.get_running_loop().call_later(0.1, answered.set)
+                return found
+
+            monkeypatch.setattr(leaving.store, "take", slow_take)
+            monkeypatch.setattr(leaving.store, "successors", slow_successors)
+            await first.kill()
+            await asked.wait()
+            await first.start()
+            began = time.monotonic()
+            await leaving.leave()
+            assert time.monotonic() - began < 20.0
+            await until(lambda: call.opened.session_id in first.sessions)
+            assert named == [first.address]
+            assert (await told(call, LINES[1])).text == wanted[1]
+            assert call.resumes == 2
+
+
+async def leaving_still(pod: LocalPod, call: Call, patch: pytest.MonkeyPatch) -> asyncio.Task[None]:
+    """Have a server leave, and make nothing until the patch is undone. Returns when it is time for the call to move."""
+    patch.setattr("firstword.stream.MOVED_WITHIN_S", 0.0)
+    patch.setattr(pod.engine, "step", lambda: False)
+    leaving = asyncio.create_task(pod.leave())
+    await until(lambda: call._stream._due is not None and call._stream._due is call._stream._line)
+    return leaving
+
+
+async def test_a_call_that_has_left_a_server_that_goes_leaves_the_next_one_too(
+    two: list[LocalPod], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first server's time is up while a reply of the second one is to be waited for."""
+    async with client_of(two) as client, client.call(**LONG) as call:
+        await told(call, LINES[0])
+        left = call._stream._line
+        await killed(two, call)
+        await until(lambda: call.resumes == 1)
+        turn = await call.final(LINES[1])
+        with monkeypatch.context() as still:
+            leaving = await leaving_still(holder(two, call), call, still)
+            call._stream._come_due(left)
+        await turn.run()
+        await until(lambda: call.resumes == 2, 5.0)
+        await leaving
+
+
+async def test_a_call_whose_last_answer_is_to_a_side_question_leaves_at_once(
+    two: list[LocalPod], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asked has not run yet when the answer is there, and nothing follows it."""
+    async with client_of(two) as client, client.call(**LONG) as call:
+        await told(call, LINES[0])
+        question = asyncio.create_task(call.generate("What does the caller want?", sampling=Sampling(max_tokens=4)))
+        await asyncio.sleep(0)
+        with monkeypatch.context() as still:
+            leaving = await leaving_still(holder(two, call), call, still)
+        await question
+        await until(lambda: call.resumes == 1, 3.0)
+        await leaving
 
 
 def rotating(stubs: list[Any]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +22,7 @@ _AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.
 @dataclass
 class Heard:
     """What came of one call. turns: of each (text, tool calls, what the history holds, tokens in use). wrong: whatever
-    should not be. records: of the events received, by number. generations: that spoke.
+    should not be. records: of the events received, by number. generations: of their servers, likewise.
     """
 
     script: int
@@ -31,7 +30,7 @@ class Heard:
     turns: list[tuple[str, tuple[str, ...], str, int]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     records: dict[int, bytes] = field(default_factory=dict)
-    generations: set[int] = field(default_factory=set)
+    generations: dict[int, int] = field(default_factory=dict)
     events: int = 0
     resumes: int = 0
     last_seq: int = 0
@@ -47,10 +46,10 @@ class Heard:
         self.events += 1
         if response.seq != self.last_seq + 1:
             self.wrong.append(f"event {response.seq} after {self.last_seq}")
-        if self.generations and response.generation < max(self.generations):
-            self.wrong.append(f"generation {response.generation} after {max(self.generations)}")
+        if response.generation < (newest := self.generations.get(self.last_seq, 0)):
+            self.wrong.append(f"generation {response.generation} after {newest}")
         self.last_seq = response.seq
-        self.generations.add(response.generation)
+        self.generations[response.seq] = response.generation
         if response.record:
             self.records[response.seq] = response.record
         if response.WhichOneof("event") == "text_delta":
@@ -97,20 +96,33 @@ class Caller:
         """A call that was not begun cannot be resumed: who is sent away, or hears nothing, asks again."""
         while True:
             call = self._client.call(**settings)
-            receive = call._stream._on_response
-
-            def take(response: call_pb.CallResponse, receive: Callable[[call_pb.CallResponse], None] = receive) -> None:
-                self.heard.take(response)
-                receive(response)
-
-            call._stream._on_response = take
+            self._record(call)
             try:
                 return await stack.enter_async_context(call)
             except CallFailed as failed:
                 if failed.code not in _AGAIN:
                     raise
-                self.heard.events = self.heard.last_seq = 0
                 await asyncio.sleep(0.2)
+
+    def _record(self, call: Call) -> None:
+        """Have all that a call receives written down, from the first event on: also where a server that leaves has
+        refused it, and the call has begun again by itself.
+        """
+        begin_again = call._begin_again
+
+        def recorded() -> None:
+            begin_again()
+            self.heard = heard = Heard(self.heard.script)
+            receive = call._stream._on_response
+
+            def take(response: call_pb.CallResponse) -> None:
+                heard.take(response)
+                receive(response)
+
+            call._stream._on_response = take
+
+        call._begin_again = recorded  # type: ignore[method-assign]  # a client of another revision has it too
+        recorded()
 
     async def _turn(self, call: Call, line: str) -> None:
         words = line.split()

@@ -42,7 +42,11 @@ class Verdict:
         self.resumes += heard.resumes
         self.resumed_calls += heard.resumes > 0
         self.wrong += [f"{heard.session}: {what}" for what in heard.wrong]
+        if heard.turns and not heard.generations:
+            self.wrong.append(f"{heard.session}: has {len(heard.turns)} turns, and no event was recorded")
         for number, (found, expected) in enumerate(zip(heard.turns, wanted.turns, strict=True), 1):
+            if heard.texts.get(number, "") != found[0]:
+                self.wrong.append(f"{heard.session}: turn {number} was not recorded as it was heard")
             if found != expected:
                 self.wrong.append(f"{heard.session}: turn {number} is {found}, uninterrupted it is {expected}")
 
@@ -50,24 +54,27 @@ class Verdict:
         """Look for records in the store that the client was not told of: a server that lost the call wrote them.
 
         A store that was away when the call changed hands has not heard of it before its new holder has written. One
-        that was killed never does: then the store still has what the client knows to be superseded.
+        that was killed never does: then the store still has what the client knows to be superseded. So it has where the
+        new holder had not written before it lost the call too: the next one voids what is behind its own place alone.
         """
-        if not heard.generations:
-            return  # it was never opened, which ``add`` tells
         held, stored = await _of_store(heard, client, secret)
-        newest = max(heard.generations)
-        self.behind += held < newest
-        for key, value in stored.items():
-            seq, record = int(key), bytes(value)[1:]  # behind the mark that it is not encrypted
+        self.behind += held < max(heard.generations.values(), default=0)
+        records = {int(key): bytes(value)[1:] for key, value in stored.items()}  # behind the mark: it is not encrypted
+        for seq, record in records.items():
             self.stored_records += 1
-            told = heard.records.get(seq)
-            if seq > heard.last_seq or told == record:
+            if seq > heard.last_seq or heard.records.get(seq) == record:
                 continue
             if b'"prev":0' in signing.payload(record):
                 continue  # the whole call, written for a store that had lost it
-            if told is not None and read(signing, told).generation > held >= read(signing, record).generation:
+            wrote, told = read(signing, record).generation, heard.generations.get(seq, 0)
+            if wrote <= held and wrote < told and (told > held or (told < held and not _has(records, told, signing))):
                 continue
             self.wrong.append(f"{heard.session}: the store has another record of event {seq} than the client")
+
+
+def _has(records: Mapping[int, bytes], generation: int, signing: Signing) -> bool:
+    """Whether anything of a generation is there."""
+    return any(read(signing, record).generation == generation for record in records.values())
 
 
 async def _of_store(heard: Heard, client: redis.asyncio.Redis, secret: str) -> tuple[int, dict[bytes, bytes]]:
