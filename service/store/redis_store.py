@@ -101,12 +101,15 @@ class RedisStore:
         arguments = (generation, self._pod.id, last_seq, self._ttl_ms, moment(opened_at))
         taking = self._redis.eval(scripts.TAKE, 2, *self._naming.keys_of(key), *arguments)
         kind, held, stored = await self._asked(taking)
-        if kind == b"gone":
-            return None
-        if kind == b"superseded":
-            return Superseded(int(held))
-        pairs = zip(stored[::2], stored[1::2], strict=True)
-        return Taken(int(held), await self._unsealed(key, {int(seq): record for seq, record in pairs}))
+        match kind:
+            case b"taken":
+                pairs = zip(stored[::2], stored[1::2], strict=True)
+                return Taken(int(held), await self._unsealed(key, {int(seq): record for seq, record in pairs}))
+            case b"superseded":
+                return Superseded(int(held))
+            case b"gone":
+                return None
+        raise StoreUnavailable(f"{kind!r} is no answer")
 
     def calls_elsewhere(self, tenant: str) -> int:
         return self._directory.calls_elsewhere(tenant)

@@ -278,7 +278,7 @@ class Writer:
                 taken += answer[0] == b"ok"
                 try:
                     await self._take_answer(log_, batch, answer[0], int(answer[1]))
-                except ResponseError as error:  # to its being closed
+                except ResponseError as error:  # to its being closed, or one that is not known
                     refused[log_] = error
         return taken
 
@@ -339,9 +339,11 @@ class Writer:
                 log_.ownership.on_durable(False)
             case b"exists":
                 self._lose(log_, taken_over=False)
-            case _:
+            case b"lost":
                 self.fenced += not log_.left
                 self._lose(log_, taken_over=number > 1 or log_.ownership.generation > 1)
+            case _:  # of whom nobody knows who has it
+                raise ResponseError(f"{kind!r} is no answer")
 
     def _unpark(self, log_: WriteBehind) -> None:
         if log_.refusals:

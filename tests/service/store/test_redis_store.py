@@ -705,6 +705,18 @@ async def test_what_the_store_refuses_of_a_call_that_ends_is_given_up(
         await written(other, 2)
 
 
+async def test_answers_that_nobody_knows_take_no_call_from_its_pod(server: Valkey) -> None:
+    """As where something in between gives them another form. The store is behind then, and calls go on."""
+    async with Pods(f"{server.url}?decode_responses=true", lease_s=60.0) as pods:
+        one, told = await pods.pod(), Told()
+        fill(one.begin(KEY, told.ownership()), range(1, 3))
+        await until(lambda: told.durable == [False])
+        assert not told.lost and one.writer.failures > 1 and one.writer.pending == 1
+        assert (one.writer.fenced, one.writer.leases_lost) == (0, 0)
+        with pytest.raises(StoreUnavailable):
+            await one.take(KEY, 2, 2, insist=True)
+
+
 async def test_a_store_that_is_slow(server: Valkey) -> None:
     async with slow_proxy(server.port) as proxy, Pods(proxy.url, timeout_s=5.0) as pods:
         one, told = await pods.pod(), Told()
