@@ -111,6 +111,9 @@ class RedisStore:
                 return None
         raise StoreUnavailable(f"{kind!r} is no answer")
 
+    async def release(self, key: CallKey, generation: int) -> None:
+        await self._asked(self._redis.eval(scripts.RELEASE, 2, *self._naming.keys_of(key), generation, self._pod.id))
+
     def calls_elsewhere(self, tenant: str) -> int:
         return self._directory.calls_elsewhere(tenant)
 

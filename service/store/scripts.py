@@ -2,8 +2,9 @@
 
 Per call two keys, of one slot of a cluster: the lease, a hash {gen, pod, top, opened, closed}, and the log, a hash of
 records by ``seq``. ``top`` is the highest ``seq`` that is there; a log that is gone, be it evicted, has none.
-``opened`` is when the call was opened, which tells calls of one name apart; where one side does not know it, as in a
-lease that an earlier version wrote, they may be one. Nothing is earlier or later by it, for clocks differ.
+A call that was taken over by a pod which could not go on with it has no ``pod``. ``opened`` is when the call was
+opened, which tells calls of one name apart; where one side does not know it, as in a lease that an earlier version
+wrote, they may be one. Nothing is earlier or later by it, for clocks differ.
 """
 
 APPEND = """
@@ -55,6 +56,7 @@ if held[3] or (known ~= '' and opened ~= '' and known ~= opened) then return {'g
 local held_gen, top = tonumber(held[1] or '0'), tonumber(held[2] or '0')
 if held_gen >= at_least then return {'superseded', held_gen, {}} end
 local gen = at_least
+if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then return {'taken', gen, {}} end
 for seq = last + 1, top do redis.call('HDEL', KEYS[2], seq) end
 redis.call('HSET', KEYS[1], 'gen', gen, 'pod', pod, 'top', math.min(top, last))
 if known == '' and opened ~= '' then redis.call('HSET', KEYS[1], 'opened', opened) end
@@ -63,8 +65,17 @@ redis.call('PEXPIRE', KEYS[2], ttl)
 return {'taken', gen, redis.call('HGETALL', KEYS[2])}
 """
 """ARGV: least gen, pod, last seq, ttl ms, opened. Also where the memory is full: what is there can be read, and a call
-that was taken over has its lease already.
+that was taken over has its lease already. Of a call of which there is nothing, nothing is written: whoever can go on
+with it writes it whole.
 """
+
+RELEASE = """#!lua flags=allow-oom
+local held = redis.call('HMGET', KEYS[1], 'gen', 'pod')
+if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then return 0 end
+redis.call('HDEL', KEYS[1], 'pod')
+return 1
+"""
+"""ARGV: gen, pod. That one took the call and cannot go on with it. The generations before it stay out."""
 
 CLOSE = """#!lua flags=allow-oom
 local held = redis.call('HMGET', KEYS[1], 'gen', 'pod')

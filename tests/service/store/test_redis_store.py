@@ -22,10 +22,12 @@ from service.store import (
     CallKey,
     CallLog,
     Elsewhere,
+    MemoryStore,
     Ownership,
     Pod,
     RedisOptions,
     RedisStore,
+    Store,
     StoreUnavailable,
     Superseded,
     Taken,
@@ -373,6 +375,57 @@ async def test_a_pod_that_is_warm_is_named_unless_it_is_gone(server: Valkey) -> 
 
         await until(one_is_draining)
         assert isinstance(await other.take(KEY, 2, 2, insist=False), Taken)
+
+
+@pytest.mark.parametrize("full", [False, True])
+async def test_a_call_that_its_taker_cannot_go_on_with_is_anybodys_again(server: Valkey, full: bool) -> None:
+    """Nobody is sent to the pod that could not; those before it stay out; and its name is not free."""
+    async with Pods(server.url, lease_s=60.0) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, two, three = [await pods.pod(f"10.0.0.{number}:1") for number in (1, 2, 3)]
+        first, second = Told(), Told()
+        log = one.begin(KEY, first.ownership(opened_at=EARLIER))
+        records = fill(log, range(1, 4))
+        await written(log, 3)
+        assert await two.take(KEY, 2, 3, insist=True, opened_at=EARLIER) == Taken(2, records)
+        if full:
+            await client.config_set("maxmemory", "1")
+        await two.release(KEY, 1)  # of another generation
+        await three.release(KEY, 2)  # by another pod
+        assert await three.take(KEY, 3, 3, insist=False, opened_at=EARLIER) == Elsewhere("10.0.0.2:1")
+        await two.release(KEY, 2)
+        await client.config_set("maxmemory", "0")
+        log.append(4, b"from the dead")
+        two.begin(KEY, second.ownership(opened_at=LATER)).append(1, b"another call")
+        await until(lambda: bool(first.lost and second.lost))
+        assert (first.lost, second.lost) == ([True], [False])
+        assert await three.take(KEY, 2, 3, insist=False, opened_at=EARLIER) == Superseded(2)
+        assert await three.take(KEY, 3, 3, insist=False, opened_at=EARLIER) == Taken(3, records)
+
+
+async def test_of_a_call_of_which_nothing_is_stored_nothing_is_written_by_who_asks(server: Valkey) -> None:
+    """Its name is another one's, or its own when somebody goes on with it: the newest of those."""
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, other, late, told = await pods.pod(), await pods.pod(), Told(), Told()
+        for pod in (one, other):
+            assert await pod.take(KEY, 2, 5, insist=False, opened_at=EARLIER) == Taken(2, {})
+        assert await client.keys("firstword:{*") == []
+        log = other.begin(KEY, told.ownership(3, 5, opened_at=EARLIER))
+        log.append(5, b"whole 5")
+        await written(log, 5)
+        one.begin(KEY, late.ownership(2, 5, opened_at=EARLIER)).append(6, b"from the dead")
+        await until(lambda: late.lost == [True])
+        assert not told.lost
+        assert await one.take(KEY, 4, 5, insist=True, opened_at=EARLIER) == Taken(4, {5: b"whole 5"})
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+async def test_a_call_that_was_released_may_be_taken_again(server: Valkey, keeps: bool) -> None:
+    """From a store that keeps nothing, too."""
+    async with Pods(server.url) as pods:
+        store: Store = await pods.pod() if keeps else MemoryStore()
+        for generation in (2, 3):
+            assert await store.take(KEY, generation, 5, insist=False) == Taken(generation, {})
+            await store.release(KEY, generation)
 
 
 async def test_a_silent_pod_is_forgotten(server: Valkey) -> None:
