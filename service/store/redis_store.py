@@ -128,13 +128,13 @@ class RedisStore:
 
     async def forget(self, tenant: str, caller: str) -> int:
         index = self._naming.callers(tenant, caller)
-        names = await self._asked(self._redis.smembers(index))
-        for name in names:
+        forgotten = 0
+        for name in await self._asked(self._redis.smembers(index)):
             lease, records = keys_of(name_of(name))
-            arguments = ("", "", self._ttl_ms, "forgotten")
-            await self._asked(self._redis.eval(scripts.CLOSE, 2, lease, records, *arguments))
+            arguments = ("", "", self._ttl_ms, "forgotten", index)  # the name may be another caller's call's by now
+            forgotten += int(await self._asked(self._redis.eval(scripts.CLOSE, 2, lease, records, *arguments)))
         await self._asked(self._redis.delete(index))
-        return len(names)
+        return forgotten
 
     async def _asked(self, answer: Awaitable[T]) -> T:
         """Raises StoreUnavailable for whatever keeps Redis from answering in time."""

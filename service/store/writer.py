@@ -431,8 +431,8 @@ class Writer:
         own, whole, after = log_.ownership, "1" if batch.whole else "0", batch.after
         if self._logs.get(log_.key, log_) is not log_:
             after = max(after, 0)  # a later call has its name here, whose place it must not take
-        opened = moment(own.opened_at)
-        found: list[Any] = [own.generation, self._pod_id, own.base, after, self._ttl_ms, whole, opened]
+        opened, index = moment(own.opened_at), self._naming.callers(log_.key.tenant, own.caller) if own.caller else ""
+        found: list[Any] = [own.generation, self._pod_id, own.base, after, self._ttl_ms, whole, opened, index]
         for seq, record in batch.entries:
             found += [seq, self._sealer.seal(record, self._naming.place(log_.key, seq))]
         return found

@@ -37,6 +37,7 @@ from service.store import (
 )
 from service.store.directory import spread
 from service.store.log import WriteBehind
+from service.store.naming import Naming
 from tests.service.store.valkey import Valkey, slow_proxy, valkey
 from tests.service.waiting import Turns, until
 
@@ -67,6 +68,11 @@ class Told:
     ) -> Ownership:
         told = self.checkpoint, self.lost.append, self.durable.append
         return Ownership(generation, base, stored, caller, *told, opened_at)
+
+
+def index(caller: str) -> bytes:
+    """The end of the name of a caller's index."""
+    return Naming((b"k",)).callers("", caller).rpartition(":")[2].encode()
 
 
 class Pods:
@@ -587,7 +593,7 @@ async def test_a_whole_that_comes_late_leaves_no_hole(server: Valkey) -> None:
 
         async def append(after: int, whole: str, seq: int, record: str) -> list[Any]:
             return await client.eval(
-                scripts.APPEND, 2, "{c}lease", "{c}log", 1, "p", 0, after, 60_000, whole, "", seq, record
+                scripts.APPEND, 2, "{c}lease", "{c}log", 1, "p", 0, after, 60_000, whole, "", "", seq, record
             )
 
         assert await append(-1, "0", 1, "one") == [b"ok", 1]
@@ -898,6 +904,53 @@ async def test_a_caller_is_forgotten(server: Valkey) -> None:
         assert len(await client.keys("*:log")) == 1
         assert await one.forget("", "anna") == 0
         assert await one.take(KEY, 2, 9, insist=True) is None
+
+
+@pytest.mark.parametrize("other", ["otto", ""])
+async def test_a_caller_whose_call_is_over_takes_no_others_with_its_name(server: Valkey, other: str) -> None:
+    """Nor does one who has only tried to have it."""
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, two, told, late = await pods.pod(), await pods.pod(), Told(), Told()
+        log = one.begin(KEY, Told().ownership(caller="anna", opened_at=EARLIER))
+        fill(log, range(1, 4))
+        log.close(forget=False)
+        await until(lambda: not one.writer.pending)
+        again = two.begin(KEY, told.ownership(caller=other, opened_at=LATER))
+        records = fill(again, range(1, 4))
+        await written(again, 3)
+        one.begin(KEY, late.ownership(caller="anna", opened_at=EARLIER)).append(1, b"another call")
+        await until(lambda: late.lost == [False])
+        assert await one.forget("", "anna") == 0
+        assert await client.keys("firstword:caller:*") == ([b"firstword:caller:" + index(other)] if other else [])
+        records |= fill(again, range(4, 6))
+        await written(again, 5)
+        assert not told.durable and not told.lost
+        assert await one.take(KEY, 2, 5, insist=True, opened_at=LATER) == Taken(2, records)
+        assert await one.forget("", other) == bool(other)
+
+
+async def test_a_lease_that_does_not_say_whose_call_it_is_may_be_any_callers(server: Valkey) -> None:
+    """As one that an earlier version wrote; the next write says it."""
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one = await pods.pod()
+        log = one.begin(KEY, Told().ownership(caller="anna"))
+        fill(log, range(1, 4))
+        await written(log, 3)
+        (lease,) = await client.keys("firstword:*:lease")
+        said = await client.hget(lease, "caller")
+        assert said == b"firstword:caller:" + index("anna")
+        await client.hdel(lease, "caller")
+        log.append(4, b"a word")
+        await written(log, 4)
+        assert await client.hget(lease, "caller") == said
+        await client.hdel(lease, "caller")
+        assert await one.forget("", "anna") == 1
+        assert await client.keys("*:log") == [] and set(await client.hgetall(lease)) == {
+            b"gen",
+            b"pod",
+            b"top",
+            b"closed",
+        }
 
 
 async def test_what_was_forgotten_before_its_writer_knew_that_it_is_stored(server: Valkey) -> None:
