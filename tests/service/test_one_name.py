@@ -85,6 +85,34 @@ async def test_the_name_of_a_call_of_which_nothing_is_known_is_free(two: list[Lo
             assert call.failure is None and call.resumes == 0
 
 
+async def test_the_name_of_a_call_whose_server_is_gone_is_not_given_away(store: Valkey) -> None:
+    """For its client may be on its way to another server; and one that opens it anew takes another name."""
+    async with (
+        local_pods(2, store.url, lease_s=0.6) as two,
+        client_of(two[:1], resume_timeout_s=0.0) as one,
+        client_of(two[1:]) as other,
+        redis.asyncio.Redis.from_url(store.url) as stored,
+    ):
+        early = one.call(**ANNA)
+        await early.__aenter__()
+        await until(lambda: not two[0].store.writer.pending)  # type: ignore[attr-defined]
+        await two[0].kill()
+
+        async def is_gone() -> bool:
+            return len(await stored.keys("firstword:pod:*")) == 1
+
+        await until(is_gone)
+        with pytest.raises(CallFailed) as refused:
+            async with other.call(**ANNA) as second:
+                await until(lambda: second.failure is not None)
+                await second.ask(LINES[0])
+        assert refused.value.reason == Reason.SESSION_EXISTS.value
+        async with other.call(**LONG) as third:
+            await told(third, LINES[0])
+        found = await two[1].store.take(CallKey("", "anna"), 2, early._stream.books.seq, insist=True)
+        assert isinstance(found, Taken) and found.records
+
+
 async def test_a_client_is_not_sent_to_a_server_that_could_not_go_on_with_its_call(
     two: list[LocalPod], store: Valkey
 ) -> None:
