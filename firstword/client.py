@@ -144,7 +144,8 @@ class Client:
     ) -> Call:
         """A call, to be entered with ``async with``. Empty and None: as the service has it.
 
-        system: system prompt. items: what was said before, without it. session_id: the client's name for the call.
+        system: system prompt. items: what was said before, without it. session_id: the client's name for the call; one
+        that is opened again, as the service was gone before it answered, needs another, for the first may have it.
         sampling, or its fields one by one, which count where both are given. tool_choice: how freely tools are called;
         None: the model decides. response_schema: JSON Schema that the text of every reply is held to.
         first_token_deadline_ms: of every turn, from its commit. fallbacks: who answers where it will be missed, in this

@@ -262,6 +262,9 @@ class Call:
         untold = [reply for reply, was in zip(replies, state.replies, strict=True) if not was.told]
         parts.reporter.restore(status.announced, untold)
         parts.turns.go_on()
+        if services.store.keeps and not stored and parts.outbound.seq == last_seq:
+            # It says nothing, and the store has nothing of it: that hears here whose the call is.
+            parts.log.append(*parts.outbound.checkpoint())
         log.info("call taken over", extra={"session": self.session, "generation": generation, "seq": last_seq})
         self._start_clock(parts, max(0.0, time.time() - opening.opened_at))
 

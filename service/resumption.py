@@ -13,7 +13,6 @@ from service import call_records
 from service.call import Call, End
 from service.call_records import Record
 from service.call_services import CallServices
-from service.call_state import CallState
 from service.client_events import Resume
 from service.outbound import Send
 from service.portions import in_portions
@@ -58,26 +57,35 @@ async def _resumed(
     # Where there is no seat for it, it stays where it is. How many pages it needs is known when it was taken.
     call = make()
     try:
-        state, taken, asked = await _found(services, key, event, handed, opened_at)
+        taken, asked = await _taken(services, key, event, opened_at, here_already=key in services.live)
+        try:
+            await _go_on(services, call, key, event, handed, opened_at, taken, asked=asked)
+        except Exception:
+            if asked:
+                await _release(services, key, taken.generation)
+            raise
     except BaseException:
         call.disconnect()
         raise
-    failed = call.restore(state, taken.generation, event.last_seq, max(taken.records, default=0))
-    if failed is not None:
-        raise failed
     if not (asked and services.store.keeps):
         return call, "without_store"
     return call, "insisted" if event.take_over else "taken_over"
 
 
-async def _found(
-    services: CallServices, key: CallKey, event: Resume, handed: Sequence[Record], opened_at: float
-) -> tuple[CallState, Taken, bool]:
-    """The call as its client knows it, which is this server's from now on; and whether the store was asked. handed: the
-    records that the client holds.
-    Raises Problem where it cannot be had.
+async def _go_on(
+    services: CallServices,
+    call: Call,
+    key: CallKey,
+    event: Resume,
+    handed: Sequence[Record],
+    opened_at: float,
+    taken: Taken,
+    *,
+    asked: bool,
+) -> None:
+    """Make ``call`` the one that was taken, as its client knows it. handed: the records that the client holds. asked:
+    whether the store was. Raises Problem where it cannot be.
     """
-    taken, asked = await _taken(services, key, event, opened_at, here_already=key in services.live)
     records = call_records.of_call([*handed, *await _readable(services, taken)], key)
     found = call_records.replayed(call_records.merged(call_records.opened_then(records, opened_at)), event.last_seq)
     if found is None and not asked:
@@ -93,7 +101,21 @@ async def _found(
         if stale.generation > taken.generation:
             raise _superseded(stale.generation)
         stale.abandon(Problem(Reason.MOVED, "the client has come back on another stream"), "elsewhere")
-    return state, taken, asked
+    failed = call.restore(state, taken.generation, event.last_seq, max(taken.records, default=0))
+    if failed is not None:
+        raise failed
+
+
+async def _release(services: CallServices, key: CallKey, generation: int) -> None:
+    """Another server shall not send the client back to this one. Where a call of this name is here, it keeps the place
+    that it has by that.
+    """
+    if key in services.live:
+        return
+    try:
+        await services.store.release(key, generation)
+    except StoreUnavailable:
+        log.warning("a call that could not be gone on with is still this server's", extra={"session": key.session})
 
 
 def _require_one(here: Call | None, opened_at: float) -> None:

@@ -54,7 +54,8 @@ class Open(_message.Message):
     RESUME_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The client's name for the call: at most 128 bytes of printable ASCII. Empty: the service makes one. Refused with
-    ALREADY_EXISTS when a call of this tenant has it.
+    ALREADY_EXISTS when a call of this tenant has it; where another server has that one, a moment after `opened`. An
+    opening without an answer may have made the call, also where its server is gone: open again under another name.
     """
     model: _builtins.str
     """The model that shall answer. Empty: the service's default. Refused when it is not served here."""

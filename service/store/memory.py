@@ -45,6 +45,9 @@ class MemoryStore:
     ) -> Taken | Elsewhere | Superseded | None:
         return Taken(generation, {})
 
+    async def release(self, key: CallKey, generation: int) -> None:
+        pass
+
     def calls_elsewhere(self, tenant: str) -> int:
         return 0
 

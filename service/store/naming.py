@@ -24,7 +24,7 @@ class Naming:
         return keys_of(self.call(key))
 
     def callers(self, tenant: str, caller: str) -> str:
-        """Of the index of a caller's calls."""
+        """Of the index of a caller's calls, whose leases say it too."""
         return f"firstword:caller:{self._hidden('caller', tenant, caller)}"
 
     def tenants(self, tenant: str) -> list[str]:

@@ -127,6 +127,12 @@ class Store(Protocol):
         """
         ...
 
+    async def release(self, key: CallKey, generation: int) -> None:
+        """This pod took a call over and cannot go on with it: nobody is told any more that it is warm for it. Raises
+        StoreUnavailable.
+        """
+        ...
+
     def calls_elsewhere(self, tenant: str) -> int:
         """How many calls of a tenant other pods hold, as far as is known: a moment ago, and 0 while nothing is."""
         ...

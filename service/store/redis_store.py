@@ -101,12 +101,18 @@ class RedisStore:
         arguments = (generation, self._pod.id, last_seq, self._ttl_ms, moment(opened_at))
         taking = self._redis.eval(scripts.TAKE, 2, *self._naming.keys_of(key), *arguments)
         kind, held, stored = await self._asked(taking)
-        if kind == b"gone":
-            return None
-        if kind == b"superseded":
-            return Superseded(int(held))
-        pairs = zip(stored[::2], stored[1::2], strict=True)
-        return Taken(int(held), await self._unsealed(key, {int(seq): record for seq, record in pairs}))
+        match kind:
+            case b"taken":
+                pairs = zip(stored[::2], stored[1::2], strict=True)
+                return Taken(int(held), await self._unsealed(key, {int(seq): record for seq, record in pairs}))
+            case b"superseded":
+                return Superseded(int(held))
+            case b"gone":
+                return None
+        raise StoreUnavailable(f"{kind!r} is no answer")
+
+    async def release(self, key: CallKey, generation: int) -> None:
+        await self._asked(self._redis.eval(scripts.RELEASE, 2, *self._naming.keys_of(key), generation, self._pod.id))
 
     def calls_elsewhere(self, tenant: str) -> int:
         return self._directory.calls_elsewhere(tenant)
@@ -122,13 +128,13 @@ class RedisStore:
 
     async def forget(self, tenant: str, caller: str) -> int:
         index = self._naming.callers(tenant, caller)
-        names = await self._asked(self._redis.smembers(index))
-        for name in names:
+        forgotten = 0
+        for name in await self._asked(self._redis.smembers(index)):
             lease, records = keys_of(name_of(name))
-            arguments = ("", "", self._ttl_ms, "forgotten")
-            await self._asked(self._redis.eval(scripts.CLOSE, 2, lease, records, *arguments))
+            arguments = ("", "", self._ttl_ms, "forgotten", index)  # the name may be another caller's call's by now
+            forgotten += int(await self._asked(self._redis.eval(scripts.CLOSE, 2, lease, records, *arguments)))
         await self._asked(self._redis.delete(index))
-        return len(names)
+        return forgotten
 
     async def _asked(self, answer: Awaitable[T]) -> T:
         """Raises StoreUnavailable for whatever keeps Redis from answering in time."""

@@ -278,7 +278,7 @@ class Writer:
                 taken += answer[0] == b"ok"
                 try:
                     await self._take_answer(log_, batch, answer[0], int(answer[1]))
-                except ResponseError as error:  # to its being closed
+                except ResponseError as error:  # to its being closed, or one that is not known
                     refused[log_] = error
         return taken
 
@@ -339,9 +339,11 @@ class Writer:
                 log_.ownership.on_durable(False)
             case b"exists":
                 self._lose(log_, taken_over=False)
-            case _:
+            case b"lost":
                 self.fenced += not log_.left
                 self._lose(log_, taken_over=number > 1 or log_.ownership.generation > 1)
+            case _:  # of whom nobody knows who has it
+                raise ResponseError(f"{kind!r} is no answer")
 
     def _unpark(self, log_: WriteBehind) -> None:
         if log_.refusals:
@@ -429,8 +431,8 @@ class Writer:
         own, whole, after = log_.ownership, "1" if batch.whole else "0", batch.after
         if self._logs.get(log_.key, log_) is not log_:
             after = max(after, 0)  # a later call has its name here, whose place it must not take
-        opened = moment(own.opened_at)
-        found: list[Any] = [own.generation, self._pod_id, own.base, after, self._ttl_ms, whole, opened]
+        opened, index = moment(own.opened_at), self._naming.callers(log_.key.tenant, own.caller) if own.caller else ""
+        found: list[Any] = [own.generation, self._pod_id, own.base, after, self._ttl_ms, whole, opened, index]
         for seq, record in batch.entries:
             found += [seq, self._sealer.seal(record, self._naming.place(log_.key, seq))]
         return found

@@ -248,6 +248,7 @@ KEYS = {"FIRSTWORD_RESUME__KEYS": "a" * 16}
         "redis://:zq@quux@redis.voice",
         "redis://[::1]:6379/0?socket_timeout=2",
         "unix:///run/redis.sock?db=1",
+        "rediss://redis.voice?ssl_cert_reqs=none&client_name=voice&health_check_interval=30",
         "",
     ],
 )
@@ -262,6 +263,11 @@ def test_the_urls_of_stores(url: str) -> None:
     [
         *("localhost:6379", "http://localhost", "redis://", "redis:/localhost", "redis://localhost:port"),
         *("redis://localhost:99999", "redis://localhost/first", "redis://localhost?nope=1", "redis://localhost?db=x"),
+        *(
+            f"redis://localhost?{form}"
+            for form in ("decode_responses=true", "encoding=utf-16", "protocol=3", "retry=1")
+        ),
+        "unix:///run/redis.sock?db=1&legacy_responses=no",
         *(f"redis://:{password}@localhost:6379/0" for password in ("zq#quux", "zq/quux", "zq?quux", "[zqquux")),
         *(f"redis://:{password}@localhost:6379/0" for password in ("12#quux", "12/quux", "12?quux")),
         *(f"redis://user:{password}@localhost:6379/0" for password in ("12#quux", "12/quux", "12?quux")),

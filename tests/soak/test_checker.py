@@ -34,7 +34,7 @@ async def _compared(directory: Path, heard: Heard, lease: int, stored: dict[int,
         async with redis.asyncio.Redis.from_url(store.url) as client:
             entries = [item for seq, record in stored.items() for item in (seq, b"\0" + record)]
             names = [f"firstword:{{{checker._name(CALL, SECRET)}}}:{kind}" for kind in ("lease", "log")]
-            await client.eval(scripts.APPEND, 2, *names, lease, "a pod", 0, -1, 60_000, "0", "", *entries)
+            await client.eval(scripts.APPEND, 2, *names, lease, "a pod", 0, -1, 60_000, "0", "", "", *entries)
             await verdict.compare(heard, client, SIGNING, SECRET)
     finally:
         store.kill()

@@ -22,10 +22,12 @@ from service.store import (
     CallKey,
     CallLog,
     Elsewhere,
+    MemoryStore,
     Ownership,
     Pod,
     RedisOptions,
     RedisStore,
+    Store,
     StoreUnavailable,
     Superseded,
     Taken,
@@ -35,6 +37,7 @@ from service.store import (
 )
 from service.store.directory import spread
 from service.store.log import WriteBehind
+from service.store.naming import Naming
 from tests.service.store.valkey import Valkey, slow_proxy, valkey
 from tests.service.waiting import Turns, until
 
@@ -65,6 +68,11 @@ class Told:
     ) -> Ownership:
         told = self.checkpoint, self.lost.append, self.durable.append
         return Ownership(generation, base, stored, caller, *told, opened_at)
+
+
+def index(caller: str) -> bytes:
+    """The end of the name of a caller's index."""
+    return Naming((b"k",)).callers("", caller).rpartition(":")[2].encode()
 
 
 class Pods:
@@ -375,6 +383,57 @@ async def test_a_pod_that_is_warm_is_named_unless_it_is_gone(server: Valkey) -> 
         assert isinstance(await other.take(KEY, 2, 2, insist=False), Taken)
 
 
+@pytest.mark.parametrize("full", [False, True])
+async def test_a_call_that_its_taker_cannot_go_on_with_is_anybodys_again(server: Valkey, full: bool) -> None:
+    """Nobody is sent to the pod that could not; those before it stay out; and its name is not free."""
+    async with Pods(server.url, lease_s=60.0) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, two, three = [await pods.pod(f"10.0.0.{number}:1") for number in (1, 2, 3)]
+        first, second = Told(), Told()
+        log = one.begin(KEY, first.ownership(opened_at=EARLIER))
+        records = fill(log, range(1, 4))
+        await written(log, 3)
+        assert await two.take(KEY, 2, 3, insist=True, opened_at=EARLIER) == Taken(2, records)
+        if full:
+            await client.config_set("maxmemory", "1")
+        await two.release(KEY, 1)  # of another generation
+        await three.release(KEY, 2)  # by another pod
+        assert await three.take(KEY, 3, 3, insist=False, opened_at=EARLIER) == Elsewhere("10.0.0.2:1")
+        await two.release(KEY, 2)
+        await client.config_set("maxmemory", "0")
+        log.append(4, b"from the dead")
+        two.begin(KEY, second.ownership(opened_at=LATER)).append(1, b"another call")
+        await until(lambda: bool(first.lost and second.lost))
+        assert (first.lost, second.lost) == ([True], [False])
+        assert await three.take(KEY, 2, 3, insist=False, opened_at=EARLIER) == Superseded(2)
+        assert await three.take(KEY, 3, 3, insist=False, opened_at=EARLIER) == Taken(3, records)
+
+
+async def test_of_a_call_of_which_nothing_is_stored_nothing_is_written_by_who_asks(server: Valkey) -> None:
+    """Its name is another one's, or its own when somebody goes on with it: the newest of those."""
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, other, late, told = await pods.pod(), await pods.pod(), Told(), Told()
+        for pod in (one, other):
+            assert await pod.take(KEY, 2, 5, insist=False, opened_at=EARLIER) == Taken(2, {})
+        assert await client.keys("firstword:{*") == []
+        log = other.begin(KEY, told.ownership(3, 5, opened_at=EARLIER))
+        log.append(5, b"whole 5")
+        await written(log, 5)
+        one.begin(KEY, late.ownership(2, 5, opened_at=EARLIER)).append(6, b"from the dead")
+        await until(lambda: late.lost == [True])
+        assert not told.lost
+        assert await one.take(KEY, 4, 5, insist=True, opened_at=EARLIER) == Taken(4, {5: b"whole 5"})
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+async def test_a_call_that_was_released_may_be_taken_again(server: Valkey, keeps: bool) -> None:
+    """From a store that keeps nothing, too."""
+    async with Pods(server.url) as pods:
+        store: Store = await pods.pod() if keeps else MemoryStore()
+        for generation in (2, 3):
+            assert await store.take(KEY, generation, 5, insist=False) == Taken(generation, {})
+            await store.release(KEY, generation)
+
+
 async def test_a_silent_pod_is_forgotten(server: Valkey) -> None:
     async with Pods(server.url) as pods:
         one, other = await pods.pod("10.0.0.1:50051"), await pods.pod("10.0.0.2:50051")
@@ -534,7 +593,7 @@ async def test_a_whole_that_comes_late_leaves_no_hole(server: Valkey) -> None:
 
         async def append(after: int, whole: str, seq: int, record: str) -> list[Any]:
             return await client.eval(
-                scripts.APPEND, 2, "{c}lease", "{c}log", 1, "p", 0, after, 60_000, whole, "", seq, record
+                scripts.APPEND, 2, "{c}lease", "{c}log", 1, "p", 0, after, 60_000, whole, "", "", seq, record
             )
 
         assert await append(-1, "0", 1, "one") == [b"ok", 1]
@@ -705,6 +764,18 @@ async def test_what_the_store_refuses_of_a_call_that_ends_is_given_up(
         await written(other, 2)
 
 
+async def test_answers_that_nobody_knows_take_no_call_from_its_pod(server: Valkey) -> None:
+    """As where something in between gives them another form. The store is behind then, and calls go on."""
+    async with Pods(f"{server.url}?decode_responses=true", lease_s=60.0) as pods:
+        one, told = await pods.pod(), Told()
+        fill(one.begin(KEY, told.ownership()), range(1, 3))
+        await until(lambda: told.durable == [False])
+        assert not told.lost and one.writer.failures > 1 and one.writer.pending == 1
+        assert (one.writer.fenced, one.writer.leases_lost) == (0, 0)
+        with pytest.raises(StoreUnavailable):
+            await one.take(KEY, 2, 2, insist=True)
+
+
 async def test_a_store_that_is_slow(server: Valkey) -> None:
     async with slow_proxy(server.port) as proxy, Pods(proxy.url, timeout_s=5.0) as pods:
         one, told = await pods.pod(), Told()
@@ -833,6 +904,53 @@ async def test_a_caller_is_forgotten(server: Valkey) -> None:
         assert len(await client.keys("*:log")) == 1
         assert await one.forget("", "anna") == 0
         assert await one.take(KEY, 2, 9, insist=True) is None
+
+
+@pytest.mark.parametrize("other", ["otto", ""])
+async def test_a_caller_whose_call_is_over_takes_no_others_with_its_name(server: Valkey, other: str) -> None:
+    """Nor does one who has only tried to have it."""
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, two, told, late = await pods.pod(), await pods.pod(), Told(), Told()
+        log = one.begin(KEY, Told().ownership(caller="anna", opened_at=EARLIER))
+        fill(log, range(1, 4))
+        log.close(forget=False)
+        await until(lambda: not one.writer.pending)
+        again = two.begin(KEY, told.ownership(caller=other, opened_at=LATER))
+        records = fill(again, range(1, 4))
+        await written(again, 3)
+        one.begin(KEY, late.ownership(caller="anna", opened_at=EARLIER)).append(1, b"another call")
+        await until(lambda: late.lost == [False])
+        assert await one.forget("", "anna") == 0
+        assert await client.keys("firstword:caller:*") == ([b"firstword:caller:" + index(other)] if other else [])
+        records |= fill(again, range(4, 6))
+        await written(again, 5)
+        assert not told.durable and not told.lost
+        assert await one.take(KEY, 2, 5, insist=True, opened_at=LATER) == Taken(2, records)
+        assert await one.forget("", other) == bool(other)
+
+
+async def test_a_lease_that_does_not_say_whose_call_it_is_may_be_any_callers(server: Valkey) -> None:
+    """As one that an earlier version wrote; the next write says it."""
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one = await pods.pod()
+        log = one.begin(KEY, Told().ownership(caller="anna"))
+        fill(log, range(1, 4))
+        await written(log, 3)
+        (lease,) = await client.keys("firstword:*:lease")
+        said = await client.hget(lease, "caller")
+        assert said == b"firstword:caller:" + index("anna")
+        await client.hdel(lease, "caller")
+        log.append(4, b"a word")
+        await written(log, 4)
+        assert await client.hget(lease, "caller") == said
+        await client.hdel(lease, "caller")
+        assert await one.forget("", "anna") == 1
+        assert await client.keys("*:log") == [] and set(await client.hgetall(lease)) == {
+            b"gen",
+            b"pod",
+            b"top",
+            b"closed",
+        }
 
 
 async def test_what_was_forgotten_before_its_writer_knew_that_it_is_stored(server: Valkey) -> None:
