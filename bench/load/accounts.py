@@ -127,7 +127,8 @@ class Run:
     """One contender under one load. calls: callers at a time, or None where they arrived at ``rate`` a second.
 
     mean_calls: in progress, over the window. cpu_share: of the load generator, of one core; where it talks to the
-    engine's message boundary the service's own work is in it. refused: calls that were not let in.
+    engine's message boundary the service's own work is in it. refused: calls that were not let in, in the warm-up or in
+    the window: who is told to come back later than the window ends is missing in all of it.
     """
 
     contender: str

@@ -14,6 +14,8 @@ SLOWER = 3.0
 """SLO: the first clause's p95 over the median of a call alone."""
 UNDERRUN_SHARE = 0.001
 """SLO: silence within replies over speech."""
+PRESENT = 0.8
+"""SLO: calls in progress over callers. The rest have hung up and not called again yet: a second of each call."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,10 @@ class Figures:
     until the call was whole, of those that do; after_tools: from when the tool's result was due to the next clause.
     Turns that were not answered when the run ended are among them, with the time that they had waited. underruns: gaps;
     underrun_share: of their seconds in those of speech. modes: share of steps by who drafted them. late_p99_ms: the
-    load generator's own.
+    load generator's own. callers: at a time, or None where they came at random.
     """
 
+    callers: int | None
     mean_calls: float
     turns: int
     unanswered: int
@@ -73,6 +76,7 @@ def figures(runs: Sequence[Run]) -> Figures:
     speech = sum(turn.speech_s for turn in turns)
     seconds = sum(run.seconds for run in runs)
     return Figures(
+        callers=runs[0].calls,
         mean_calls=statistics.fmean(run.mean_calls for run in runs),
         turns=len(turns),
         unanswered=sum(turn.waited_s is not None for turn in turns),
@@ -107,6 +111,8 @@ def _present(values: Iterable[float | None]) -> list[float]:
 
 def meets(found: Figures, solo_ms: float) -> bool:
     """Whether a load is within the SLO. solo_ms: median first clause of a call alone."""
+    if found.callers and found.mean_calls < PRESENT * found.callers:
+        return False
     late = found.unanswered + found.errors + found.refused
     return not late and found.first_clause.p95 <= SLOWER * solo_ms and found.underrun_share < UNDERRUN_SHARE
 

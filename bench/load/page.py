@@ -10,7 +10,7 @@ import matplotlib
 from bench import harness
 from bench.load.accounts import Run
 from bench.load.contenders import PLAIN, TREES
-from bench.load.figures import SLOWER, UNDERRUN_SHARE, Figures, Percentiles, Sweep, differing, faster, meets
+from bench.load.figures import PRESENT, SLOWER, UNDERRUN_SHARE, Figures, Percentiles, Sweep, differing, faster, meets
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -102,7 +102,7 @@ def knees(sweep: Sweep) -> str:
     slowest = SLOWER * sweep.solo_ms
     limit = (
         f"SLO: first clause p95 at most {slowest:.0f} ms, {SLOWER:g} times the smallest median alone; underruns below "
-        f"{UNDERRUN_SHARE:.1%} of speech; nothing refused, failed or unanswered."
+        f"{UNDERRUN_SHARE:.1%} of speech; nothing refused, failed or unanswered; {PRESENT:.0%} of callers in a call."
     )
     return f"{limit}\n\n{harness.table(header, rows)}"
 

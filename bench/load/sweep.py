@@ -231,7 +231,7 @@ def _run(point: Point, population: Population, began: float, ended: float, cpu_s
         seconds=ended - began,
         mean_calls=population.mean_calls(began, ended),
         cpu_share=cpu_share,
-        refused=sum(began <= moment < ended for moment in population.refused),
+        refused=sum(moment < ended for moment in population.refused),
         errors=population.errors,
         turns=[figures(turn, began, ended) for turn in population.within(began, ended)],
         machine=harness.where(harness.machine()),

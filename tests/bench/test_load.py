@@ -19,7 +19,7 @@ from bench.load import local, long_prompt, page, population, remote, scripts, st
 from bench.load.accounts import Run, Spoken, figures
 from bench.load.caller import ALONE, Caller, Manner
 from bench.load.contenders import CONTENDERS, TREES, environment
-from bench.load.figures import Percentiles, differing, faster, knee
+from bench.load.figures import Percentiles, differing, faster, knee, meets
 from bench.load.figures import figures as figures_of
 from bench.load.lines import Account, Asked, Over, Refused, Text
 from bench.load.loopback import LoopbackClient
@@ -335,6 +335,35 @@ def test_who_is_not_let_in_is_counted_and_tries_again():
         return callers
 
     assert len(asyncio.run(run()).refused) == 3
+
+
+class FullDriver:
+    """Has room for two calls, and tells the others of six more to come back when nobody looks any more."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    @asynccontextmanager
+    async def line(self, script: Script):
+        self.asked += 1
+        if 2 < self.asked <= 8:
+            raise Refused("ENGINE_BUSY", 30.0)
+        yield ToldLine([REPLY for _ in script.turns])
+
+
+def test_who_was_sent_away_in_the_warm_up_is_missing_in_the_window():
+    """Eight callers of whom two are let in are not a load of eight."""
+    point, setting = sweep.Point("records", "ours", sweep.Load(calls=8), 0), sweep.Setting(MODEL, "x", 0.5, 0.2, FAST)
+    run = asyncio.run(sweep.loaded(FullDriver(), point, setting, [CALL]))
+    assert run.refused == 6 and run.mean_calls <= 2
+    assert not meets(figures_of([run]), 1000.0)
+
+
+def test_a_load_is_met_only_where_its_callers_are_in_a_call():
+    there, away = (dataclasses.replace(a_run([TURN], calls=8), mean_calls=mean) for mean in (6.5, 6.3))
+    assert meets(figures_of([there]), 100.0) and not meets(figures_of([away]), 100.0)
+    at_random = dataclasses.replace(away, calls=None, rate=0.1)  # as many as there happen to be
+    assert meets(figures_of([at_random]), 100.0)
 
 
 def test_a_call_that_does_not_open_is_counted_when_its_first_final_is_due():
