@@ -126,8 +126,8 @@ class _Listening:
                 except TimeoutError:
                     if cut_at is not None:
                         return await self._interrupt(cut_at)
-                    spoken.error = "gave up"
-                    spoken.playback.broke_off(time.perf_counter())
+                    spoken.error, spoken.gave_up = "gave up", time.perf_counter()
+                    spoken.playback.broke_off(spoken.gave_up)
                     return None
                 self._take(event)
             if spoken.error or spoken.account.used_tokens > ROOM:

@@ -43,7 +43,7 @@ class Figures:
 
     first_clause, first_token: from the due final; first_clause of the turns that do not begin with a tool call, tool:
     until the call was whole, of those that do; after_tools: from when the tool's result was due to the next clause.
-    Turns that were not answered when the run ended are among them, with the time that they had waited. underruns: gaps;
+    Turns that were not answered are among them, with the time that they were waited for. underruns: gaps;
     underrun_share: of their seconds in those of speech. modes: share of steps by who drafted them. late_p99_ms: the
     load generator's own. callers: at a time, or None where they came at random.
     """

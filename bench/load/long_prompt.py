@@ -114,7 +114,7 @@ def _account(population: Population, number: int, log: StepLog, slices: Slices, 
     """What is to be told of it."""
     gaps, speech = {False: 0, True: 0}, {False: 0.0, True: 0.0}
     for turn in population.turns:
-        turn.close(slices.ended)
+        turn.close(slices.ended, slices.ended)
         kind = slices.kind(turn.due)
         if kind is not None:
             gaps[kind] += len(turn.playback.gaps)

@@ -107,9 +107,10 @@ class Population:
                 break
             await asyncio.sleep(POLL_S)
         self.errors += [NOT_OPEN for due in self._opening if due < ended]
+        gave_up = time.perf_counter()
         await self.hang_up()
         for turn in self.turns:
-            turn.close(ended)
+            turn.close(ended, gave_up)
         return Window(began, ended, share)
 
     def _answered(self, began: float, ended: float) -> bool:

@@ -269,10 +269,26 @@ def test_a_caller_speaks_over_the_reply_where_the_script_says(lets_finish):
 def test_a_caller_who_hears_nothing_hangs_up_and_is_counted_with_the_time_they_waited():
     began, (only,) = converse(ToldLine([[]]), manner=dataclasses.replace(FAST, give_up_s=0.1))
     assert only.error == "gave up" and not only.answered
-    found = figures(only, began, only.due + 3.0)
-    assert found.waited_s == pytest.approx(3.0) and found.first_clause_s is None
+    assert only.gave_up is not None and only.gave_up - only.due >= 0.1
+    found = figures(only, began, only.due + 0.05)  # the window was over before
+    assert found.waited_s == only.gave_up - only.due and found.first_clause_s is None
     run = Run("c", "records", 1, None, 0, 3.0, 1.0, 0.0, 0, [], [found], "here")
-    assert figures_of([run]).first_clause.p95 == pytest.approx(3000.0)
+    assert figures_of([run]).first_clause.p95 == pytest.approx(1e3 * found.waited_s)
+
+
+def test_a_turn_that_falls_due_in_the_last_moment_and_is_never_answered_counts_with_all_that_was_waited(monkeypatch):
+    monkeypatch.setattr(population, "DRAIN_S", 0.4)
+
+    async def run() -> tuple[Population, population.Window]:
+        callers = Population(StuckDriver(), [CALL], FAST)
+        now = time.perf_counter()
+        callers._start(callers._arrive(Script(CALL, 7), now + 0.03))  # their final is due 0.02 s later
+        return callers, await callers.measure(now, 0.1)
+
+    callers, window = asyncio.run(run())
+    (turn,) = callers.turns
+    found = figures(turn, window.began, window.ended)
+    assert window.ended - turn.due < 0.1 and found.waited_s is not None and found.waited_s > 0.35
 
 
 def test_a_backend_passes_on_what_the_manner_says():
