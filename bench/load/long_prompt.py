@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import harness
+from bench.load import claims
 from bench.load.caller import until_moment
 from bench.load.figures import Percentiles
 from bench.load.lines import Over, Refused
@@ -31,7 +32,7 @@ SEED = 1 << 40
 class LongPrompt:
     """What came of it. beside: milliseconds between the steps of a reply while a long prompt was computed; apart: in
     the slices of time that had none. prompts: seconds that each took to its first token. underruns and speech_s: of the
-    callers' turns that fell due in slices (without, with).
+    callers' turns that fell due in slices (without, with). refused: calls that were not let in.
     """
 
     calls: int
@@ -41,6 +42,7 @@ class LongPrompt:
     underruns: tuple[int, int]
     speech_s: tuple[float, float]
     errors: list[str]
+    refused: int
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def _account(population: Population, number: int, log: StepLog, slices: Slices, 
         (gaps[False], gaps[True]),
         (speech[False], speech[True]),
         population.errors + [turn.error for turn in population.turns if turn.error],
+        len(population.refused),
     )
 
 
@@ -163,6 +166,16 @@ class LongText:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 
+def claimed(found: dict[str, LongPrompt]) -> str:
+    """What each contender was to hold, and whether it did."""
+    lines = []
+    for contender, one in found.items():
+        apart, beside = (Percentiles.of([ms / 1e3 for ms in times]) for times in (one.apart, one.beside))
+        held = claims.beside_long_prompt(apart.p99, beside.p99), claims.underruns(one.underruns[1], one.speech_s[1])
+        lines += [f"- {contender}: {claim}" for claim in held]
+    return "\n".join(lines)
+
+
 def write(name: str, found: dict[str, LongPrompt], note: str) -> None:
     header = [
         "contender",
@@ -173,7 +186,7 @@ def write(name: str, found: dict[str, LongPrompt], note: str) -> None:
         "p50, p95, p99 ms",
         "p99 over p99",
     ]
-    header += ["first token of a long prompt p50, p95 ms", "underruns apart", "beside", "errors"]
+    header += ["first token of a long prompt p50, p95 ms", "underruns apart", "beside", "errors", "refused"]
     rows = []
     for contender, one in found.items():
         apart = Percentiles.of([ms / 1e3 for ms in one.apart])
@@ -182,7 +195,7 @@ def write(name: str, found: dict[str, LongPrompt], note: str) -> None:
         silent = [f"{gaps} in {speech:.0f} s" for gaps, speech in zip(one.underruns, one.speech_s, strict=True)]
         figures = [value for of in (apart, beside) for value in (of.count, f"{of.p50:.1f}, {of.p95:.1f}, {of.p99:.1f}")]
         ratio, first = f"{beside.p99 / apart.p99:.2f}", f"{prompts.p50:.0f}, {prompts.p95:.0f}"
-        rows.append([contender, one.calls, *figures, ratio, first, *silent, len(one.errors)])
-    body = f"{note}\n\n{harness.table(header, rows)}"
+        rows.append([contender, one.calls, *figures, ratio, first, *silent, len(one.errors), one.refused])
+    body = f"{note}\n\n{claimed(found)}\n\n{harness.table(header, rows)}"
     title = f"A prompt of {PROMPT_TOKENS:,} tokens while others talk"
     harness.save(name, title, body, {contender: dataclasses.asdict(one) for contender, one in found.items()})

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 
 from bench import harness
+from bench.load import claims
 from bench.load.accounts import Run
 from bench.load.contenders import PLAIN, TREES
 from bench.load.figures import PRESENT, SLOWER, UNDERRUN_SHARE, Figures, Percentiles, Sweep, differing, faster, meets
@@ -104,7 +105,8 @@ def knees(sweep: Sweep) -> str:
         f"SLO: first clause p95 at most {slowest:.0f} ms, {SLOWER:g} times the smallest median alone; underruns below "
         f"{UNDERRUN_SHARE:.1%} of speech; nothing refused, failed or unanswered; {PRESENT:.0%} of callers in a call."
     )
-    return f"{limit}\n\n{harness.table(header, rows)}"
+    claim = claims.carried(sweep)
+    return "\n\n".join([limit, *([claim] if claim else []), harness.table(header, rows)])
 
 
 def table(sweep: Sweep) -> str:

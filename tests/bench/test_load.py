@@ -19,7 +19,7 @@ from bench.load import local, long_prompt, page, population, remote, scripts, st
 from bench.load.accounts import Run, Spoken, figures
 from bench.load.caller import ALONE, Caller, Manner
 from bench.load.contenders import CONTENDERS, TREES, environment
-from bench.load.figures import Percentiles, differing, faster, knee, meets
+from bench.load.figures import Percentiles, Sweep, differing, faster, knee, meets
 from bench.load.figures import figures as figures_of
 from bench.load.lines import Account, Asked, Over, Refused, Text
 from bench.load.loopback import LoopbackClient
@@ -431,7 +431,7 @@ def test_mean_calls_is_the_area_under_them(calls, begin, length):
 
 def a_step_up(log: StepLog) -> step_up.StepUp:
     steps = [(step.at, step.tokens, mode) for step, mode in zip(log.steps, log.modes(), strict=True)]
-    return step_up.StepUp(2, 1.0, [(0.0, 2)], steps, log.awaited(), [], 0, 0, [])
+    return step_up.StepUp(2, 1.0, [(0.0, 2)], steps, log.awaited(), [], 0, 0, [], 0)
 
 
 def test_figures_are_those_of_a_hand_worked_run():
@@ -489,6 +489,81 @@ def test_a_page_is_made_of_runs(tmp_path, monkeypatch):
     assert "| one | 200 | 2 | - | 0 of 9 |" in text and text.count("\n| plain | ") == 4
     assert "| one | alone | 3 | 1.00 [1.00, 1.00] |" in text
     assert (tmp_path / "load.svg").stat().st_size > 1000
+
+
+# What is claimed
+
+
+def the_sweep(ours: dict[int, float], tree: dict[int, float]) -> Sweep:
+    """Calls in progress, and seconds to the first clause under them; alone it takes 0.1 s."""
+    loads = [
+        (name, n, clause) for name, of in (("ours", ours), (TREES[8], tree)) for n, clause in {0: 0.1, **of}.items()
+    ]
+    return Sweep([a_run([dataclasses.replace(TURN, first_clause_s=clause)], name, n) for name, n, clause in loads])
+
+
+GOOD, BAD = 0.2, 0.9
+
+
+@pytest.mark.parametrize(
+    ("ours", "tree", "said"),
+    [
+        ({8: GOOD, 9: BAD}, {4: GOOD, 5: BAD}, "2.00 times as many; claimed are at least 2 times as many: **met**."),
+        ({7: GOOD, 9: BAD}, {4: GOOD, 5: BAD}, "1.75 times as many; claimed are at least 2 times as many: **missed**."),
+        ({7: GOOD}, {4: GOOD, 5: BAD}, "**not decided**."),  # ours may carry more than were tried
+        ({8: GOOD, 9: BAD}, {4: GOOD}, "**not decided**."),  # the tree may
+        ({7: GOOD, 9: BAD}, {4: GOOD}, "**missed**."),
+        ({1: BAD}, {4: GOOD, 5: BAD}, "0.00 times as many; claimed are at least 2 times as many: **missed**."),
+        ({2: GOOD, 3: BAD}, {1: BAD}, "not even 1; claimed are at least 2 times as many: **met**."),
+        ({8: GOOD, 9: BAD}, {8: BAD}, "**not decided**."),  # it may carry 7
+        ({1: BAD}, {1: BAD}, "**missed**."),
+    ],
+)
+def test_what_ours_carries_is_told_with_a_verdict(ours, tree, said):
+    assert said in page.knees(the_sweep(ours, tree))
+
+
+def test_nothing_is_claimed_of_calls_of_which_one_side_was_not_run():
+    assert "claimed" not in page.knees(Sweep([a_run([TURN], "ours", n) for n in (0, 1)]))
+
+
+def a_climb(rates: list[float], **other) -> step_up.StepUp:
+    """Tokens a second of its three parts of one second each."""
+    steps = [(part + 0.5, int(rate), "plain") for part, rate in enumerate(rates)]
+    whole = step_up.StepUp(8, 1.0, [(0.0, 1)], steps, [["plain"]] * 20, [], 5, 5, [], 0)
+    return dataclasses.replace(whole, **other)
+
+
+def test_a_step_up_is_told_with_verdicts(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_up.harness, "RESULTS", tmp_path)
+    to_and_fro = [["plain"], ["eagle3"]] * 5 + [["plain", "eagle3", "plain"]]
+    found = {
+        "ours": a_climb([10, 38, 10]),
+        "plain": a_climb([10, 40, 10]),
+        "a": a_climb([10, 37, 10], replies=to_and_fro, same=4),  # below 0.95 of plain
+        "b": a_climb([10, 9, 10]),
+        "c": a_climb([10, 40, 10], refused=1, replies=[], same=0, compared=0),
+    }
+    step_up.write("up", found, "A note.")
+    lines = [line for line in (tmp_path / "up.md").read_text().splitlines() if line.startswith("- ")]
+    told = {name: [line.split("**")[1] for line in lines if line.startswith(f"- {name}: ")] for name in found}
+    assert told == {
+        "ours": ["met"] * 3,
+        "plain": ["met"] * 3,
+        "a": ["missed"] * 3,
+        "b": ["missed", "met", "met"],
+        "c": ["missed", "not decided", "not decided"],
+    }
+
+
+def test_long_prompts_are_told_with_verdicts(tmp_path, monkeypatch):
+    monkeypatch.setattr(long_prompt.harness, "RESULTS", tmp_path)
+    good = long_prompt.LongPrompt(8, [10.0] * 9, [15.0] * 9, [0.5], (3, 0), (20.0, 20.0), [], 0)
+    worse = dataclasses.replace(good, beside=[15.1] * 9, underruns=(0, 1))
+    nothing = dataclasses.replace(good, apart=[], underruns=(0, 0), speech_s=(20.0, 0.0))
+    long_prompt.write("long", {"good": good, "worse": worse, "nothing": nothing}, "A note.")
+    lines = [line for line in (tmp_path / "long.md").read_text().splitlines() if line.startswith("- ")]
+    assert [line.split("**")[1] for line in lines] == ["met", "met", "missed", "missed", "not decided", "not decided"]
 
 
 def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
