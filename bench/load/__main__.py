@@ -117,7 +117,7 @@ def each(given: argparse.Namespace, setting: Setting, work: Callable[[LocalDrive
     """What the work gives with each contender, each in an engine process of its own."""
 
     async def one(name: str) -> T:
-        async with local.start(setting.environment(name)) as driver:
+        async with local.start(setting.environment(name), local.WatchedProcess) as driver:
             return await work(driver)
 
     found = {}

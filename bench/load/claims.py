@@ -18,7 +18,7 @@ RETURNING = 0.05
 OTHERWISE = 0.25
 """Share of the replies that may begin in another mode than the one before."""
 LONGER = 1.5
-"""p99 of what is beside a long prompt, over that of what is apart from one."""
+"""p99 of steps in which a long prompt is read, over that of steps apart from one."""
 
 
 def verdict(text: str, held: bool | None) -> str:
@@ -85,9 +85,9 @@ def same_texts(same: int, compared: int) -> str:
 
 
 def beside_long_prompt(apart_ms: float, beside_ms: float) -> str:
-    """p99 without and with a prompt being read; NaN where there was none."""
+    """p99 of steps without and with such a prompt being read; NaN where there was none."""
     ratio = beside_ms / apart_ms
-    text = f"p99 {beside_ms:.1f} ms beside a long prompt, {apart_ms:.1f} ms apart from one, {ratio:.2f} times as long"
+    text = f"Steps' p99 {beside_ms:.1f} ms beside a long prompt, {apart_ms:.1f} apart: {ratio:.2f} times as long"
     return verdict(f"{text}; at most {LONGER:g} is claimed", ratio <= LONGER if ratio == ratio else None)
 
 

@@ -19,6 +19,7 @@ from bench.load import local, long_prompt, page, population, remote, scripts, st
 from bench.load.accounts import Run, Spoken, figures
 from bench.load.caller import ALONE, Caller, Manner
 from bench.load.contenders import CONTENDERS, TREES, environment
+from bench.load.engine_steps import EngineStep
 from bench.load.figures import Percentiles, Sweep, differing, faster, knee, meets
 from bench.load.figures import figures as figures_of
 from bench.load.lines import Account, Asked, Over, Refused, Text
@@ -558,9 +559,10 @@ def test_a_step_up_is_told_with_verdicts(tmp_path, monkeypatch):
 
 def test_long_prompts_are_told_with_verdicts(tmp_path, monkeypatch):
     monkeypatch.setattr(long_prompt.harness, "RESULTS", tmp_path)
-    good = long_prompt.LongPrompt(8, [10.0] * 9, [15.0] * 9, [0.5], (3, 0), (20.0, 20.0), [], 0)
-    worse = dataclasses.replace(good, beside=[15.1] * 9, underruns=(0, 1))
-    nothing = dataclasses.replace(good, apart=[], underruns=(0, 0), speech_s=(20.0, 0.0))
+    steps, between = ([10.0] * 9, [15.0] * 9), ([20.0], [90.0])  # a reply may well be left out of some steps
+    good = long_prompt.LongPrompt(8, *steps, *between, [0.5], (3, 0), (20.0, 20.0), [], 0)
+    worse = dataclasses.replace(good, step_beside=[15.1] * 9, underruns=(0, 1))
+    nothing = dataclasses.replace(good, step_apart=[], underruns=(0, 0), speech_s=(20.0, 0.0))
     long_prompt.write("long", {"good": good, "worse": worse, "nothing": nothing}, "A note.")
     lines = [line for line in (tmp_path / "long.md").read_text().splitlines() if line.startswith("- ")]
     assert [line.split("**")[1] for line in lines] == ["met", "met", "missed", "missed", "not decided", "not decided"]
@@ -674,6 +676,27 @@ def test_steps_made_ahead_are_nobodys_wait():
     assert log.intervals() == [(("b", 1), 2.0, 4.5), (("a", 1), 3.0, 5.0)]
 
 
+def test_steps_are_told_by_whether_they_read_a_long_prompt():
+    slices = long_prompt.Slices(100.0, (False, True))
+    prompts = long_prompt.Prompts([(105.0, 107.0)], {"long"})
+    log = StepLog()
+    log._offset = 100.0
+    for began, took, gained, of in [
+        (-1.0, 0.01, ("a",), ()),  # in the warm-up
+        (1.0, 0.02, ("a", "b"), ("c",)),  # what others read is part of what there is without
+        (2.0, 0.03, (), ("c",)),  # nobody's reply went on
+        (4.9, 0.2, ("a",), ()),  # the prompt has come meanwhile
+        (5.5, 0.04, ("a",), ("long",)),
+        (5.6, 0.05, (), ("long",)),
+        (6.0, 0.06, ("a",), ()),  # had no room for it
+        (7.0, 0.07, ("long",), ()),
+        (8.0, 0.08, ("a", "long"), ()),
+    ]:
+        log.took(EngineStep(began, began + took, gained, of))
+    apart, beside = long_prompt._steps(log, slices, prompts)
+    assert apart == pytest.approx([20.0]) and beside == pytest.approx([40.0])
+
+
 # Real runs, as small as they can be
 
 
@@ -716,7 +739,8 @@ def engine():
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         plain = {"drafter": "none", "draft_nodes": 1}  # of which no costs are measured: it starts soon
-        started = local.start(environment(plain, MODEL, "float32", QUICK.rate * QUICK.speed))
+        environ = environment(plain, MODEL, "float32", QUICK.rate * QUICK.speed)
+        started = local.start(environ, local.WatchedProcess)
         yield runner, runner.run(stack.enter_async_context(started))
         runner.run(stack.aclose())
 
