@@ -1,7 +1,8 @@
 """The whole comparison, in parts of bounded length: what ``python -m bench.load`` does where nothing else is asked.
 
 baseline  which fixed tree is the best baseline: a short search for what each carries, over records
-alone     one call at a time: five rounds of ours and plain decoding, in turns, both ways to the engine
+alone     one call at a time: five rounds of ours and plain decoding, in turns, both ways to the engine; what drafting
+          costs or brings at every other load is ``bench.batching``'s to say
 knees     how many calls each contender carries: loads doubled until it fails, halved between, the last two run again
 arrivals  calls that arrive at random over gRPC, as many as the knees stand for
 """

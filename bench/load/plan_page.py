@@ -55,4 +55,5 @@ def alone(runs: Sequence[Run]) -> str:
         f"second {min(more):.2f}; never below {claims.FLOOR:g} is claimed"
     )
     claim = claims.verdict(text, min(sooner + more) >= claims.FLOOR)
-    return f"## One call at a time\n\n{claim}\n\n{harness.table(header, rows)}"
+    elsewhere = "At every other load: `make bench-batching`."
+    return f"## One call at a time\n\n{claim} {elsewhere}\n\n{harness.table(header, rows)}"
