@@ -24,7 +24,7 @@ def write(name: str, plan: Plan, note: str, *, show: bool) -> None:
 
 def baseline(sweep: Sweep, best: str, seconds: float) -> str:
     """What each fixed tree carries, and which one was taken."""
-    text = f"To choose by, in windows of {seconds:g} s with loads doubled; what counts is below. Taken: **{best}**."
+    text = f"To choose by, in windows of {seconds:g} s; what counts is below. Taken: **{best}**."
     return f"## The best fixed tree\n\n{text}\n\n{page.knees(sweep)}"
 
 
