@@ -131,7 +131,8 @@ class Run:
     """One contender under one load. calls: callers at a time, or None where they arrived at ``rate`` a second.
 
     mean_calls: in progress, over the window. cpu_share: of the load generator, of one core; where it talks to the
-    engine's message boundary the service's own work is in it. refused: calls that were not let in, in the warm-up or in
+    engine's message boundary the service's own work is in it; others_cpu: of the service and the engine, where they are
+    processes of their own. refused: calls that were not let in, in the warm-up or in
     the window: who is told to come back later than the window ends is missing in all of it.
     """
 
@@ -147,6 +148,7 @@ class Run:
     errors: list[str]
     turns: list[TurnFigures]
     machine: str
+    others_cpu: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
     def of(found: dict[str, object]) -> Run:

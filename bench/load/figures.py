@@ -44,8 +44,9 @@ class Figures:
     first_clause, first_token: from the due final; first_clause of the turns that do not begin with a tool call, tool:
     until the call was whole, of those that do; after_tools: from when the tool's result was due to the next clause.
     Turns that were not answered are among them, with the time that they were waited for. underruns: gaps;
-    underrun_share: of their seconds in those of speech. modes: share of steps by who drafted them. late_p99_ms: the
-    load generator's own. callers: at a time, or None where they came at random.
+    underrun_share: of their seconds in those of speech. modes: share of steps by who drafted them. others_cpu: of the
+    service's processes, of one core. late_p99_ms: the load generator's own. callers: at a time, or None where they came
+    at random.
     """
 
     callers: int | None
@@ -64,6 +65,7 @@ class Figures:
     ahead_share: float
     modes: Mapping[str, float]
     cpu_share: float
+    others_cpu: Mapping[str, float]
     late_p99_ms: float
 
 
@@ -92,6 +94,10 @@ def figures(runs: Sequence[Run]) -> Figures:
         ahead_share=sum(turn.answered_ahead for turn in turns) / len(turns) if turns else 0.0,
         modes={mode: count / steps.total() for mode, count in steps.most_common()},
         cpu_share=statistics.fmean(run.cpu_share for run in runs),
+        others_cpu={
+            name: statistics.fmean(run.others_cpu.get(name, 0.0) for run in runs)
+            for name in dict.fromkeys(name for run in runs for name in run.others_cpu)
+        },
         late_p99_ms=Percentiles.of([turn.sent_late_s for turn in turns]).p99,
     )
 

@@ -34,6 +34,7 @@ LOADED = [
     "answered ahead",
     "steps by mode",
     "load generator's CPU",
+    "CPU of",
     "its lateness p99 ms",
     "in SLO",
 ]
@@ -154,6 +155,7 @@ def row(name: str, load: float, found: Figures, solo_ms: float) -> list[object]:
         f"{found.ahead_share:.0%}",
         modes,
         f"{found.cpu_share:.0%}",
+        ", ".join(f"{name} {share:.0%}" for name, share in found.others_cpu.items()) or "-",
         f"{found.late_p99_ms:.1f}",
         "-" if not load else "yes" if meets(found, solo_ms) else "no",
     ]

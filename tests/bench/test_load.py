@@ -319,6 +319,54 @@ class StuckDriver:
         yield ToldLine([[] for _ in script.turns])
 
 
+def test_who_calls_again_does_so_by_the_clock_however_long_the_last_call_took_to_close(monkeypatch):
+    monkeypatch.setattr(population, "REDIAL_S", 0.3)
+    closed: list[float] = []
+
+    class Slow(StuckDriver):
+        @asynccontextmanager
+        async def line(self, script: Script):
+            yield ToldLine([REPLY for _ in script.turns])
+            closed.append(time.perf_counter())
+            time.sleep(0.1)  # noqa: ASYNC251 the load generator itself stands still
+
+    async def run() -> list[Spoken]:
+        callers = Population(Slow(), [CALL], FAST)
+        callers.fixed(1, time.perf_counter(), 0.0)
+        while len(callers.turns) < 3:  # noqa: ASYNC110 a list tells nobody
+            await asyncio.sleep(0.01)
+        await callers.hang_up()
+        return callers.turns
+
+    _, last, first = asyncio.run(run())
+    assert last.playback.ends_at is not None
+    assert closed[0] >= last.playback.ends_at  # they listen to the end
+    assert first.due == pytest.approx(last.playback.ends_at + 0.3 + 0.4 / 20)
+
+
+def test_who_is_sent_away_speaks_when_they_were_told_to_come_back():
+    class Full(StuckDriver):
+        @asynccontextmanager
+        async def line(self, script: Script):
+            if not self.refuses:
+                yield ToldLine([REPLY for _ in script.turns])
+                return
+            self.refuses -= 1
+            asyncio.get_running_loop().call_later(0.05, time.sleep, 0.2)  # the load generator itself stands still
+            raise Refused("TOO_MANY_CALLS", 0.1)
+
+    async def run() -> Population:
+        callers = Population(Full(refuses=1), [CALL], FAST)
+        callers._start(callers._slot(0, 0.0, time.perf_counter()))
+        while not callers.turns:  # noqa: ASYNC110 a list tells nobody
+            await asyncio.sleep(0.01)
+        await callers.hang_up()
+        return callers
+
+    callers = asyncio.run(run())
+    assert callers.turns[0].due == pytest.approx(callers.refused[0] + 0.1 + 0.4 / 20)
+
+
 def test_arrivals_wait_for_nobody():
     rate, seconds = 200.0, 0.3
 
@@ -747,7 +795,9 @@ def engine():
 
 def test_records_to_an_engine_process(engine):
     runner, driver = engine
-    check(*runner.run(both_ways(driver)))
+    loaded, alone = runner.run(both_ways(driver))
+    check(loaded, alone)
+    assert loaded.others_cpu["bench.load.watched_worker"] > 0
 
 
 def test_a_call_too_many_is_refused_without_a_socket_as_over_one(engine):
@@ -829,7 +879,11 @@ def test_grpc_to_the_service(service):
         async with Client(service.address) as client:
             return await both_ways(remote.RemoteDriver(client))
 
-    check(*asyncio.run(run()))
+    loaded, alone = asyncio.run(run())
+    check(loaded, alone)
+    for run_of in (loaded, alone):
+        assert run_of.others_cpu["service"] > 0 and run_of.others_cpu["engine.worker"] > 0
+    assert "engine.worker " in page.row("x", 2, figures_of([loaded]), 100.0)[-3]
 
 
 def test_calls_alone_are_told_the_same_both_ways(engine, service):
