@@ -17,6 +17,8 @@ RETURNING = 0.05
 """Share of the replies that may come back to a mode that they had left: the load may have come back as well."""
 OTHERWISE = 0.25
 """Share of the replies that may begin in another mode than the one before."""
+FEWEST_REPLIES = 20
+"""Of which such shares say something."""
 LONGER = 1.5
 """p99 of steps in which a long prompt is read, over that of steps apart from one."""
 
@@ -65,7 +67,7 @@ def collapse(rates: Sequence[float], plain: float | None, failed: int) -> str:
         f"No collapse is claimed: not fewer than with one, at least {FLOOR:g} of plain decoding, nothing lost"
     )
     held = most >= one and not failed and (plain is None or most >= FLOOR * plain)
-    return verdict(text, held if most else None)
+    return verdict(text, None if held and not one else held)
 
 
 def oscillation(replies: Sequence[Sequence[str]], otherwise: int) -> str:
@@ -76,7 +78,7 @@ def oscillation(replies: Sequence[Sequence[str]], otherwise: int) -> str:
         f"another than the one before. No oscillation is claimed: at most {RETURNING:.0%} and {OTHERWISE:.0%}"
     )
     held = returning <= RETURNING * len(replies) and otherwise <= OTHERWISE * len(replies)
-    return verdict(text, held if replies else None)
+    return verdict(text, held if len(replies) >= FEWEST_REPLIES else None)
 
 
 def same_texts(same: int, compared: int) -> str:

@@ -585,13 +585,14 @@ def a_climb(rates: list[float], **other) -> step_up.StepUp:
 
 def test_a_step_up_is_told_with_verdicts(tmp_path, monkeypatch):
     monkeypatch.setattr(step_up.harness, "RESULTS", tmp_path)
-    to_and_fro = [["plain"], ["eagle3"]] * 5 + [["plain", "eagle3", "plain"]]
+    to_and_fro = [["plain"], ["eagle3"]] * 10 + [["plain", "eagle3", "plain"]] * 2
     found = {
         "ours": a_climb([10, 38, 10]),
         "plain": a_climb([10, 40, 10]),
         "a": a_climb([10, 37, 10], replies=to_and_fro, same=4),  # below 0.95 of plain
         "b": a_climb([10, 9, 10]),
-        "c": a_climb([10, 40, 10], refused=1, replies=[], same=0, compared=0),
+        "c": a_climb([10, 40, 10], refused=1, replies=to_and_fro[:19], same=0, compared=0),
+        "d": a_climb([0, 40, 10]),  # the one has not been answered
     }
     step_up.write("up", found, "A note.")
     lines = [line for line in (tmp_path / "up.md").read_text().splitlines() if line.startswith("- ")]
@@ -602,6 +603,7 @@ def test_a_step_up_is_told_with_verdicts(tmp_path, monkeypatch):
         "a": ["missed"] * 3,
         "b": ["missed", "met", "met"],
         "c": ["missed", "not decided", "not decided"],
+        "d": ["not decided", "met", "met"],
     }
 
 
