@@ -35,8 +35,10 @@ class EngineState(enum.Enum):
 class EngineClient:
     """One engine process and the sessions in it. All methods belong to the event loop and none of them blocks.
 
-    on_state: told of every change of ``state``.
+    on_state: told of every change of ``state``. process_type: what it starts.
     """
+
+    process_type = EngineProcess
 
     def __init__(
         self,
@@ -188,7 +190,7 @@ class EngineClient:
 
     async def _spawn(self) -> tuple[EngineProcess, records.Ready]:
         """A process that is ready. Raises EngineStartError."""
-        process = EngineProcess(self._received)
+        process = self.process_type(self._received)
         ready = await process.start(self._config)
         self._process = process
         self._set_state(EngineState.SERVING)

@@ -31,8 +31,10 @@ class EngineStartError(Exception):
 class EngineProcess:
     """A process of its own for one model. All methods belong to the event loop and none of them blocks.
 
-    on_record: takes each record that arrives, in order, once the process is ready.
+    on_record: takes each record that arrives, in order, once the process is ready. module: what it runs.
     """
+
+    module = "engine.worker"
 
     def __init__(self, on_record: Callable[[object], None]) -> None:
         self._on_record = on_record
@@ -58,7 +60,7 @@ class EngineProcess:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "engine.worker",
+                self.module,
                 str(far.fileno()),
                 pass_fds=(far.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,

@@ -87,8 +87,8 @@ def note(setting: Setting) -> str:
     return (
         f"`{setting.model}` in {setting.dtype}; windows of {setting.seconds:g} s behind {setting.warm_up_s:g} s of "
         f"warm-up; speech at {setting.manner.rate:g} tokens a second.{eager} Latencies count from when the final was "
-        "due. First clause: of the turns that do not begin with a tool call. Turns still unanswered at the end count "
-        "with the time that they had waited."
+        "due. First clause: of the turns that do not begin with a tool call. Turns without an answer count with the "
+        "time that they were waited for."
     )
 
 
@@ -117,7 +117,7 @@ def each(given: argparse.Namespace, setting: Setting, work: Callable[[LocalDrive
     """What the work gives with each contender, each in an engine process of its own."""
 
     async def one(name: str) -> T:
-        async with local.start(setting.environment(name)) as driver:
+        async with local.start(setting.environment(name), local.WatchedProcess) as driver:
             return await work(driver)
 
     found = {}

@@ -16,7 +16,8 @@ class Spoken:
 
     due: when the final was to be sent; sent_at: when it was. after_tools: from the moment at which a tool's result was
     due to the next clause. comparable: whether the text can only be what a lone call would have been told: not where
-    the caller has cut a reply, in this turn or before, that was still being made.
+    the caller has cut a reply, in this turn or before, that was still being made. gave_up: when nobody waited for an
+    answer any more: the caller hung up, or the run was over.
     """
 
     call: str
@@ -35,16 +36,19 @@ class Spoken:
     interrupted: bool = False
     comparable: bool = True
     error: str = ""
+    gave_up: float | None = None
 
     @property
     def answered(self) -> bool:
         """Whether it is known how long the caller has waited."""
         return self.over or self.first_tool is not None or self.first_clause is not None
 
-    def close(self, now: float) -> None:
-        """Nothing that comes later counts."""
+    def close(self, now: float, gave_up: float) -> None:
+        """Nothing that comes later counts. gave_up: until when it was waited for, though no speech counts by then."""
         if not self.over:
             self.playback.broke_off(now)
+        if not self.answered and self.gave_up is None:
+            self.gave_up = gave_up
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class TurnFigures:
     """One turn. at: seconds into the run at which its final was due; every other time counts from there.
 
     sent_late_s: how late the load generator was. first_token_s: by the service's clock, with ``sent_late_s``. waited_s:
-    of a turn that was not answered when the run ended. said: digest of the text and tool calls.
+    of a turn that was not answered, until nobody waited for it any more. said: digest of the text and tool calls.
     """
 
     call: str
@@ -108,7 +112,7 @@ def figures(turn: Spoken, began: float, ended: float) -> TurnFigures:
         first_tool_s=since(turn.first_tool),
         first_clause_s=since(turn.first_clause),
         after_tools_s=turn.after_tools,
-        waited_s=None if turn.answered else max(0.0, ended - turn.due),
+        waited_s=None if turn.answered else max(0.0, (turn.gave_up or ended) - turn.due),
         speech_s=turn.playback.spoken_seconds(ended),
         gaps=[gap for gap in gaps if gap[1] > 0],
         tokens=turn.account.tokens,
@@ -127,7 +131,9 @@ class Run:
     """One contender under one load. calls: callers at a time, or None where they arrived at ``rate`` a second.
 
     mean_calls: in progress, over the window. cpu_share: of the load generator, of one core; where it talks to the
-    engine's message boundary the service's own work is in it. refused: calls that were not let in.
+    engine's message boundary the service's own work is in it; others_cpu: of the service and the engine, where they are
+    processes of their own. refused: calls that were not let in, in the warm-up or in
+    the window: who is told to come back later than the window ends is missing in all of it.
     """
 
     contender: str
@@ -142,6 +148,7 @@ class Run:
     errors: list[str]
     turns: list[TurnFigures]
     machine: str
+    others_cpu: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
     def of(found: dict[str, object]) -> Run:

@@ -59,17 +59,20 @@ class Caller:
         for task in self._tasks:
             task.cancel()
 
-    async def converse(self, speaks_at: float, until: float = math.inf) -> None:
-        """The call, to its end, or to the end of the turn in which ``until`` falls. speaks_at: when the caller first
-        makes a sound.
+    async def converse(self, speaks_at: float, until: float = math.inf) -> float:
+        """The call, until the last of it was heard, or to the end of the turn in which ``until`` falls. speaks_at: when
+        the caller first makes a sound. Returns when it was over, by the clock of what was said.
         """
+        over = speaks_at
         for number in range(self.script.first_turn, len(self.script.turns)):
             if speaks_at >= until:
-                return
+                break
             ended = await self._turn(number, speaks_at)
             if ended is None:
-                return
-            speaks_at = ended + self.script.pause_s(number) / self.manner.speed
+                return time.perf_counter()
+            over, speaks_at = ended, ended + self.script.pause_s(number) / self.manner.speed
+        await until_moment(over)
+        return over
 
     async def _turn(self, number: int, speaks_at: float) -> float | None:
         """Returns when the last of what the agent said was heard; None where the caller hangs up."""
@@ -126,8 +129,8 @@ class _Listening:
                 except TimeoutError:
                     if cut_at is not None:
                         return await self._interrupt(cut_at)
-                    spoken.error = "gave up"
-                    spoken.playback.broke_off(time.perf_counter())
+                    spoken.error, spoken.gave_up = "gave up", time.perf_counter()
+                    spoken.playback.broke_off(spoken.gave_up)
                     return None
                 self._take(event)
             if spoken.error or spoken.account.used_tokens > ROOM:

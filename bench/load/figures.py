@@ -14,6 +14,8 @@ SLOWER = 3.0
 """SLO: the first clause's p95 over the median of a call alone."""
 UNDERRUN_SHARE = 0.001
 """SLO: silence within replies over speech."""
+PRESENT = 0.8
+"""SLO: calls in progress over callers. The rest have hung up and not called again yet: a second of each call."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,13 @@ class Figures:
 
     first_clause, first_token: from the due final; first_clause of the turns that do not begin with a tool call, tool:
     until the call was whole, of those that do; after_tools: from when the tool's result was due to the next clause.
-    Turns that were not answered when the run ended are among them, with the time that they had waited. underruns: gaps;
-    underrun_share: of their seconds in those of speech. modes: share of steps by who drafted them. late_p99_ms: the
-    load generator's own.
+    Turns that were not answered are among them, with the time that they were waited for. underruns: gaps;
+    underrun_share: of their seconds in those of speech. modes: share of steps by who drafted them. others_cpu: of the
+    service's processes, of one core. late_p99_ms: the load generator's own. callers: at a time, or None where they came
+    at random.
     """
 
+    callers: int | None
     mean_calls: float
     turns: int
     unanswered: int
@@ -61,6 +65,7 @@ class Figures:
     ahead_share: float
     modes: Mapping[str, float]
     cpu_share: float
+    others_cpu: Mapping[str, float]
     late_p99_ms: float
 
 
@@ -73,6 +78,7 @@ def figures(runs: Sequence[Run]) -> Figures:
     speech = sum(turn.speech_s for turn in turns)
     seconds = sum(run.seconds for run in runs)
     return Figures(
+        callers=runs[0].calls,
         mean_calls=statistics.fmean(run.mean_calls for run in runs),
         turns=len(turns),
         unanswered=sum(turn.waited_s is not None for turn in turns),
@@ -88,6 +94,10 @@ def figures(runs: Sequence[Run]) -> Figures:
         ahead_share=sum(turn.answered_ahead for turn in turns) / len(turns) if turns else 0.0,
         modes={mode: count / steps.total() for mode, count in steps.most_common()},
         cpu_share=statistics.fmean(run.cpu_share for run in runs),
+        others_cpu={
+            name: statistics.fmean(run.others_cpu.get(name, 0.0) for run in runs)
+            for name in dict.fromkeys(name for run in runs for name in run.others_cpu)
+        },
         late_p99_ms=Percentiles.of([turn.sent_late_s for turn in turns]).p99,
     )
 
@@ -107,6 +117,8 @@ def _present(values: Iterable[float | None]) -> list[float]:
 
 def meets(found: Figures, solo_ms: float) -> bool:
     """Whether a load is within the SLO. solo_ms: median first clause of a call alone."""
+    if found.callers and found.mean_calls < PRESENT * found.callers:
+        return False
     late = found.unanswered + found.errors + found.refused
     return not late and found.first_clause.p95 <= SLOWER * solo_ms and found.underrun_share < UNDERRUN_SHARE
 

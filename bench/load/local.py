@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+from bench.load.engine_steps import EngineStep
 from bench.load.loopback import LoopbackClient
 from bench.load.scripts import Script
 from bench.load.service_line import ServiceLine, service_line
@@ -19,15 +20,28 @@ from service.__main__ import _open_for_business
 from service.call_services import Record
 from service.config import load_config
 from service.engine_client import EngineClient
+from service.engine_process import EngineProcess
 from service.mirror import ReplySink
 from service.server import Server
 from service.servicer import CallServicer
+
+
+class WatchedProcess(EngineProcess):
+    """One that tells of each of its steps."""
+
+    module = "bench.load.watched_worker"
 
 
 class WatchedEngine(EngineClient):
     """An engine process whose steps can be watched. steps: where they are noted; None: nowhere."""
 
     steps: StepLog | None = None
+
+    def _received(self, record: object) -> None:
+        if not isinstance(record, EngineStep):
+            super()._received(record)
+        elif self.steps is not None:
+            self.steps.took(record)
 
     def submit(self, command: records.Submit, sink: ReplySink, *more: Any) -> None:
         steps = self.steps
@@ -60,10 +74,13 @@ class LocalDriver:
 
 
 @asynccontextmanager
-async def start(environment: Mapping[str, str]) -> AsyncIterator[LocalDriver]:
+async def start(
+    environment: Mapping[str, str], process_type: type[EngineProcess] = EngineProcess
+) -> AsyncIterator[LocalDriver]:
     """An engine process under these settings. Raises ConfigError and EngineStartError."""
     config = load_config(environment)
     engine, servicer = WatchedEngine(config.engine, config.watchdog), CallServicer(config.server)
+    engine.process_type = process_type
     try:
         # As ``python -m service`` puts its parts together, but for the socket: the server never starts to listen.
         await _open_for_business(config, engine, {}, servicer, Server(config.server, servicer))

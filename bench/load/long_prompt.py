@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import harness
+from bench.load import claims
 from bench.load.caller import until_moment
 from bench.load.figures import Percentiles
 from bench.load.lines import Over, Refused
@@ -29,18 +30,23 @@ SEED = 1 << 40
 
 @dataclass(frozen=True)
 class LongPrompt:
-    """What came of it. beside: milliseconds between the steps of a reply while a long prompt was computed; apart: in
-    the slices of time that had none. prompts: seconds that each took to its first token. underruns and speech_s: of the
-    callers' turns that fell due in slices (without, with).
+    """What came of it. step_beside: milliseconds that each step of the engine took in which a caller's reply went on
+    and a long prompt was read; step_apart: in the slices of time that had none. beside, apart: milliseconds between two
+    steps of a reply that somebody waits for; it may have been left out of those between. prompts: seconds that each
+    took to its first token. underruns and speech_s: of the callers' turns that fell due in slices (without, with).
+    refused: calls that were not let in.
     """
 
     calls: int
+    step_apart: list[float]
+    step_beside: list[float]
     apart: list[float]
     beside: list[float]
     prompts: list[float]
     underruns: tuple[int, int]
     speech_s: tuple[float, float]
     errors: list[str]
+    refused: int
 
 
 @dataclass(frozen=True)
@@ -114,12 +120,13 @@ def _account(population: Population, number: int, log: StepLog, slices: Slices, 
     """What is to be told of it."""
     gaps, speech = {False: 0, True: 0}, {False: 0.0, True: 0.0}
     for turn in population.turns:
-        turn.close(slices.ended)
+        turn.close(slices.ended, slices.ended)
         kind = slices.kind(turn.due)
         if kind is not None:
             gaps[kind] += len(turn.playback.gaps)
             speech[kind] += turn.playback.spoken_seconds(slices.ended)
     apart, beside = [], []
+    step_apart, step_beside = _steps(log, slices, prompts)
     for (session, _), begin, end in log.intervals():
         if session in prompts.sessions or slices.kind(begin) is None:
             continue
@@ -129,13 +136,31 @@ def _account(population: Population, number: int, log: StepLog, slices: Slices, 
             apart.append(1e3 * (end - begin))
     return LongPrompt(
         number,
+        step_apart,
+        step_beside,
         apart,
         beside,
         [first - asked for asked, first in prompts.times],
         (gaps[False], gaps[True]),
         (speech[False], speech[True]),
         population.errors + [turn.error for turn in population.turns if turn.error],
+        len(population.refused),
     )
+
+
+def _steps(log: StepLog, slices: Slices, prompts: Prompts) -> tuple[list[float], list[float]]:
+    """Milliseconds of the steps (apart from long prompts, in which one was read) in which a caller's reply went on.
+    Those that read nothing of a prompt that is there are neither.
+    """
+    apart, beside = [], []
+    for step in log.engine:
+        if slices.kind(step.began) is None or prompts.sessions.issuperset(step.gained):
+            continue
+        if prompts.sessions.intersection(step.read):
+            beside.append(1e3 * (step.ended - step.began))
+        elif slices.kind(step.began) is False and not prompts.overlap(step.began, step.ended):
+            apart.append(1e3 * (step.ended - step.began))
+    return apart, beside
 
 
 class LongText:
@@ -163,26 +188,32 @@ class LongText:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 
+def claimed(found: dict[str, LongPrompt]) -> str:
+    """What each contender was to hold, and whether it did."""
+    lines = []
+    for contender, one in found.items():
+        apart, beside = (Percentiles.of([ms / 1e3 for ms in times]) for times in (one.step_apart, one.step_beside))
+        held = claims.beside_long_prompt(apart.p99, beside.p99), claims.underruns(one.underruns[1], one.speech_s[1])
+        lines += [f"- {contender}: {claim}" for claim in held]
+    return "\n".join(lines)
+
+
 def write(name: str, found: dict[str, LongPrompt], note: str) -> None:
-    header = [
-        "contender",
-        "calls",
-        "steps apart",
-        "p50, p95, p99 ms",
-        "steps beside",
-        "p50, p95, p99 ms",
-        "p99 over p99",
+    times = [
+        f"{what} {where}" for what in ("engine's steps", "between steps of a reply") for where in ("apart", "beside")
     ]
-    header += ["first token of a long prompt p50, p95 ms", "underruns apart", "beside", "errors"]
+    header = ["contender", "calls"]
+    header += [cell for what in times for cell in (what, "p50, p95, p99 ms")]
+    header += ["first token of a long prompt p50, p95 ms", "underruns apart", "beside", "errors", "refused"]
     rows = []
     for contender, one in found.items():
-        apart = Percentiles.of([ms / 1e3 for ms in one.apart])
-        beside = Percentiles.of([ms / 1e3 for ms in one.beside])
         prompts = Percentiles.of(one.prompts)
         silent = [f"{gaps} in {speech:.0f} s" for gaps, speech in zip(one.underruns, one.speech_s, strict=True)]
-        figures = [value for of in (apart, beside) for value in (of.count, f"{of.p50:.1f}, {of.p95:.1f}, {of.p99:.1f}")]
-        ratio, first = f"{beside.p99 / apart.p99:.2f}", f"{prompts.p50:.0f}, {prompts.p95:.0f}"
-        rows.append([contender, one.calls, *figures, ratio, first, *silent, len(one.errors)])
-    body = f"{note}\n\n{harness.table(header, rows)}"
+        lists = one.step_apart, one.step_beside, one.apart, one.beside
+        of = [Percentiles.of([ms / 1e3 for ms in times]) for times in lists]
+        figures = [cell for one in of for cell in (one.count, f"{one.p50:.1f}, {one.p95:.1f}, {one.p99:.1f}")]
+        first = f"{prompts.p50:.0f}, {prompts.p95:.0f}"
+        rows.append([contender, one.calls, *figures, first, *silent, len(one.errors), one.refused])
+    body = f"{note}\n\n{claimed(found)}\n\n{harness.table(header, rows)}"
     title = f"A prompt of {PROMPT_TOKENS:,} tokens while others talk"
     harness.save(name, title, body, {contender: dataclasses.asdict(one) for contender, one in found.items()})

@@ -8,9 +8,10 @@ from pathlib import Path
 import matplotlib
 
 from bench import harness
+from bench.load import claims
 from bench.load.accounts import Run
 from bench.load.contenders import PLAIN, TREES
-from bench.load.figures import SLOWER, UNDERRUN_SHARE, Figures, Percentiles, Sweep, differing, faster, meets
+from bench.load.figures import PRESENT, SLOWER, UNDERRUN_SHARE, Figures, Percentiles, Sweep, differing, faster, meets
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -33,6 +34,7 @@ LOADED = [
     "answered ahead",
     "steps by mode",
     "load generator's CPU",
+    "CPU of",
     "its lateness p99 ms",
     "in SLO",
 ]
@@ -102,9 +104,10 @@ def knees(sweep: Sweep) -> str:
     slowest = SLOWER * sweep.solo_ms
     limit = (
         f"SLO: first clause p95 at most {slowest:.0f} ms, {SLOWER:g} times the smallest median alone; underruns below "
-        f"{UNDERRUN_SHARE:.1%} of speech; nothing refused, failed or unanswered."
+        f"{UNDERRUN_SHARE:.1%} of speech; nothing refused, failed or unanswered; {PRESENT:.0%} of callers in a call."
     )
-    return f"{limit}\n\n{harness.table(header, rows)}"
+    claim = claims.carried(sweep)
+    return "\n\n".join([limit, *([claim] if claim else []), harness.table(header, rows)])
 
 
 def table(sweep: Sweep) -> str:
@@ -152,6 +155,7 @@ def row(name: str, load: float, found: Figures, solo_ms: float) -> list[object]:
         f"{found.ahead_share:.0%}",
         modes,
         f"{found.cpu_share:.0%}",
+        ", ".join(f"{name} {share:.0%}" for name, share in found.others_cpu.items()) or "-",
         f"{found.late_p99_ms:.1f}",
         "-" if not load else "yes" if meets(found, solo_ms) else "no",
     ]

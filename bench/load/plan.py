@@ -1,8 +1,10 @@
 """The whole comparison, in parts of bounded length: what ``python -m bench.load`` does where nothing else is asked.
 
-baseline  which fixed tree is the best baseline: a short search for what each carries, over records
-alone     one call at a time: five rounds of ours and plain decoding, in turns, both ways to the engine
-knees     how many calls each contender carries: loads doubled until it fails, halved between, the last two run again
+baseline  which fixed tree is the best baseline: what each carries, over records, in shorter windows
+alone     one call at a time: five rounds of ours and plain decoding, in turns, both ways to the engine; what drafting
+          costs or brings at every other load is ``bench.batching``'s to say
+knees     how many calls each contender carries: loads doubled until it fails, halved between, the last two run again;
+          over gRPC from where the search over records has ended
 arrivals  calls that arrive at random over gRPC, as many as the knees stand for
 """
 
@@ -10,13 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.load.contenders import FCFS_PLAIN, OURS, PLAIN, TREES
 from bench.load.figures import Sweep, meets
 from bench.load.population import mean_call_s
-from bench.load.search import COARSE, FINE, Search, Tried
+from bench.load.search import AGAIN, FINE, Search, Tried
 from bench.load.sweep import Kept, Load, Point, Setting
 from evals.calls import RecordedCall
 
@@ -55,7 +57,6 @@ class Plan:
         self.kept = Kept(files, setting, calls, resume)
         short = dataclasses.replace(setting, seconds=SHORTER * setting.seconds)
         self.tried_trees = Kept(files / "trees", short, calls, resume)
-        self._coarse = dataclasses.replace(COARSE, first=first)
         self._fine = dataclasses.replace(FINE, first=first)
         self._call_s = mean_call_s(calls, setting.manner)
         self._rng = random.Random(0)
@@ -74,10 +75,11 @@ class Plan:
         setting, short = self.kept.setting, self.tried_trees.setting
         alone, loaded = (Point("", "", Load(calls=calls), 0) for calls in (0, 1))
         ways = len(self.drivers) * COMPARED
+        searched = COMPARED * (self._fine.most_runs + AGAIN.most_runs * (len(self.drivers) - 1))
         found = {
-            BASELINE: [(len(TREES), alone, short), (len(TREES) * self._coarse.most_runs, loaded, short)],
+            BASELINE: [(len(TREES), alone, short), (len(TREES) * self._fine.most_runs, loaded, short)],
             ALONE: [(len(self.drivers) * 2 * ROUNDS, alone, setting)],
-            KNEES: [(ways, alone, setting), (ways * self._fine.most_runs, loaded, setting)],
+            KNEES: [(ways, alone, setting), (searched, loaded, setting)],
             ARRIVALS: [(COMPARED * COMPARED, loaded, setting)],
         }[part]
         return sum(runs for runs, _, _ in found), sum(runs * point.seconds(given) for runs, point, given in found)
@@ -103,7 +105,8 @@ class Plan:
         return [OURS, self.best_tree, FCFS_PLAIN, PLAIN]
 
     def _trees(self) -> None:
-        _search(self.tried_trees, self.drivers[0], list(TREES.values()), self._coarse, self._rng)
+        """As finely as the knees: of trees that doubling alone cannot tell apart one may carry nearly twice as many."""
+        _search(self.tried_trees, self.drivers[0], dict.fromkeys(TREES.values(), self._fine), self._rng)
         print(f"best fixed tree: {self.best_tree}", flush=True)
 
     def _alone(self) -> None:
@@ -114,7 +117,14 @@ class Plan:
 
     def _knees(self) -> None:
         for driver in self.drivers:
-            _search(self.kept, driver, self.contenders, self._fine, self._rng)
+            _search(self.kept, driver, self._searches(driver), self._rng)
+
+    def _searches(self, driver: str) -> dict[str, Search]:
+        """By contender, how its knee is looked for."""
+        if driver == self.drivers[0]:
+            return dict.fromkeys(self.contenders, self._fine)
+        done = _of(self.kept, self.drivers[0], arrivals=False)
+        return {name: dataclasses.replace(AGAIN, first=int(done.knee(name) or 1)) for name in self.contenders}
 
     def _arrivals(self) -> None:
         """Rates that keep, in the long run, as many calls as a contender carries, from the smallest up; who fails at
@@ -136,15 +146,17 @@ def _of(kept: Kept, driver: str, *, arrivals: bool) -> Sweep:
     return Sweep([run for run in runs if run.calls == 0 or (run.calls is None) == arrivals])
 
 
-def _search(kept: Kept, driver: str, contenders: Sequence[str], search: Search, rng: random.Random) -> None:
-    """How many calls each carries; they take turns, in an order drawn anew, so that none profits from the hour."""
-    for name in rng.sample(contenders, len(contenders)):
+def _search(kept: Kept, driver: str, searches: Mapping[str, Search], rng: random.Random) -> None:
+    """How many calls each contender carries; they take turns, in an order drawn anew, so that none profits from the
+    hour.
+    """
+    going = list(searches)
+    for name in rng.sample(going, len(going)):
         kept.run(Point(driver, name, Load(calls=0), 0))
-    going = list(contenders)
     while going:
         for name in rng.sample(going, len(going)):
             tried = _tried(kept, driver, name)
-            calls = search.next(tried)
+            calls = searches[name].next(tried)
             if calls is None:
                 going.remove(name)
             else:

@@ -15,6 +15,7 @@ from typing import Any
 from bench.load import scripts
 from bench.load.accounts import Spoken
 from bench.load.caller import Caller, Manner, until_moment
+from bench.load.cpu import Meter, Shares
 from bench.load.lines import Driver, Refused
 from bench.load.scripts import Script
 from evals.calls import RecordedCall
@@ -48,11 +49,11 @@ def mean_call_s(calls: Sequence[RecordedCall], manner: Manner) -> float:
 
 @dataclass(frozen=True)
 class Window:
-    """began, ended: ``time.perf_counter()``. cpu_share: of this process meanwhile, of one core."""
+    """began, ended: ``time.perf_counter()``. cpu: meanwhile."""
 
     began: float
     ended: float
-    cpu_share: float
+    cpu: Shares
 
 
 class Population:
@@ -98,19 +99,19 @@ class Population:
     async def measure(self, began: float, seconds: float) -> Window:
         """The window of so many seconds from ``began`` on. Ends every call. Raises what went wrong in a caller."""
         await self._until(began)
-        cpu = time.process_time()
+        meter = Meter()
         await self._until(began + seconds)
-        ended = time.perf_counter()
-        share = (time.process_time() - cpu) / (ended - began)
+        ended, cpu = time.perf_counter(), meter.shares()
         for _ in range(round(DRAIN_S / POLL_S)):
             if self._answered(began, ended):
                 break
             await asyncio.sleep(POLL_S)
         self.errors += [NOT_OPEN for due in self._opening if due < ended]
+        gave_up = time.perf_counter()
         await self.hang_up()
         for turn in self.turns:
-            turn.close(ended)
-        return Window(began, ended, share)
+            turn.close(ended, gave_up)
+        return Window(began, ended, cpu)
 
     def _answered(self, began: float, ended: float) -> bool:
         return all(turn.answered or turn.error for turn in self.within(began, ended))
@@ -142,9 +143,9 @@ class Population:
         if self._broken.done():
             self._broken.result()
 
-    async def call(self, script: Script, speaks_at: float, until: float = float("inf")) -> None:
+    async def call(self, script: Script, speaks_at: float, until: float = float("inf")) -> float:
         """One call, from its opening to its end. The caller speaks when they do, whether or not the call is open by
-        then. Raises Refused.
+        then. Returns when it was over by the caller's clock, however long it took to close it. Raises Refused.
         """
         due = speaks_at + script.turns[script.first_turn].events[-1].at_ms / 1000 / self.manner.speed
         async with AsyncExitStack() as stack:
@@ -156,7 +157,7 @@ class Population:
             self._changes.append((time.perf_counter(), 1))
             caller = Caller(line, script, self.manner, self.turns.append)
             try:
-                await caller.converse(speaks_at, until)
+                return await caller.converse(speaks_at, until)
             finally:
                 caller.hang_up()
                 self._changes.append((time.perf_counter(), -1))
@@ -166,29 +167,29 @@ class Population:
         await until_moment(opens_at)
         for ordinal in itertools.count():
             script = scripts.script(self._calls, self._number(slot, ordinal), midway=ordinal == 0)
-            await self._insist(script, speaks_at)
-            await asyncio.sleep(REDIAL_S)
-            speaks_at = time.perf_counter()
+            speaks_at = await self._insist(script, speaks_at) + REDIAL_S
+            await until_moment(speaks_at)
 
-    async def _insist(self, script: Script, speaks_at: float) -> None:
-        """Call until it is taken."""
+    async def _insist(self, script: Script, speaks_at: float) -> float:
+        """Call until it is taken. Returns when the call was over."""
         while True:
             try:
-                await self._one(script, speaks_at)
-                return
+                return await self._one(script, speaks_at)
             except Refused as refused:
-                await asyncio.sleep(RETRY_S if refused.retry_s is None else refused.retry_s)
-                speaks_at = max(speaks_at, time.perf_counter())
+                again = self.refused[-1] + (RETRY_S if refused.retry_s is None else refused.retry_s)
+            await until_moment(again)
+            speaks_at = max(speaks_at, again)
 
-    async def _one(self, script: Script, speaks_at: float) -> None:
-        """One call; what ends it is counted. Raises Refused."""
+    async def _one(self, script: Script, speaks_at: float) -> float:
+        """One call; what ends it is counted. Returns when it was over. Raises Refused."""
         try:
-            await self.call(script, speaks_at)
+            return await self.call(script, speaks_at)
         except Refused:
             self.refused.append(time.perf_counter())
             raise
         except FirstwordError as error:
             self.errors.append(str(error))
+            return time.perf_counter()
 
     async def _arrivals(self, rate: float, began: float) -> None:
         rng = random.Random(f"arrivals {self._seed}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MOST_CALLS = 256
 """Nobody is tried with more."""
@@ -20,7 +20,7 @@ class Tried:
 @dataclass(frozen=True)
 class Search:
     """first: the load to begin with. parts: how close the smallest load that fails is brought to the largest that does
-    not, as a part of it; 1: doubling is all. confirmed: times that these two are tried. most_runs: of one contender.
+    not, as a part of it. confirmed: times that these two are tried. most_runs: of one contender.
     """
 
     first: int
@@ -46,5 +46,6 @@ class Search:
         return edges[0] if edges else None
 
 
-COARSE = Search(first=8, parts=1, confirmed=1, most_runs=6)
 FINE = Search(first=8, parts=8, confirmed=2, most_runs=12)
+AGAIN = replace(FINE, most_runs=8)
+"""From where a search of the same contender has ended, that went another way to the engine."""

@@ -14,9 +14,10 @@ from pathlib import Path
 import matplotlib
 
 from bench import harness
-from bench.load import scripts
+from bench.load import claims, scripts
 from bench.load.accounts import Spoken, digest
 from bench.load.caller import ALONE, Manner, until_moment
+from bench.load.contenders import PLAIN
 from bench.load.lines import Refused
 from bench.load.local import LocalDriver
 from bench.load.population import Population
@@ -36,7 +37,7 @@ class StepUp:
     """What came of it. Moments are seconds from its beginning. changes: (moment, calls from then on); steps: (moment,
     tokens, mode); replies: of each that ended, in the order in which they began, the modes that it went through;
     clauses: (moment at which a final was due, milliseconds to the first clause); same: turns whose text is that of a
-    lone call, of ``compared``.
+    lone call, of ``compared``; refused: calls that were not let in.
     """
 
     calls: int
@@ -48,6 +49,7 @@ class StepUp:
     same: int
     compared: int
     errors: list[str]
+    refused: int
 
     def tokens_per_second(self) -> list[float]:
         """Of the three parts: one call, all of them, one call again."""
@@ -100,6 +102,7 @@ async def measure(driver: LocalDriver, calls: list[RecordedCall], manner: Manner
         same,
         compared,
         population.errors + [turn.error for turn in turns if turn.error],
+        len(population.refused),
     )
 
 
@@ -140,7 +143,7 @@ def write(name: str, found: dict[str, StepUp], note: str) -> None:
     harness.RESULTS.mkdir(exist_ok=True)
     header = ["contender", "tokens/s with one call", "with all", "with one again", "steps by mode", "replies"]
     header += ["that switched", "most switches in one", "began otherwise than the one before"]
-    header += ["turns told as to a lone call", "errors"]
+    header += ["turns told as to a lone call", "errors", "refused"]
     rows = []
     for contender, one in found.items():
         modes = Counter(mode for _, _, mode in one.steps)
@@ -149,11 +152,26 @@ def write(name: str, found: dict[str, StepUp], note: str) -> None:
         switches = one.switches()
         switched = [len(switches), sum(count > 0 for count in switches), max(switches, default=0)]
         same = f"{one.same} of {one.compared}"
-        rows.append([contender, *rates, shares, *switched, one.switches_between(), same, len(one.errors)])
+        rows.append([contender, *rates, shares, *switched, one.switches_between(), same, len(one.errors), one.refused])
     plot(found, harness.RESULTS / f"{name}.svg")
     data = {contender: dataclasses.asdict(one) for contender, one in found.items()}
-    body = "\n\n".join([note, f"![]({name}.svg)", harness.table(header, rows)])
+    body = "\n\n".join([note, claimed(found), f"![]({name}.svg)", harness.table(header, rows)])
     harness.save(name, "From one call to many and back", body, data)
+
+
+def claimed(found: dict[str, StepUp]) -> str:
+    """What each contender was to hold, and whether it did."""
+    plain = found[PLAIN].tokens_per_second()[1] if PLAIN in found else None
+    lines = []
+    for contender, one in found.items():
+        beside, failed = None if contender == PLAIN else plain, len(one.errors) + one.refused
+        held = [
+            claims.collapse(one.tokens_per_second(), beside, failed),
+            claims.oscillation(one.replies, one.switches_between()),
+            claims.same_texts(one.same, one.compared),
+        ]
+        lines += [f"- {contender}: {claim}" for claim in held]
+    return "\n".join(lines)
 
 
 def plot(found: dict[str, StepUp], path: Path) -> None:

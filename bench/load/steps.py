@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from bench.load.engine_steps import EngineStep
 from engine import records
 from service.call_services import Record
 
@@ -30,9 +31,12 @@ class Step:
 
 @dataclass
 class StepLog:
-    """phases: by reply, how its steps were drafted, as (mode, steps) in order, as its account says when it is over."""
+    """phases: by reply, how its steps were drafted, as (mode, steps) in order, as its account says when it is over.
+    engine: its steps as such, where the process tells of them, by the load generator's clock.
+    """
 
     steps: list[Step] = field(default_factory=list)
+    engine: list[EngineStep] = field(default_factory=list)
     phases: dict[Key, list[tuple[str, int]]] = field(default_factory=dict)
     _held: set[Key] = field(default_factory=set)
     _offset: float = field(default_factory=lambda: time.perf_counter() - time.monotonic())
@@ -44,6 +48,10 @@ class StepLog:
 
     def released(self, session: str, turn: int) -> None:
         self._held.discard((session, turn))
+
+    def took(self, step: EngineStep) -> None:
+        began, ended = step.began + self._offset, step.ended + self._offset
+        self.engine.append(replace(step, began=began, ended=ended))
 
     def note(self, record: Record) -> None:
         key = record.session, getattr(record, "turn", 0) or 0

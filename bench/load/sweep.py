@@ -20,6 +20,7 @@ from bench.load import local, remote, scripts
 from bench.load.accounts import Run, figures
 from bench.load.caller import ALONE, Manner
 from bench.load.contenders import CONTENDERS, environment
+from bench.load.cpu import Meter, Shares
 from bench.load.lines import Driver, StartDriver
 from bench.load.population import DRAIN_S, Population
 from evals.calls import RecordedCall
@@ -194,7 +195,7 @@ async def loaded(driver: Driver, point: Point, setting: Setting, calls: list[Rec
         population.poisson(load.rate, now, setting.warm_up_s)
     window = await population.measure(now + setting.warm_up_s, setting.seconds)
     began, ended = window.began, window.ended
-    return _run(point, population, began, ended, window.cpu_share)
+    return _run(point, population, began, ended, window.cpu)
 
 
 async def alone(driver: Driver, point: Point, setting: Setting, calls: list[RecordedCall]) -> Run:
@@ -204,15 +205,15 @@ async def alone(driver: Driver, point: Point, setting: Setting, calls: list[Reco
     """
     manner = dataclasses.replace(ALONE, rate=setting.manner.rate, give_up_s=setting.manner.give_up_s)
     population = Population(driver, calls, manner, seed=setting.seed)
-    began, cpu, number = time.perf_counter(), time.process_time(), 0
+    began, meter, number = time.perf_counter(), Meter(), 0
     while not _enough(population, began, setting.seconds):
         await population.call(scripts.script(calls, number), time.perf_counter())
         if number == 0:
-            began, cpu = time.perf_counter(), time.process_time()
+            began, meter = time.perf_counter(), Meter()
         number += 1
     ended = time.perf_counter()
     population.turns = [turn for turn in population.turns if turn.number]
-    return _run(point, population, began, ended, (time.process_time() - cpu) / (ended - began))
+    return _run(point, population, began, ended, meter.shares())
 
 
 def _enough(population: Population, began: float, seconds: float) -> bool:
@@ -221,7 +222,7 @@ def _enough(population: Population, began: float, seconds: float) -> bool:
     return turns >= ALONE_TURNS or (turns >= FEWEST_ALONE and now >= began + seconds)
 
 
-def _run(point: Point, population: Population, began: float, ended: float, cpu_share: float) -> Run:
+def _run(point: Point, population: Population, began: float, ended: float, cpu: Shares) -> Run:
     return Run(
         contender=point.contender,
         driver=point.driver,
@@ -230,9 +231,10 @@ def _run(point: Point, population: Population, began: float, ended: float, cpu_s
         repeat=point.repeat,
         seconds=ended - began,
         mean_calls=population.mean_calls(began, ended),
-        cpu_share=cpu_share,
-        refused=sum(began <= moment < ended for moment in population.refused),
+        cpu_share=cpu.own,
+        refused=sum(moment < ended for moment in population.refused),
         errors=population.errors,
         turns=[figures(turn, began, ended) for turn in population.within(began, ended)],
         machine=harness.where(harness.machine()),
+        others_cpu=cpu.others,
     )

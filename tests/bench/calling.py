@@ -20,4 +20,4 @@ TURN = TurnFigures(
 
 
 def a_run(turns: list[TurnFigures], contender: str = "c", calls: int = 1) -> Run:
-    return Run(contender, "records", calls, None, 0, 10.0, 1.0, 0.1, 0, [], turns, "here")
+    return Run(contender, "records", calls, None, 0, 10.0, float(calls), 0.1, 0, [], turns, "here")

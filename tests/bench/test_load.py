@@ -19,7 +19,8 @@ from bench.load import local, long_prompt, page, population, remote, scripts, st
 from bench.load.accounts import Run, Spoken, figures
 from bench.load.caller import ALONE, Caller, Manner
 from bench.load.contenders import CONTENDERS, TREES, environment
-from bench.load.figures import Percentiles, differing, faster, knee
+from bench.load.engine_steps import EngineStep
+from bench.load.figures import Percentiles, Sweep, differing, faster, knee, meets
 from bench.load.figures import figures as figures_of
 from bench.load.lines import Account, Asked, Over, Refused, Text
 from bench.load.loopback import LoopbackClient
@@ -222,7 +223,7 @@ def converse(line: ToldLine, script: Script = UNCUT, manner: Manner = FAST) -> t
 
 def test_a_turn_counts_from_when_its_final_was_due_though_it_was_sent_late():
     began, (first, second) = converse(ToldLine([REPLY, REPLY], block_s=0.1))
-    assert first.due == pytest.approx(began + 0.4 / 20)  # not moved by the tenth of a second that was lost
+    assert first.due == pytest.approx(began + 0.4 / 20, abs=1e-6)  # not moved by the tenth of a second that was lost
     assert first.sent_at is not None and first.first_clause is not None
     found = figures(first, began, second.due)
     assert found.sent_late_s == first.sent_at - first.due > 0.05
@@ -234,8 +235,8 @@ def test_the_next_turn_follows_the_clock_of_what_was_said():
     _, (first, second) = converse(ToldLine([REPLY, REPLY], block_s=0.05), script)
     assert first.first_clause is not None
     heard = first.first_clause + 6 / (FAST.rate * FAST.speed)
-    assert first.playback.ends_at == pytest.approx(heard)
-    assert second.due == pytest.approx(heard + (script.pause_s(0) + 0.2) / FAST.speed)
+    assert first.playback.ends_at == pytest.approx(heard, abs=1e-6)
+    assert second.due == pytest.approx(heard + (script.pause_s(0) + 0.2) / FAST.speed, abs=1e-6)
 
 
 def test_a_tool_is_waited_for_and_what_comes_after_it_counts_from_its_result():
@@ -263,16 +264,32 @@ def test_a_caller_speaks_over_the_reply_where_the_script_says(lets_finish):
     assert first.interrupted and not first.playback.gaps
     assert first.comparable is lets_finish and second.comparable is lets_finish
     at = first.first_clause + 8 * 5 / 16 / (FAST.rate * FAST.speed)
-    assert second.due == pytest.approx(at + (script.pause_s(0) + 0.2) / FAST.speed)
+    assert second.due == pytest.approx(at + (script.pause_s(0) + 0.2) / FAST.speed, abs=1e-6)
 
 
 def test_a_caller_who_hears_nothing_hangs_up_and_is_counted_with_the_time_they_waited():
     began, (only,) = converse(ToldLine([[]]), manner=dataclasses.replace(FAST, give_up_s=0.1))
     assert only.error == "gave up" and not only.answered
-    found = figures(only, began, only.due + 3.0)
-    assert found.waited_s == pytest.approx(3.0) and found.first_clause_s is None
+    assert only.gave_up is not None and only.gave_up - only.due >= 0.1
+    found = figures(only, began, only.due + 0.05)  # the window was over before
+    assert found.waited_s == only.gave_up - only.due and found.first_clause_s is None
     run = Run("c", "records", 1, None, 0, 3.0, 1.0, 0.0, 0, [], [found], "here")
-    assert figures_of([run]).first_clause.p95 == pytest.approx(3000.0)
+    assert figures_of([run]).first_clause.p95 == pytest.approx(1e3 * found.waited_s)
+
+
+def test_a_turn_that_falls_due_in_the_last_moment_and_is_never_answered_counts_with_all_that_was_waited(monkeypatch):
+    monkeypatch.setattr(population, "DRAIN_S", 0.4)
+
+    async def run() -> tuple[Population, population.Window]:
+        callers = Population(StuckDriver(), [CALL], FAST)
+        now = time.perf_counter()
+        callers._start(callers._arrive(Script(CALL, 7), now + 0.03))  # their final is due 0.02 s later
+        return callers, await callers.measure(now, 0.1)
+
+    callers, window = asyncio.run(run())
+    (turn,) = callers.turns
+    found = figures(turn, window.began, window.ended)
+    assert window.ended - turn.due < 0.1 and found.waited_s is not None and found.waited_s > 0.35
 
 
 def test_a_backend_passes_on_what_the_manner_says():
@@ -300,6 +317,54 @@ class StuckDriver:
         self.opened.append(script)
         self.taken.set()
         yield ToldLine([[] for _ in script.turns])
+
+
+def test_who_calls_again_does_so_by_the_clock_however_long_the_last_call_took_to_close(monkeypatch):
+    monkeypatch.setattr(population, "REDIAL_S", 0.3)
+    closed: list[float] = []
+
+    class Slow(StuckDriver):
+        @asynccontextmanager
+        async def line(self, script: Script):
+            yield ToldLine([REPLY for _ in script.turns])
+            closed.append(time.perf_counter())
+            time.sleep(0.1)  # noqa: ASYNC251 the load generator itself stands still
+
+    async def run() -> list[Spoken]:
+        callers = Population(Slow(), [CALL], FAST)
+        callers.fixed(1, time.perf_counter(), 0.0)
+        while len(callers.turns) < 3:  # noqa: ASYNC110 a list tells nobody
+            await asyncio.sleep(0.01)
+        await callers.hang_up()
+        return callers.turns
+
+    _, last, first = asyncio.run(run())
+    assert last.playback.ends_at is not None
+    assert closed[0] >= last.playback.ends_at  # they listen to the end
+    assert first.due == pytest.approx(last.playback.ends_at + 0.3 + 0.4 / 20, abs=1e-6)
+
+
+def test_who_is_sent_away_speaks_when_they_were_told_to_come_back():
+    class Full(StuckDriver):
+        @asynccontextmanager
+        async def line(self, script: Script):
+            if not self.refuses:
+                yield ToldLine([REPLY for _ in script.turns])
+                return
+            self.refuses -= 1
+            asyncio.get_running_loop().call_later(0.05, time.sleep, 0.2)  # the load generator itself stands still
+            raise Refused("TOO_MANY_CALLS", 0.1)
+
+    async def run() -> Population:
+        callers = Population(Full(refuses=1), [CALL], FAST)
+        callers._start(callers._slot(0, 0.0, time.perf_counter()))
+        while not callers.turns:  # noqa: ASYNC110 a list tells nobody
+            await asyncio.sleep(0.01)
+        await callers.hang_up()
+        return callers
+
+    callers = asyncio.run(run())
+    assert callers.turns[0].due == pytest.approx(callers.refused[0] + 0.1 + 0.4 / 20, abs=1e-6)
 
 
 def test_arrivals_wait_for_nobody():
@@ -335,6 +400,35 @@ def test_who_is_not_let_in_is_counted_and_tries_again():
         return callers
 
     assert len(asyncio.run(run()).refused) == 3
+
+
+class FullDriver:
+    """Has room for two calls, and tells the others of six more to come back when nobody looks any more."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    @asynccontextmanager
+    async def line(self, script: Script):
+        self.asked += 1
+        if 2 < self.asked <= 8:
+            raise Refused("ENGINE_BUSY", 30.0)
+        yield ToldLine([REPLY for _ in script.turns])
+
+
+def test_who_was_sent_away_in_the_warm_up_is_missing_in_the_window():
+    """Eight callers of whom two are let in are not a load of eight."""
+    point, setting = sweep.Point("records", "ours", sweep.Load(calls=8), 0), sweep.Setting(MODEL, "x", 0.5, 0.2, FAST)
+    run = asyncio.run(sweep.loaded(FullDriver(), point, setting, [CALL]))
+    assert run.refused == 6 and run.mean_calls <= 2
+    assert not meets(figures_of([run]), 1000.0)
+
+
+def test_a_load_is_met_only_where_its_callers_are_in_a_call():
+    there, away = (dataclasses.replace(a_run([TURN], calls=8), mean_calls=mean) for mean in (6.5, 6.3))
+    assert meets(figures_of([there]), 100.0) and not meets(figures_of([away]), 100.0)
+    at_random = dataclasses.replace(away, calls=None, rate=0.1)  # as many as there happen to be
+    assert meets(figures_of([at_random]), 100.0)
 
 
 def test_a_call_that_does_not_open_is_counted_when_its_first_final_is_due():
@@ -386,7 +480,7 @@ def test_mean_calls_is_the_area_under_them(calls, begin, length):
 
 def a_step_up(log: StepLog) -> step_up.StepUp:
     steps = [(step.at, step.tokens, mode) for step, mode in zip(log.steps, log.modes(), strict=True)]
-    return step_up.StepUp(2, 1.0, [(0.0, 2)], steps, log.awaited(), [], 0, 0, [])
+    return step_up.StepUp(2, 1.0, [(0.0, 2)], steps, log.awaited(), [], 0, 0, [], 0)
 
 
 def test_figures_are_those_of_a_hand_worked_run():
@@ -444,6 +538,84 @@ def test_a_page_is_made_of_runs(tmp_path, monkeypatch):
     assert "| one | 200 | 2 | - | 0 of 9 |" in text and text.count("\n| plain | ") == 4
     assert "| one | alone | 3 | 1.00 [1.00, 1.00] |" in text
     assert (tmp_path / "load.svg").stat().st_size > 1000
+
+
+# What is claimed
+
+
+def the_sweep(ours: dict[int, float], tree: dict[int, float]) -> Sweep:
+    """Calls in progress, and seconds to the first clause under them; alone it takes 0.1 s."""
+    loads = [
+        (name, n, clause) for name, of in (("ours", ours), (TREES[8], tree)) for n, clause in {0: 0.1, **of}.items()
+    ]
+    return Sweep([a_run([dataclasses.replace(TURN, first_clause_s=clause)], name, n) for name, n, clause in loads])
+
+
+GOOD, BAD = 0.2, 0.9
+
+
+@pytest.mark.parametrize(
+    ("ours", "tree", "said"),
+    [
+        ({8: GOOD, 9: BAD}, {4: GOOD, 5: BAD}, "2.00 times as many; claimed are at least 2 times as many: **met**."),
+        ({7: GOOD, 9: BAD}, {4: GOOD, 5: BAD}, "1.75 times as many; claimed are at least 2 times as many: **missed**."),
+        ({7: GOOD}, {4: GOOD, 5: BAD}, "**not decided**."),  # ours may carry more than were tried
+        ({8: GOOD, 9: BAD}, {4: GOOD}, "**not decided**."),  # the tree may
+        ({7: GOOD, 9: BAD}, {4: GOOD}, "**missed**."),
+        ({1: BAD}, {4: GOOD, 5: BAD}, "0.00 times as many; claimed are at least 2 times as many: **missed**."),
+        ({2: GOOD, 3: BAD}, {1: BAD}, "not even 1; claimed are at least 2 times as many: **met**."),
+        ({8: GOOD, 9: BAD}, {8: BAD}, "**not decided**."),  # it may carry 7
+        ({1: BAD}, {1: BAD}, "**missed**."),
+    ],
+)
+def test_what_ours_carries_is_told_with_a_verdict(ours, tree, said):
+    assert said in page.knees(the_sweep(ours, tree))
+
+
+def test_nothing_is_claimed_of_calls_of_which_one_side_was_not_run():
+    assert "claimed" not in page.knees(Sweep([a_run([TURN], "ours", n) for n in (0, 1)]))
+
+
+def a_climb(rates: list[float], **other) -> step_up.StepUp:
+    """Tokens a second of its three parts of one second each."""
+    steps = [(part + 0.5, int(rate), "plain") for part, rate in enumerate(rates)]
+    whole = step_up.StepUp(8, 1.0, [(0.0, 1)], steps, [["plain"]] * 20, [], 5, 5, [], 0)
+    return dataclasses.replace(whole, **other)
+
+
+def test_a_step_up_is_told_with_verdicts(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_up.harness, "RESULTS", tmp_path)
+    to_and_fro = [["plain"], ["eagle3"]] * 10 + [["plain", "eagle3", "plain"]] * 2
+    found = {
+        "ours": a_climb([10, 38, 10]),
+        "plain": a_climb([10, 40, 10]),
+        "a": a_climb([10, 37, 10], replies=to_and_fro, same=4),  # below 0.95 of plain
+        "b": a_climb([10, 9, 10]),
+        "c": a_climb([10, 40, 10], refused=1, replies=to_and_fro[:19], same=0, compared=0),
+        "d": a_climb([0, 40, 10]),  # the one has not been answered
+    }
+    step_up.write("up", found, "A note.")
+    lines = [line for line in (tmp_path / "up.md").read_text().splitlines() if line.startswith("- ")]
+    told = {name: [line.split("**")[1] for line in lines if line.startswith(f"- {name}: ")] for name in found}
+    assert told == {
+        "ours": ["met"] * 3,
+        "plain": ["met"] * 3,
+        "a": ["missed"] * 3,
+        "b": ["missed", "met", "met"],
+        "c": ["missed", "not decided", "not decided"],
+        "d": ["not decided", "met", "met"],
+    }
+
+
+def test_long_prompts_are_told_with_verdicts(tmp_path, monkeypatch):
+    monkeypatch.setattr(long_prompt.harness, "RESULTS", tmp_path)
+    steps, between = ([10.0] * 9, [15.0] * 9), ([20.0], [90.0])  # a reply may well be left out of some steps
+    good = long_prompt.LongPrompt(8, *steps, *between, [0.5], (3, 0), (20.0, 20.0), [], 0)
+    worse = dataclasses.replace(good, step_beside=[15.1] * 9, underruns=(0, 1))
+    nothing = dataclasses.replace(good, step_apart=[], underruns=(0, 0), speech_s=(20.0, 0.0))
+    long_prompt.write("long", {"good": good, "worse": worse, "nothing": nothing}, "A note.")
+    lines = [line for line in (tmp_path / "long.md").read_text().splitlines() if line.startswith("- ")]
+    assert [line.split("**")[1] for line in lines] == ["met", "met", "missed", "missed", "not decided", "not decided"]
 
 
 def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
@@ -554,6 +726,27 @@ def test_steps_made_ahead_are_nobodys_wait():
     assert log.intervals() == [(("b", 1), 2.0, 4.5), (("a", 1), 3.0, 5.0)]
 
 
+def test_steps_are_told_by_whether_they_read_a_long_prompt():
+    slices = long_prompt.Slices(100.0, (False, True))
+    prompts = long_prompt.Prompts([(105.0, 107.0)], {"long"})
+    log = StepLog()
+    log._offset = 100.0
+    for began, took, gained, of in [
+        (-1.0, 0.01, ("a",), ()),  # in the warm-up
+        (1.0, 0.02, ("a", "b"), ("c",)),  # what others read is part of what there is without
+        (2.0, 0.03, (), ("c",)),  # nobody's reply went on
+        (4.9, 0.2, ("a",), ()),  # the prompt has come meanwhile
+        (5.5, 0.04, ("a",), ("long",)),
+        (5.6, 0.05, (), ("long",)),
+        (6.0, 0.06, ("a",), ()),  # had no room for it
+        (7.0, 0.07, ("long",), ()),
+        (8.0, 0.08, ("a", "long"), ()),
+    ]:
+        log.took(EngineStep(began, began + took, gained, of))
+    apart, beside = long_prompt._steps(log, slices, prompts)
+    assert apart == pytest.approx([20.0]) and beside == pytest.approx([40.0])
+
+
 # Real runs, as small as they can be
 
 
@@ -596,14 +789,17 @@ def engine():
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         plain = {"drafter": "none", "draft_nodes": 1}  # of which no costs are measured: it starts soon
-        started = local.start(environment(plain, MODEL, "float32", QUICK.rate * QUICK.speed))
+        environ = environment(plain, MODEL, "float32", QUICK.rate * QUICK.speed)
+        started = local.start(environ, local.WatchedProcess)
         yield runner, runner.run(stack.enter_async_context(started))
         runner.run(stack.aclose())
 
 
 def test_records_to_an_engine_process(engine):
     runner, driver = engine
-    check(*runner.run(both_ways(driver)))
+    loaded, alone = runner.run(both_ways(driver))
+    check(loaded, alone)
+    assert loaded.others_cpu["bench.load.watched_worker"] > 0
 
 
 def test_a_call_too_many_is_refused_without_a_socket_as_over_one(engine):
@@ -645,14 +841,17 @@ def test_a_step_up_is_told_as_calls_alone_are(engine):
 
 def test_long_prompts_arrive_while_others_talk(engine, monkeypatch):
     runner, driver = engine
-    monkeypatch.setattr(long_prompt, "SLICE_S", 0.7)
+    monkeypatch.setattr(long_prompt, "SLICE_S", 2.0)
+    monkeypatch.setattr(population, "REDIAL_S", 0.1)  # somebody always talks
     text = long_prompt.LongText(list(read()), MODEL)
 
     async def run() -> long_prompt.LongPrompt:
         return await long_prompt.measure(driver, Population(driver, small_calls(), QUICK), 2, 0.2, 1, text)
 
     found = runner.run(run())
-    assert found.prompts and not found.errors and min(found.apart + found.beside + found.prompts) > 0
+    assert not found.errors and not found.refused and sum(found.speech_s) > 0
+    for times in (found.step_apart, found.step_beside, found.apart, found.beside, found.prompts):
+        assert times and min(times) > 0
 
 
 def test_every_long_prompt_is_computed_whole(engine):
@@ -685,7 +884,11 @@ def test_grpc_to_the_service(service):
         async with Client(service.address) as client:
             return await both_ways(remote.RemoteDriver(client))
 
-    check(*asyncio.run(run()))
+    loaded, alone = asyncio.run(run())
+    check(loaded, alone)
+    for run_of in (loaded, alone):
+        assert run_of.others_cpu["service"] > 0 and run_of.others_cpu["engine.worker"] > 0
+    assert "engine.worker " in page.row("x", 2, figures_of([loaded]), 100.0)[-3]
 
 
 def test_calls_alone_are_told_the_same_both_ways(engine, service):

@@ -1,0 +1,99 @@
+"""What is claimed of many calls on one accelerator: each claim in a sentence that ends with its verdict, as the figures
+of a run have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.load.contenders import OURS, TREES
+from bench.load.figures import Sweep, meets
+
+TIMES_AS_MANY = 2.0
+"""Calls that ours carries, over those of the best fixed tree that is served first come, first served."""
+FLOOR = 0.95
+"""Of plain decoding, that drafting never falls below."""
+RETURNING = 0.05
+"""Share of the replies that may come back to a mode that they had left: the load may have come back as well."""
+OTHERWISE = 0.25
+"""Share of the replies that may begin in another mode than the one before."""
+FEWEST_REPLIES = 20
+"""Of which such shares say something."""
+LONGER = 1.5
+"""p99 of steps in which a long prompt is read, over that of steps apart from one."""
+
+
+def verdict(text: str, held: bool | None) -> str:
+    """The sentence. held: None where the figures do not say."""
+    return f"{text}: **{'not decided' if held is None else 'met' if held else 'missed'}**."
+
+
+def carried(sweep: Sweep) -> str:
+    """How many calls ours carries, over the best fixed tree; empty where one of the two was not run."""
+    trees = [name for name in TREES.values() if sweep.loads(name)]
+    if sweep.arrivals or not trees or not sweep.loads(OURS):
+        return ""
+    ours, best = sweep.knee(OURS) or 0, max(trees, key=lambda name: sweep.knee(name) or 0)
+    theirs = sweep.knee(best)
+    claim = f"claimed are at least {TIMES_AS_MANY:g} times as many"
+    if not theirs:
+        # Not even the smallest load that was tried: it may carry any number below.
+        smallest = min(sweep.loads(best))
+        held = False if not ours else True if ours >= TIMES_AS_MANY * (smallest - 1) else None
+        return verdict(f"Ours carries {ours:g} calls, {best} not even {smallest:g}; {claim}", held)
+    times = ours / theirs
+    held = times >= TIMES_AS_MANY
+    if not _fails(sweep, best):  # it may carry any number more
+        held = None if held or not _fails(sweep, OURS) else False
+    elif not held and ours and not _fails(sweep, OURS):
+        held = None
+    found = f"Ours carries {ours:g} calls, {best} {theirs:g}, {times:.2f} times as many; {claim}"
+    return verdict(found, held)
+
+
+def _fails(sweep: Sweep, name: str) -> bool:
+    """Whether any load that was tried is too much for the contender."""
+    return not all(meets(found, sweep.solo_ms) for found in sweep.loads(name).values())
+
+
+def collapse(rates: Sequence[float], plain: float | None, failed: int) -> str:
+    """rates: tokens a second with one call, with all of them, with one again; plain: with all, of plain decoding, where
+    that was run; failed: errors and calls that were not let in.
+    """
+    one, most, _ = rates
+    beside = "" if plain is None else f" and {plain:.0f} with plain decoding"
+    text = (
+        f"Tokens a second: {most:.0f} with all calls, {one:.0f} with one{beside}; errors and refused calls: {failed}. "
+        f"No collapse is claimed: not fewer than with one, at least {FLOOR:g} of plain decoding, nothing lost"
+    )
+    held = most >= one and not failed and (plain is None or most >= FLOOR * plain)
+    return verdict(text, None if held and not one else held)
+
+
+def oscillation(replies: Sequence[Sequence[str]], otherwise: int) -> str:
+    """replies: the modes that each went through; otherwise: how many began in another than the one before."""
+    returning = sum(len(set(modes)) < len(modes) for modes in replies)
+    text = (
+        f"Of {len(replies)} replies {returning} came back to a mode that they had left, and {otherwise} began in "
+        f"another than the one before. No oscillation is claimed: at most {RETURNING:.0%} and {OTHERWISE:.0%}"
+    )
+    held = returning <= RETURNING * len(replies) and otherwise <= OTHERWISE * len(replies)
+    return verdict(text, held if len(replies) >= FEWEST_REPLIES else None)
+
+
+def same_texts(same: int, compared: int) -> str:
+    text = f"{same} of {compared} turns were told as to a lone call; all of them is claimed"
+    return verdict(text, same == compared if compared else None)
+
+
+def beside_long_prompt(apart_ms: float, beside_ms: float) -> str:
+    """p99 of steps without and with such a prompt being read; NaN where there was none."""
+    ratio = beside_ms / apart_ms
+    text = f"Steps' p99 {beside_ms:.1f} ms beside a long prompt, {apart_ms:.1f} apart: {ratio:.2f} times as long"
+    return verdict(f"{text}; at most {LONGER:g} is claimed", ratio <= LONGER if ratio == ratio else None)
+
+
+def underruns(gaps: int, speech_s: float) -> str:
+    """Of the callers' speech beside long prompts."""
+    text = f"{gaps} underruns in {speech_s:.0f} s of speech beside long prompts; none is claimed"
+    return verdict(text, gaps == 0 if speech_s else None)
