@@ -180,8 +180,9 @@ class Writer:
                 await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
                 backoff = min(backoff * 2, MAX_BACKOFF_S)
                 self._news.set()
-            except Exception:
+            except Exception as error:
                 log.exception("the store's writer failed")
+                self._failed(began, error)
                 await asyncio.sleep(MAX_BACKOFF_S)
                 self._news.set()
             else:
@@ -192,7 +193,7 @@ class Writer:
         """One round: the heartbeat where it is due, then something of each call that has anything to be written."""
         await self._beat_if_due()
         due, refused, taken = deque(self._due()), dict[WriteBehind, Exception](), 0
-        while batches := await self._next_batches(due):
+        while batches := await self._next_batches(due, refused):
             taken += await self._write(batches, refused)
             await self._beat_if_due()
         self._failed_together = frozenset()
@@ -231,9 +232,10 @@ class Writer:
         """When something is to be done, whether there is news or not."""
         return min((self._next_beat, *(log_.retry_at for log_ in self._oldest() if log_.refusals)))
 
-    async def _next_batches(self, due: deque[WriteBehind]) -> list[_Sealed]:
+    async def _next_batches(self, due: deque[WriteBehind], refused: dict[WriteBehind, Exception]) -> list[_Sealed]:
         """What goes into one pipeline. A whole call begins another one, as it takes long to be written down, and may be
-        more than the store takes in time, which is to hold nobody else up.
+        more than the store takes in time, which is to hold nobody else up. A call that cannot be written down is added
+        to ``refused``.
         """
         found: list[_Sealed] = []
         size = at_once = 0
@@ -244,10 +246,15 @@ class Writer:
             if found and due[0].to_be_whole:
                 break
             log_ = due.popleft()
-            batch = log_.batch(min(MAX_BATCH_BYTES, self._room - size))
-            found.append(_Sealed(log_, batch, self._arguments(log_, batch)))
-            size += batch.size
-            at_once += batch.size
+            try:
+                sealed = self._sealed(log_, min(MAX_BATCH_BYTES, self._room - size))
+            except Exception as error:  # a fault of this call alone, for which no other one is to wait
+                refused[log_] = error
+                await asyncio.sleep(0)
+                continue
+            found.append(sealed)
+            size += sealed.batch.size
+            at_once += sealed.batch.size
             if at_once >= SEALED_AT_ONCE_BYTES:
                 at_once = 0
                 await asyncio.sleep(0)
@@ -298,19 +305,19 @@ class Writer:
         return answers
 
     def _park(self, refused: dict[WriteBehind, Exception], *, others_went: bool) -> None:
-        """What the store refuses of single calls waits by itself. Raises where all that there was is refused, for then
-        it may be the store.
+        """What the store refuses of single calls waits by itself, and so does what could not be written down. Raises
+        where all that there was is refused, for then it may be the store.
         """
         own = {
             log_: error
             for log_, error in refused.items()
-            if (others_went or log_.refusals) and not isinstance(error, DEMOTED)
+            if (others_went or log_.refusals or not isinstance(error, RedisError)) and not isinstance(error, DEMOTED)
         }
         for log_, error in own.items():
             self.failures += 1
             told = {"session": log_.key.session, "cause": f"{type(error).__name__}: {error}"}
             if not log_.refusals:
-                log.error("the store refuses what a call has to say", extra=told)
+                log.error("what a call has to say is refused, or cannot be written down", extra=told, exc_info=error)
                 if not self.behind:
                     log_.ownership.on_durable(False)
             log_.refusals = min(log_.refusals + 1, MAX_REFUSALS)
@@ -424,6 +431,10 @@ class Writer:
         for log_ in list(self._logs.values()):
             if not (log_.dead or log_.refusals):  # those that are refused have been told
                 log_.ownership.on_durable(durable)
+
+    def _sealed(self, log_: WriteBehind, max_bytes: int) -> _Sealed:
+        batch = log_.batch(max_bytes)
+        return _Sealed(log_, batch, self._arguments(log_, batch))
 
     def _arguments(self, log_: WriteBehind, batch: Batch) -> list[Any]:
         own, whole, after = log_.ownership, "1" if batch.whole else "0", batch.after

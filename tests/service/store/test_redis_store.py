@@ -681,6 +681,55 @@ async def test_a_call_that_the_store_refuses_harms_no_other(server: Valkey) -> N
         assert refused.durable == [False, True] and not log.refusals  # type: ignore[attr-defined]
 
 
+async def test_a_call_that_cannot_be_written_down_harms_no_other(
+    server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither whole nor record by record. It alone is told, also where there is no other, and counted as a failure."""
+    async with Pods(server.url) as pods:
+        one, broken, unsealed, other = await pods.pod(), Told(), Told(), Told()
+        sealer, seal, faults = one.writer._sealer, one.writer._sealer.seal, [ValueError("no")]
+
+        def checkpoint() -> tuple[int, bytes]:
+            if faults:
+                raise faults[0]
+            return broken.checkpoint()
+
+        def sealing(record: bytes, place: bytes) -> bytes:
+            if faults and record == b"not to be sealed":
+                raise faults[0]
+            return seal(record, place)
+
+        monkeypatch.setattr(sealer, "seal", sealing)
+        log = one.begin(KEY, replace(broken.ownership(), checkpoint=checkpoint))
+        log.append(1, bytes(writer.MAX_BATCH_BYTES * 17))  # more than is kept: all of it is to be written
+        await until(lambda: broken.durable == [False] and one.writer.failures > 0)
+        secret = one.begin(CallKey("", "call-2"), unsealed.ownership())
+        secret.append(1, b"not to be sealed")
+        healthy = one.begin(CallKey("", "call-3"), other.ownership())
+        for seq in range(1, 16):
+            healthy.append(seq, b"a word")
+            await written(healthy, seq)
+            await asyncio.sleep(0.1)
+        assert broken.durable == unsealed.durable == [False] and not other.durable and not one.writer.behind
+        broken.at = 1
+        faults.clear()
+        await written(log, 1)
+        await written(secret, 1)
+        assert broken.durable == unsealed.durable == [False, True]
+
+
+async def test_a_fault_in_the_writer_is_told(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership())
+        fill(log, range(1, 3))
+        await written(log, 2)
+        load, one._pod.load = one._pod.load, lambda: (0, "many")  # type: ignore[assignment, return-value]
+        await until(lambda: told.durable == [False] and one.writer.failures > 0)
+        one._pod.load = load
+        await until(lambda: told.durable == [False, True])
+
+
 async def test_what_the_store_refuses_of_a_call_that_ends_is_given_up(
     server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
