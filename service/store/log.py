@@ -89,6 +89,11 @@ class WriteBehind:
         """Whether there is something to be written."""
         return not self.dead and bool(self._pending or (self._whole and not self.left) or self.closing)
 
+    @property
+    def to_be_closed(self) -> bool:
+        """Whether there is nothing to be written before it is closed: of what is deleted nothing is."""
+        return self.closing == "forgotten" or (self.closing == "over" and not self._pending)
+
     def append(self, seq: int, record: bytes) -> None:
         if self.dead:
             return
@@ -104,6 +109,8 @@ class WriteBehind:
     def close(self, *, forget: bool) -> None:
         if not self.dead and not self.closing:
             self.closing = "forgotten" if forget else "over"
+            if forget:
+                self._drop()
             self._wake()
 
     def leave(self) -> None:
@@ -169,9 +176,7 @@ class WriteBehind:
     def lose(self) -> None:
         """Nothing of it is to be written any more."""
         self.dead = True
-        self.waiting_since = None
-        self._pending.clear()
-        self._written.clear()
+        self._drop()
 
     @property
     def _after(self) -> int:
@@ -181,6 +186,12 @@ class WriteBehind:
         self._whole = True
         self._pending.clear()
         self._pending_bytes = 0
+
+    def _drop(self) -> None:
+        self.waiting_since = None
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._written.clear()
 
     def _trust(self) -> None:
         """What was written long enough ago is safe, and need not be kept."""

@@ -43,15 +43,16 @@ SEALED_AT_ONCE_BYTES = 64 << 10
 MAX_PARKED_S = 10.0
 """At most so long a call waits whose records alone the store refuses."""
 MAX_REFUSALS = 30
-"""After which what is left of a call that has ended here is given up."""
+"""After which what is left of a call that has ended here is given up, unless it is to be deleted."""
 
 
 class _Sealed(NamedTuple):
-    """What a call has to say, as it goes to the store. arguments: of ``APPEND``."""
+    """What a call has to say, as it goes to the store. script: ``APPEND``, or ``CLOSE``, with its arguments."""
 
     log: WriteBehind
     batch: Batch
-    arguments: list[Any]
+    script: str
+    arguments: Sequence[Any]
 
 
 class Writer:
@@ -191,7 +192,11 @@ class Writer:
 
     async def _work(self) -> None:
         """One round: the heartbeat where it is due, then something of each call that has anything to be written."""
-        await self._beat_if_due()
+        try:
+            await self._beat_if_due()
+        except ResponseError:
+            await self._only_close()
+            raise
         due, refused, taken = deque(self._due()), dict[WriteBehind, Exception](), 0
         while batches := await self._next_batches(due, refused):
             taken += await self._write(batches, refused)
@@ -202,6 +207,13 @@ class Writer:
         self._park(refused, others_went=taken > 0)
         if self._due():
             self._news.set()
+
+    async def _only_close(self) -> None:
+        """Close what is to be closed, and no more: a store that is full deletes all the same."""
+        due = deque(log_ for log_ in self._due() if self._closes(log_))
+        while batches := await self._next_batches(due, {}):
+            await self._write(batches, {})
+        self._settle()
 
     async def _beat_if_due(self) -> None:
         if time.monotonic() < self._next_beat:
@@ -261,27 +273,32 @@ class Writer:
         return found
 
     async def _write(self, batches: Sequence[_Sealed], refused: dict[WriteBehind, Exception]) -> int:
-        """One pipeline; returns how many of its calls the store took. What one call's records meet harms no other's: it
-        is added to ``refused``.
+        """One pipeline; returns of how many of its calls the store took records. What those of one call meet harms no
+        other's: it is added to ``refused``.
         """
         pipeline, owners = self._redis.pipeline(transaction=False), list[WriteBehind]()
-        for log_, *_ in batches:
-            if log_.ownership.caller:  # first, and each time: what is stored of a caller can always be found
+        for log_, _, script, _ in batches:
+            if script == scripts.APPEND and log_.ownership.caller:
+                # First, and each time: what is stored of a caller can always be found.
                 index = self._naming.callers(log_.key.tenant, log_.ownership.caller)
                 pipeline.sadd(index, self._naming.call(log_.key))
                 pipeline.pexpire(index, self._ttl_ms)
                 owners += [log_, log_]
-        for log_, _, arguments in batches:
-            pipeline.eval(scripts.APPEND, 2, *self._naming.keys_of(log_.key), *arguments)
+        for log_, _, script, arguments in batches:
+            pipeline.eval(script, 2, *self._naming.keys_of(log_.key), *arguments)
             owners.append(log_)
         answers = await self._answers(pipeline, batches)
         refused |= {
             owner: answer for owner, answer in zip(owners, answers, strict=True) if isinstance(answer, Exception)
         }
         taken = 0
-        for (log_, batch, _), answer in zip(batches, answers[-len(batches) :], strict=True):
-            if log_ not in refused:
-                self.writes += 1
+        for (log_, batch, script, _), answer in zip(batches, answers[-len(batches) :], strict=True):
+            if log_ in refused:
+                continue
+            self.writes += 1
+            if script == scripts.CLOSE:  # which says nothing of what the store takes
+                self._closed(log_, bool(answer))
+            else:
                 taken += answer[0] == b"ok"
                 try:
                     await self._take_answer(log_, batch, answer[0], int(answer[1]))
@@ -291,7 +308,7 @@ class Writer:
 
     async def _answers(self, pipeline: Pipeline, batches: Sequence[_Sealed]) -> list[Any]:
         """Those of the store; from how long they take it is known how much may be asked of it at once."""
-        size, began = sum(batch.size for _, batch, _ in batches), time.monotonic()
+        size, began = sum(sealed.batch.size for sealed in batches), time.monotonic()
         try:
             answers = await pipeline.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as error:
@@ -322,7 +339,7 @@ class Writer:
                     log_.ownership.on_durable(False)
             log_.refusals = min(log_.refusals + 1, MAX_REFUSALS)
             log_.retry_at = time.monotonic() + min(BACKOFF_S * 2**log_.refusals, MAX_PARKED_S)
-            if log_.refusals == MAX_REFUSALS and (log_.closing or log_.left):
+            if log_.refusals == MAX_REFUSALS and (log_.closing or log_.left) and log_.closing != "forgotten":
                 log.error("the end of a call is given up", extra=told)
                 log_.lose()
         if unexplained := next((error for log_, error in refused.items() if log_ not in own), None):
@@ -357,9 +374,15 @@ class Writer:
                 log_.ownership.on_durable(True)
 
     async def _close(self, log_: WriteBehind) -> None:
-        arguments = (log_.ownership.generation, self._pod_id, self._ttl_ms, log_.closing)
-        await self._redis.eval(scripts.CLOSE, 2, *self._naming.keys_of(log_.key), *arguments)
-        log_.lose()
+        keys, arguments = self._naming.keys_of(log_.key), self._closing_arguments(log_)
+        self._closed(log_, bool(await self._redis.eval(scripts.CLOSE, 2, *keys, *arguments)))
+
+    def _closed(self, log_: WriteBehind, done: bool) -> None:
+        if done:
+            log_.lose()
+        else:
+            self.fenced += not log_.left
+            self._lose(log_, taken_over=log_.ownership.generation > 1)
 
     def _lose(self, log_: WriteBehind, *, taken_over: bool) -> None:
         """Another pod has the call, or, where it was not taken over, another call of its name. One that has
@@ -433,12 +456,24 @@ class Writer:
                 log_.ownership.on_durable(durable)
 
     def _sealed(self, log_: WriteBehind, max_bytes: int) -> _Sealed:
+        if self._closes(log_):
+            return _Sealed(log_, Batch(0, ()), scripts.CLOSE, self._closing_arguments(log_))
         batch = log_.batch(max_bytes)
-        return _Sealed(log_, batch, self._arguments(log_, batch))
+        return _Sealed(log_, batch, scripts.APPEND, self._arguments(log_, batch))
+
+    def _closes(self, log_: WriteBehind) -> bool:
+        """Whether it is closed next. Where a later call has its name here, only ``APPEND`` knows whose the place is."""
+        return log_.to_be_closed and self._has_its_name(log_)
+
+    def _has_its_name(self, log_: WriteBehind) -> bool:
+        return self._logs.get(log_.key, log_) is log_
+
+    def _closing_arguments(self, log_: WriteBehind) -> Sequence[Any]:
+        return log_.ownership.generation, self._pod_id, self._ttl_ms, log_.closing
 
     def _arguments(self, log_: WriteBehind, batch: Batch) -> list[Any]:
         own, whole, after = log_.ownership, "1" if batch.whole else "0", batch.after
-        if self._logs.get(log_.key, log_) is not log_:
+        if not self._has_its_name(log_):
             after = max(after, 0)  # a later call has its name here, whose place it must not take
         opened = moment(own.opened_at)
         found: list[Any] = [own.generation, self._pod_id, own.base, after, self._ttl_ms, whole, opened]

@@ -296,7 +296,8 @@ async def test_a_name_that_its_own_server_holds_no_more_is_free_there(server: Va
         assert await one.take(KEY, 9, 9, insist=True, opened_at=LATER) == Taken(9, records)
 
 
-async def test_a_call_that_comes_late_does_not_end_the_later_one_of_its_name(server: Valkey) -> None:
+@pytest.mark.parametrize("forget", [False, True])
+async def test_a_call_that_comes_late_does_not_end_the_later_one_of_its_name(server: Valkey, forget: bool) -> None:
     """Its own pod had meant to write it first, and that failed."""
     async with Pods(server.url) as pods:
         one, told = await pods.pod(), Told()
@@ -306,6 +307,8 @@ async def test_a_call_that_comes_late_does_not_end_the_later_one_of_its_name(ser
         records = fill(log, range(1, 3))
         await written(log, 2)
         late.append(1, b"late")
+        if forget:
+            late.close(forget=True)
         one.writer._ending.append(late)
         records |= fill(log, range(3, 5))
         await written(log, 4)
@@ -650,6 +653,31 @@ async def test_a_store_that_is_full_gives_up_calls_and_deletes_them(server: Valk
         assert await other.take(KEY, 3, 3, insist=True) is None
 
 
+@pytest.mark.parametrize("behind", [False, True])
+async def test_a_call_is_forgotten_when_it_closes_though_the_store_is_full(server: Valkey, behind: bool) -> None:
+    """With more to say that was not written; also where the heartbeat has been refused already."""
+    lease_s = 0.6 if behind else 60.0
+    async with Pods(server.url, lease_s=lease_s) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, told = await pods.pod(), Told()
+        log, silent = one.begin(KEY, Told().ownership(caller="anna")), one.begin(CallKey("", "2"), told.ownership())
+        for each in (log, silent):
+            fill(each, range(1, 4))
+            await written(each, 3)
+        await client.config_set("maxmemory", "1")
+        if behind:
+            await until(lambda: one.writer.behind)
+        log.append(4, b"the last word")
+        log.close(forget=True)
+        await until(lambda: not one.writer.pending)
+        assert len(await client.keys("*:log")) == 1
+        assert await one.take(KEY, 2, 4, insist=True) is None
+        assert told.durable == [False] * behind
+        await client.config_set("maxmemory", "0")
+        silent.append(4, b"more of it")
+        await written(silent, 4)
+        assert len(await client.keys("*:log")) == 1
+
+
 async def refusing(client: redis.asyncio.Redis) -> bytes:
     """Make the store refuse whatever is said of the one call that it has; the key that is to be deleted again."""
     (lease,) = await client.keys("firstword:*:lease")
@@ -752,6 +780,41 @@ async def test_what_the_store_refuses_of_a_call_that_ends_is_given_up(
         await until(lambda: not one.writer.pending)
         other.append(2, b"more of it")
         await written(other, 2)
+
+
+async def test_what_is_to_be_forgotten_is_not_given_up(server: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "MAX_REFUSALS", 2)
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one = await pods.pod()
+        log = one.begin(KEY, Told().ownership())
+        fill(log, range(1, 3))
+        await written(log, 2)
+        lease = await refusing(client)
+        other = one.begin(CallKey("", "other"), Told().ownership())
+        log.close(forget=True)
+        failures = one.writer.failures
+        for seq in count(1):
+            other.append(seq, b"a word")
+            await written(other, seq)
+            if one.writer.failures > failures + 4:
+                break
+        assert len(await client.keys("*:log")) == 2
+        await client.delete(lease)
+        await until(lambda: not one.writer.pending)
+        assert len(await client.keys("*:log")) == 1
+
+
+async def test_a_call_that_another_pod_has_is_not_closed(server: Valkey) -> None:
+    async with Pods(server.url, lease_s=60.0) as pods:
+        one, other = await pods.pod(), await pods.pod()
+        log = one.begin(KEY, Told().ownership())
+        records = fill(log, range(1, 4))
+        await written(log, 3)
+        await taken(other)
+        log.close(forget=True)
+        await until(lambda: not one.writer.pending)
+        assert (await taken(one)).records == records
+        assert (one.writer.fenced, one.writer.leases_lost) == (1, 1)
 
 
 async def test_a_store_that_is_slow(server: Valkey) -> None:
