@@ -111,6 +111,11 @@ class Writer:
         return sum(log.dirty for log in self._all)
 
     @property
+    def parked(self) -> int:
+        """Calls that alone cannot be written, and are tried again by themselves."""
+        return sum(bool(log.refusals) and log.dirty for log in self._all)
+
+    @property
     def unwritten(self) -> int:
         """Records that are to be written."""
         return sum(log.unwritten for log in self._all)
@@ -204,7 +209,7 @@ class Writer:
         self._failed_together = frozenset()
         self._settle()
         self._round.set()
-        self._park(refused, others_went=taken > 0)
+        await self._park(refused, others_went=taken > 0)
         if self._due():
             self._news.set()
 
@@ -321,29 +326,44 @@ class Writer:
         self.on_written(time.monotonic() - began)
         return answers
 
-    def _park(self, refused: dict[WriteBehind, Exception], *, others_went: bool) -> None:
+    async def _park(self, refused: dict[WriteBehind, Exception], *, others_went: bool) -> None:
         """What the store refuses of single calls waits by itself, and so does what could not be written down. Raises
-        where all that there was is refused, for then it may be the store.
+        where it is the store.
         """
-        own = {
-            log_: error
-            for log_, error in refused.items()
-            if (others_went or log_.refusals or not isinstance(error, RedisError)) and not isinstance(error, DEMOTED)
-        }
-        for log_, error in own.items():
-            self.failures += 1
-            told = {"session": log_.key.session, "cause": f"{type(error).__name__}: {error}"}
-            if not log_.refusals:
-                log.error("what a call has to say is refused, or cannot be written down", extra=told, exc_info=error)
-                if not self.behind:
-                    log_.ownership.on_durable(False)
-            log_.refusals = min(log_.refusals + 1, MAX_REFUSALS)
-            log_.retry_at = time.monotonic() + min(BACKOFF_S * 2**log_.refusals, MAX_PARKED_S)
-            if log_.refusals == MAX_REFUSALS and (log_.closing or log_.left) and log_.closing != "forgotten":
-                log.error("the end of a call is given up", extra=told)
-                log_.lose()
-        if unexplained := next((error for log_, error in refused.items() if log_ not in own), None):
-            raise unexplained
+        fault = await self._fault([error for error in refused.values() if isinstance(error, RedisError)], others_went)
+        for log_, error in refused.items():
+            if fault is None or not isinstance(error, RedisError):
+                self._put_off(log_, error)
+        if fault is not None:
+            raise fault
+
+    async def _fault(self, answers: Sequence[RedisError], others_went: bool) -> Exception | None:
+        """What keeps the store from taking anything; None where it is the calls that got these answers. Where all are
+        refused it is asked to take a call that is nobody's: it may answer heartbeats, and yet run no scripts.
+        """
+        if demoted := next((error for error in answers if isinstance(error, DEMOTED)), None):
+            return demoted
+        if answers and not others_went:
+            own = f"firstword:pod:{{{self._pod_id}}}"
+            arguments = (1, self._pod_id, 0, -1, round(self._lease_s * 1000), "0", "", 1, b"")
+            try:
+                await self._redis.eval(scripts.APPEND, 2, f"{own}:asked", f"{own}:told", *arguments)
+            except (RedisError, OSError, TimeoutError) as error:
+                return error
+        return None
+
+    def _put_off(self, log_: WriteBehind, error: Exception) -> None:
+        self.failures += 1
+        told = {"session": log_.key.session, "cause": f"{type(error).__name__}: {error}"}
+        if not log_.refusals:
+            log.error("what a call has to say is refused, or cannot be written down", extra=told, exc_info=error)
+            if not self.behind:
+                log_.ownership.on_durable(False)
+        log_.refusals = min(log_.refusals + 1, MAX_REFUSALS)
+        log_.retry_at = time.monotonic() + min(BACKOFF_S * 2**log_.refusals, MAX_PARKED_S)
+        if log_.refusals == MAX_REFUSALS and (log_.closing or log_.left) and log_.closing != "forgotten":
+            log.error("the end of a call is given up", extra=told)
+            log_.lose()
 
     async def _take_answer(self, log_: WriteBehind, batch: Batch, kind: bytes, number: int) -> None:
         match kind:

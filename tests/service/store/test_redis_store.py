@@ -758,6 +758,49 @@ async def test_a_fault_in_the_writer_is_told(server: Valkey) -> None:
         await until(lambda: told.durable == [False, True])
 
 
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_refused_call_where_nobody_else_writes_is_no_fault_of_the_store(server: Valkey, ended: bool) -> None:
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, refused, silent = await pods.pod(), Told(), Told()
+        log = one.begin(KEY, refused.ownership())
+        fill(log, range(1, 3))
+        await written(log, 2)
+        lease = await refusing(client)
+        other = one.begin(CallKey("", "other"), silent.ownership())
+        fill(other, range(1, 3))
+        await written(other, 2)
+        log.append(3, b"a word")
+        if ended:
+            log.close(forget=False)
+        await until(lambda: log.refusals > 5)  # type: ignore[attr-defined]
+        assert refused.durable == [False] and not silent.durable and not one.writer.behind
+        assert one.writer.parked == 1
+        await client.delete(lease)
+        await until(lambda: not one.writer.pending)
+        assert one.writer.parked == 0
+
+
+async def test_a_store_that_takes_heartbeats_alone_is_behind(server: Valkey) -> None:
+    """Also where the one call that has something to say was refused for itself before."""
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, refused, silent = await pods.pod(), Told(), Told()
+        log = one.begin(KEY, refused.ownership())
+        fill(log, range(1, 3))
+        await written(log, 2)
+        lease = await refusing(client)
+        other = one.begin(CallKey("", "other"), silent.ownership())
+        fill(other, range(1, 3))
+        await written(other, 2)
+        log.append(3, b"a word")
+        await until(lambda: one.writer.parked == 1)
+        await client.execute_command("ACL", "SETUSER", "default", "-eval")  # type: ignore[no-untyped-call]
+        await until(lambda: one.writer.behind)
+        assert silent.durable == [False]
+        await client.execute_command("ACL", "SETUSER", "default", "+eval")  # type: ignore[no-untyped-call]
+        await client.delete(lease)
+        await until(lambda: silent.durable == refused.durable == [False, True])
+
+
 async def test_what_the_store_refuses_of_a_call_that_ends_is_given_up(
     server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
