@@ -13,6 +13,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from typing import Any, NamedTuple
 
 import redis.asyncio
@@ -205,6 +206,8 @@ class Writer:
         due, refused, taken = deque(self._due()), dict[WriteBehind, Exception](), 0
         while batches := await self._next_batches(due, refused):
             taken += await self._write(batches, refused)
+            if taken and self._is_slow():
+                self._fall_behind("slow")
             await self._beat_if_due()
         self._failed_together = frozenset()
         self._settle()
@@ -452,21 +455,27 @@ class Writer:
     def _failed(self, began: float, error: Exception) -> None:
         self.failures += 1
         self._failing_since = self._failing_since or began
-        if not self.behind and time.monotonic() - self._failing_since > BEHIND_AFTER_S:
-            log.error("the store does not keep up", extra={"cause": f"{type(error).__name__}: {error}"})
-            self._tell(False)
+        if time.monotonic() - self._failing_since > BEHIND_AFTER_S:
+            self._fall_behind(f"{type(error).__name__}: {error}")
 
     def _succeeded(self, began: float) -> None:
         """A round has written something of each call; what is left may have waited for long."""
         self.reconnects += self._failing_since is not None
         self._failing_since = None
-        waiting = (log_.waiting_since for log_ in self._due() if log_.waiting_since is not None and not log_.refusals)
-        slow = time.monotonic() - min((began, *waiting)) > BEHIND_AFTER_S
-        if self.behind and not slow:
+        if self._is_slow() or time.monotonic() - began > BEHIND_AFTER_S:
+            self._fall_behind("slow")
+        elif self.behind:
             log.info("the store has caught up")
             self._tell(True)
-        elif not self.behind and slow:
-            log.error("the store does not keep up", extra={"cause": "slow"})
+
+    def _is_slow(self) -> bool:
+        """Whether anything has waited for too long that the store has not refused."""
+        waiting = (log_.waiting_since for log_ in self._oldest() if not log_.refusals)
+        return min((since for since in waiting if since is not None), default=inf) < time.monotonic() - BEHIND_AFTER_S
+
+    def _fall_behind(self, cause: str) -> None:
+        if not self.behind:
+            log.error("the store does not keep up", extra={"cause": cause})
             self._tell(False)
 
     def _tell(self, durable: bool) -> None:

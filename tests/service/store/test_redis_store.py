@@ -874,6 +874,19 @@ async def test_a_store_that_is_slow(server: Valkey) -> None:
         await written(log, max(records))
 
 
+async def test_that_a_store_is_slow_is_told_before_all_is_written(server: Valkey) -> None:
+    """A round of many calls takes long, though each of its pipelines is taken in time."""
+    async with slow_proxy(server.port) as proxy, Pods(proxy.url, timeout_s=5.0, lease_s=6.0) as pods:
+        one, unwritten = await pods.pod(), list[int]()
+        ownership = replace(Told().ownership(), on_durable=lambda durable: unwritten.append(one.writer.unwritten))
+        logs = [one.begin(CallKey("", f"call-{at}"), ownership) for at in range(150)]
+        proxy.rate = 1.5e6
+        for log in logs:
+            log.append(1, bytes(writer.MAX_BATCH_BYTES))
+        await until(lambda: bool(unwritten))
+        assert unwritten[0] > len(logs) / 2 and not one.writer.failures
+
+
 @pytest.mark.parametrize("rate", [8e5, 1e5])
 async def test_a_slow_link_is_caught_up_with(server: Valkey, rate: float) -> None:
     """Over which what waits of one call takes longer than the store may; over the slower one what goes in one piece."""
