@@ -81,6 +81,10 @@ class Writer:
         self._trust_after_s = trust_after_s
         self._logs: dict[CallKey, WriteBehind] = {}
         self._ending: list[WriteBehind] = []
+        self._woken: dict[WriteBehind, None] = {}
+        """Those among ``_logs`` that may have something to be written, or be over: others cost a round nothing. In
+        order.
+        """
         self._failed_together: frozenset[WriteBehind] = frozenset()
         """Those of the last pipeline that failed as a whole."""
         self._room = MAX_PIPELINE_BYTES
@@ -166,10 +170,16 @@ class Writer:
     def begin(self, key: CallKey, ownership: Ownership) -> CallLog:
         """As of ``Store``."""
         if (old := self._logs.pop(key, None)) is not None:  # of a call of this name that is over, or was lost
-            old.leave()
+            self._woken.pop(old, None)
             self._ending.append(old)
-        self._logs[key] = made = WriteBehind(key, ownership, self._trust_after_s, self._news.set)
+            old.leave()
+        self._logs[key] = made = WriteBehind(key, ownership, self._trust_after_s, self._wake)
         return made
+
+    def _wake(self, log_: WriteBehind) -> None:
+        if self._logs.get(log_.key) is log_:
+            self._woken[log_] = None
+        self._news.set()
 
     async def _run(self) -> None:
         backoff = BACKOFF_S
@@ -243,7 +253,7 @@ class Writer:
     def _oldest(self) -> Iterable[WriteBehind]:
         """Of each name what has to be written first: what ends, as the name may be another's by now."""
         oldest: dict[CallKey, WriteBehind] = {}
-        for log_ in (*self._ending, *self._logs.values()):
+        for log_ in (*self._ending, *self._woken):
             if log_.dirty:
                 oldest.setdefault(log_.key, log_)
         return oldest.values()
@@ -446,11 +456,12 @@ class Writer:
 
     def _settle(self) -> None:
         """Calls that have left are kept until all of theirs is written."""
-        for key, log_ in list(self._logs.items()):
+        for log_ in self._woken:
             if log_.dead or log_.left or log_.closing:
-                del self._logs[key]
+                del self._logs[log_.key]
                 self._ending.append(log_)
         self._ending = [log_ for log_ in self._ending if log_.dirty]
+        self._woken = {log_: None for log_ in self._woken if log_.dirty and self._logs.get(log_.key) is log_}
 
     def _failed(self, began: float, error: Exception) -> None:
         self.failures += 1

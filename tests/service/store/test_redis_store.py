@@ -301,7 +301,7 @@ async def test_a_call_that_comes_late_does_not_end_the_later_one_of_its_name(ser
     """Its own pod had meant to write it first, and that failed."""
     async with Pods(server.url) as pods:
         one, told = await pods.pod(), Told()
-        late = WriteBehind(KEY, Told().ownership(opened_at=EARLIER), 0.0, lambda: None)
+        late = WriteBehind(KEY, Told().ownership(opened_at=EARLIER), 0.0, lambda log: None)
         late.leave()
         log = one.begin(KEY, told.ownership(opened_at=LATER))
         records = fill(log, range(1, 3))
@@ -874,6 +874,29 @@ async def test_a_store_that_is_slow(server: Valkey) -> None:
         await written(log, max(records))
 
 
+async def test_calls_that_have_nothing_to_say_cost_the_writer_nothing(
+    server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Pods(server.url, lease_s=60.0) as pods:
+        one = await pods.pod()
+        logs = [one.begin(CallKey("", f"call-{at}"), Told().ownership()) for at in range(100)]
+        for log in logs:
+            log.append(1, b"a word")
+        for log in logs:
+            await written(log, 1)
+        is_dirty, looked = WriteBehind.dirty.fget, Counter[WriteBehind]()
+
+        def looking(log: WriteBehind) -> bool:
+            looked[log] += 1
+            return bool(is_dirty(log))
+
+        monkeypatch.setattr(WriteBehind, "dirty", property(looking))
+        for seq in range(2, 12):
+            logs[50].append(seq, b"a word")
+            await written(logs[50], seq)
+        assert list(looked) == [logs[50]]
+
+
 async def test_that_a_store_is_slow_is_told_before_all_is_written(server: Valkey) -> None:
     """A round of many calls takes long, though each of its pipelines is taken in time."""
     async with slow_proxy(server.port) as proxy, Pods(proxy.url, timeout_s=5.0, lease_s=6.0) as pods:
@@ -1110,7 +1133,7 @@ async def test_a_store_that_does_not_say_its_memory_is_used_all_the_same(server:
 
 def test_what_is_written_again_counts_as_waiting() -> None:
     for trust_after_s in (0.0, 30.0):  # the whole call is written then; or those records that it has lost
-        log = WriteBehind(KEY, Told().ownership(), trust_after_s, lambda: None)
+        log = WriteBehind(KEY, Told().ownership(), trust_after_s, lambda log: None)
         fill(log, range(1, 4))
         log.wrote(log.batch(1 << 20))
         assert log.waiting_since is None
