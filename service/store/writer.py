@@ -12,48 +12,27 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
-from typing import Any, NamedTuple
 
 import redis.asyncio
-from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.store import scripts
-from service.store.demotion import DEMOTED, leave_if_demoted
+from service.store.demotion import leave_if_demoted
 from service.store.directory import Directory
 from service.store.log import Batch, WriteBehind
 from service.store.naming import Naming, moment, name_of
+from service.store.parking import BACKOFF_S, Doubts, let_go_on, put_off
+from service.store.pipelines import Pipelines, Sealed
 from service.store.protocol import CallKey, CallLog, Ownership
 from service.store.sealing import Sealer
 
 log = logging.getLogger(__name__)
 
-BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
+MAX_BACKOFF_S = 1.0
 BEHIND_AFTER_S = 1.0
 """A store that takes longer has fallen behind, and calls are told."""
-MAX_CALLS_PER_PIPELINE = 64
-MIN_PIPELINE_BYTES, MAX_PIPELINE_BYTES = 16 << 10, 512 << 10
-"""Of records. One that takes longer than the store may take is tried again with half as many, and later ones grow."""
-MAX_BATCH_BYTES = 64 << 10
-"""Of one call in a pipeline."""
-SEALED_AT_ONCE_BYTES = 64 << 10
-"""What is sealed before others have their turn in the event loop."""
-MAX_PARKED_S = 10.0
-"""At most so long a call waits whose records alone the store refuses."""
-MAX_REFUSALS = 30
-"""After which what is left of a call that has ended here is given up, unless it is to be deleted."""
-
-
-class _Sealed(NamedTuple):
-    """What a call has to say, as it goes to the store. script: ``APPEND``, or ``CLOSE``, with its arguments."""
-
-    log: WriteBehind
-    batch: Batch
-    script: str
-    arguments: Sequence[Any]
 
 
 class Writer:
@@ -74,10 +53,8 @@ class Writer:
         self._redis = client
         self._directory = directory
         self._naming = naming
-        self._sealer = sealer
         self._pod_id = pod_id
         self._lease_s = lease_s
-        self._ttl_ms = round(retention_s * 1000)
         self._trust_after_s = trust_after_s
         self._logs: dict[CallKey, WriteBehind] = {}
         self._ending: list[WriteBehind] = []
@@ -85,10 +62,16 @@ class Writer:
         """Those among ``_logs`` that may have something to be written, or be over: others cost a round nothing. In
         order.
         """
-        self._failed_together: frozenset[WriteBehind] = frozenset()
-        """Those of the last pipeline that failed as a whole."""
-        self._room = MAX_PIPELINE_BYTES
-        """What a pipeline may hold now."""
+        self._doubts = Doubts(client, pod_id, lease_s)
+        self._pipelines = Pipelines(
+            client,
+            naming,
+            sealer,
+            pod_id,
+            round(retention_s * 1000),
+            has_its_name=lambda log_: self._logs.get(log_.key, log_) is log_,
+            on_written=lambda seconds: self.on_written(seconds),
+        )
         self._news = asyncio.Event()
         self._round = asyncio.Event()
         self._halted = False
@@ -214,12 +197,12 @@ class Writer:
             await self._only_close()
             raise
         due, refused, taken = deque(self._due()), dict[WriteBehind, Exception](), 0
-        while batches := await self._next_batches(due, refused):
+        while batches := await self._pipelines.next(due, refused):
             taken += await self._write(batches, refused)
             if taken and self._is_slow():
                 self._fall_behind("slow")
             await self._beat_if_due()
-        self._failed_together = frozenset()
+        self._pipelines.failed_together = frozenset()
         self._settle()
         self._round.set()
         await self._park(refused, others_went=taken > 0)
@@ -228,8 +211,8 @@ class Writer:
 
     async def _only_close(self) -> None:
         """Close what is to be closed, and no more: a store that is full deletes all the same."""
-        due = deque(log_ for log_ in self._due() if self._closes(log_))
-        while batches := await self._next_batches(due, {}):
+        due = deque(log_ for log_ in self._due() if self._pipelines.closes(log_))
+        while batches := await self._pipelines.next(due, {}):
             await self._write(batches, {})
         self._settle()
 
@@ -248,7 +231,7 @@ class Writer:
         """What is to be written now. What failed last time comes last, so that it keeps nobody from being written."""
         now = time.monotonic()
         due = [log_ for log_ in self._oldest() if not log_.refusals or log_.retry_at <= now]
-        return sorted(due, key=lambda log_: bool(log_.refusals) or log_ in self._failed_together)
+        return sorted(due, key=lambda log_: bool(log_.refusals) or log_ in self._pipelines.failed_together)
 
     def _oldest(self) -> Iterable[WriteBehind]:
         """Of each name what has to be written first: what ends, as the name may be another's by now."""
@@ -262,57 +245,12 @@ class Writer:
         """When something is to be done, whether there is news or not."""
         return min((self._next_beat, *(log_.retry_at for log_ in self._oldest() if log_.refusals)))
 
-    async def _next_batches(self, due: deque[WriteBehind], refused: dict[WriteBehind, Exception]) -> list[_Sealed]:
-        """What goes into one pipeline. A whole call begins another one, as it takes long to be written down, and may be
-        more than the store takes in time, which is to hold nobody else up. A call that cannot be written down is added
-        to ``refused``.
+    async def _write(self, batches: Sequence[Sealed], refused: dict[WriteBehind, Exception]) -> int:
+        """One pipeline; returns of how many of its calls the store took records. What it refuses is added to
+        ``refused``.
         """
-        found: list[_Sealed] = []
-        size = at_once = 0
-        while due and size < self._room and len(found) < MAX_CALLS_PER_PIPELINE:
-            if not due[0].dirty:  # any more
-                due.popleft()
-                continue
-            if found and due[0].to_be_whole:
-                break
-            log_ = due.popleft()
-            try:
-                sealed = self._sealed(log_, min(MAX_BATCH_BYTES, self._room - size))
-            except Exception as error:  # a fault of this call alone, for which no other one is to wait
-                refused[log_] = error
-                await asyncio.sleep(0)
-                continue
-            found.append(sealed)
-            size += sealed.batch.size
-            at_once += sealed.batch.size
-            if at_once >= SEALED_AT_ONCE_BYTES:
-                at_once = 0
-                await asyncio.sleep(0)
-        return found
-
-    async def _write(self, batches: Sequence[_Sealed], refused: dict[WriteBehind, Exception]) -> int:
-        """One pipeline; returns of how many of its calls the store took records. What those of one call meet harms no
-        other's: it is added to ``refused``.
-        """
-        pipeline, owners = self._redis.pipeline(transaction=False), list[WriteBehind]()
-        for log_, _, script, _ in batches:
-            if script == scripts.APPEND and log_.ownership.caller:
-                # First, and each time: what is stored of a caller can always be found.
-                index = self._naming.callers(log_.key.tenant, log_.ownership.caller)
-                pipeline.sadd(index, self._naming.call(log_.key))
-                pipeline.pexpire(index, self._ttl_ms)
-                owners += [log_, log_]
-        for log_, _, script, arguments in batches:
-            pipeline.eval(script, 2, *self._naming.keys_of(log_.key), *arguments)
-            owners.append(log_)
-        answers = await self._answers(pipeline, batches)
-        refused |= {
-            owner: answer for owner, answer in zip(owners, answers, strict=True) if isinstance(answer, Exception)
-        }
         taken = 0
-        for (log_, batch, script, _), answer in zip(batches, answers[-len(batches) :], strict=True):
-            if log_ in refused:
-                continue
+        for (log_, batch, script, _), answer in await self._pipelines.write(batches, refused):
             self.writes += 1
             if script == scripts.CLOSE:  # which says nothing of what the store takes
                 self._closed(log_, bool(answer))
@@ -324,67 +262,23 @@ class Writer:
                     refused[log_] = error
         return taken
 
-    async def _answers(self, pipeline: Pipeline, batches: Sequence[_Sealed]) -> list[Any]:
-        """Those of the store; from how long they take it is known how much may be asked of it at once."""
-        size, began = sum(sealed.batch.size for sealed in batches), time.monotonic()
-        try:
-            answers = await pipeline.execute(raise_on_error=False)
-        except (RedisError, OSError, TimeoutError) as error:
-            self._failed_together = frozenset(log_ for log_, *_ in batches)
-            if isinstance(error, (RedisTimeoutError, TimeoutError)):
-                self._room = max(min(self._room, size) // 2, MIN_PIPELINE_BYTES)
-            raise
-        if size * 2 > self._room:
-            self._room = min(self._room + MIN_PIPELINE_BYTES, MAX_PIPELINE_BYTES)
-        self.on_written(time.monotonic() - began)
-        return answers
-
-    async def _park(self, refused: dict[WriteBehind, Exception], *, others_went: bool) -> None:
-        """What the store refuses of single calls waits by itself, and so does what could not be written down. Raises
-        where it is the store.
-        """
-        fault = await self._fault([error for error in refused.values() if isinstance(error, RedisError)], others_went)
+    async def _park(self, refused: Mapping[WriteBehind, Exception], *, others_went: bool) -> None:
+        """What is refused of single calls waits by itself. Raises where it is the store."""
+        fault = await self._doubts.fault(refused.values(), others_went=others_went)
         for log_, error in refused.items():
             if fault is None or not isinstance(error, RedisError):
-                self._put_off(log_, error)
+                self.failures += 1
+                put_off(log_, error, tell=not self.behind)
         if fault is not None:
             raise fault
-
-    async def _fault(self, answers: Sequence[RedisError], others_went: bool) -> Exception | None:
-        """What keeps the store from taking anything; None where it is the calls that got these answers. Where all are
-        refused it is asked to take a call that is nobody's: it may answer heartbeats, and yet run no scripts.
-        """
-        if demoted := next((error for error in answers if isinstance(error, DEMOTED)), None):
-            return demoted
-        if answers and not others_went:
-            own = f"firstword:pod:{{{self._pod_id}}}"
-            arguments = (1, self._pod_id, 0, -1, round(self._lease_s * 1000), "0", "", 1, b"")
-            try:
-                await self._redis.eval(scripts.APPEND, 2, f"{own}:asked", f"{own}:told", *arguments)
-            except (RedisError, OSError, TimeoutError) as error:
-                return error
-        return None
-
-    def _put_off(self, log_: WriteBehind, error: Exception) -> None:
-        self.failures += 1
-        told = {"session": log_.key.session, "cause": f"{type(error).__name__}: {error}"}
-        if not log_.refusals:
-            log.error("what a call has to say is refused, or cannot be written down", extra=told, exc_info=error)
-            if not self.behind:
-                log_.ownership.on_durable(False)
-        log_.refusals = min(log_.refusals + 1, MAX_REFUSALS)
-        log_.retry_at = time.monotonic() + min(BACKOFF_S * 2**log_.refusals, MAX_PARKED_S)
-        if log_.refusals == MAX_REFUSALS and (log_.closing or log_.left) and log_.closing != "forgotten":
-            log.error("the end of a call is given up", extra=told)
-            log_.lose()
 
     async def _take_answer(self, log_: WriteBehind, batch: Batch, kind: bytes, number: int) -> None:
         match kind:
             case b"ok":
                 log_.wrote(batch)
                 if log_.closing and not log_.unwritten:
-                    await self._close(log_)
-                self._unpark(log_)
+                    self._closed(log_, await self._pipelines.close(log_))
+                let_go_on(log_, tell=not self.behind)
             case b"hole":
                 log.warning("the store has lost records", extra={"session": log_.key.session, "top": number})
                 log_.found_hole(number)
@@ -399,16 +293,6 @@ class Writer:
             case _:
                 self.fenced += not log_.left
                 self._lose(log_, taken_over=number > 1 or log_.ownership.generation > 1)
-
-    def _unpark(self, log_: WriteBehind) -> None:
-        if log_.refusals:
-            log_.refusals = 0
-            if not (self.behind or log_.dead):
-                log_.ownership.on_durable(True)
-
-    async def _close(self, log_: WriteBehind) -> None:
-        keys, arguments = self._naming.keys_of(log_.key), self._closing_arguments(log_)
-        self._closed(log_, bool(await self._redis.eval(scripts.CLOSE, 2, *keys, *arguments)))
 
     def _closed(self, log_: WriteBehind, done: bool) -> None:
         if done:
@@ -494,29 +378,3 @@ class Writer:
         for log_ in list(self._logs.values()):
             if not (log_.dead or log_.refusals):  # those that are refused have been told
                 log_.ownership.on_durable(durable)
-
-    def _sealed(self, log_: WriteBehind, max_bytes: int) -> _Sealed:
-        if self._closes(log_):
-            return _Sealed(log_, Batch(0, ()), scripts.CLOSE, self._closing_arguments(log_))
-        batch = log_.batch(max_bytes)
-        return _Sealed(log_, batch, scripts.APPEND, self._arguments(log_, batch))
-
-    def _closes(self, log_: WriteBehind) -> bool:
-        """Whether it is closed next. Where a later call has its name here, only ``APPEND`` knows whose the place is."""
-        return log_.to_be_closed and self._has_its_name(log_)
-
-    def _has_its_name(self, log_: WriteBehind) -> bool:
-        return self._logs.get(log_.key, log_) is log_
-
-    def _closing_arguments(self, log_: WriteBehind) -> Sequence[Any]:
-        return log_.ownership.generation, self._pod_id, self._ttl_ms, log_.closing
-
-    def _arguments(self, log_: WriteBehind, batch: Batch) -> list[Any]:
-        own, whole, after = log_.ownership, "1" if batch.whole else "0", batch.after
-        if not self._has_its_name(log_):
-            after = max(after, 0)  # a later call has its name here, whose place it must not take
-        opened = moment(own.opened_at)
-        found: list[Any] = [own.generation, self._pod_id, own.base, after, self._ttl_ms, whole, opened]
-        for seq, record in batch.entries:
-            found += [seq, self._sealer.seal(record, self._naming.place(log_.key, seq))]
-        return found

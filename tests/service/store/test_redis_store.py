@@ -30,8 +30,9 @@ from service.store import (
     Superseded,
     Taken,
     new_pod_id,
+    parking,
+    pipelines,
     scripts,
-    writer,
 )
 from service.store.directory import spread
 from service.store.log import WriteBehind
@@ -688,7 +689,7 @@ async def refusing(client: redis.asyncio.Redis) -> bytes:
 async def test_a_call_that_the_store_refuses_harms_no_other(server: Valkey) -> None:
     """More of them than one pipeline has, and the refused one is the oldest."""
     async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
-        one, refused, others = await pods.pod(), Told(), [Told() for _ in range(writer.MAX_CALLS_PER_PIPELINE + 6)]
+        one, refused, others = await pods.pod(), Told(), [Told() for _ in range(pipelines.MAX_CALLS_PER_PIPELINE + 6)]
         log = one.begin(KEY, refused.ownership())
         fill(log, range(1, 3))
         await written(log, 2)
@@ -715,7 +716,7 @@ async def test_a_call_that_cannot_be_written_down_harms_no_other(
     """Neither whole nor record by record. It alone is told, also where there is no other, and counted as a failure."""
     async with Pods(server.url) as pods:
         one, broken, unsealed, other = await pods.pod(), Told(), Told(), Told()
-        sealer, seal, faults = one.writer._sealer, one.writer._sealer.seal, [ValueError("no")]
+        sealer, seal, faults = one._sealer, one._sealer.seal, [ValueError("no")]
 
         def checkpoint() -> tuple[int, bytes]:
             if faults:
@@ -729,7 +730,7 @@ async def test_a_call_that_cannot_be_written_down_harms_no_other(
 
         monkeypatch.setattr(sealer, "seal", sealing)
         log = one.begin(KEY, replace(broken.ownership(), checkpoint=checkpoint))
-        log.append(1, bytes(writer.MAX_BATCH_BYTES * 17))  # more than is kept: all of it is to be written
+        log.append(1, bytes(pipelines.MAX_BATCH_BYTES * 17))  # more than is kept: all of it is to be written
         await until(lambda: broken.durable == [False] and one.writer.failures > 0)
         secret = one.begin(CallKey("", "call-2"), unsealed.ownership())
         secret.append(1, b"not to be sealed")
@@ -818,7 +819,7 @@ async def test_what_the_store_refuses_of_a_call_that_ends_is_given_up(
         began = time.monotonic()
         await one.writer.finish(10.0)
         assert time.monotonic() - began < 5.0 and one.writer.pending == 1
-        monkeypatch.setattr(writer, "MAX_REFUSALS", 4)
+        monkeypatch.setattr(parking, "MAX_REFUSALS", 4)
         await one.start()
         await until(lambda: not one.writer.pending)
         other.append(2, b"more of it")
@@ -826,7 +827,7 @@ async def test_what_the_store_refuses_of_a_call_that_ends_is_given_up(
 
 
 async def test_what_is_to_be_forgotten_is_not_given_up(server: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "MAX_REFUSALS", 2)
+    monkeypatch.setattr(parking, "MAX_REFUSALS", 2)
     async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
         one = await pods.pod()
         log = one.begin(KEY, Told().ownership())
@@ -905,7 +906,7 @@ async def test_that_a_store_is_slow_is_told_before_all_is_written(server: Valkey
         logs = [one.begin(CallKey("", f"call-{at}"), ownership) for at in range(150)]
         proxy.rate = 1.5e6
         for log in logs:
-            log.append(1, bytes(writer.MAX_BATCH_BYTES))
+            log.append(1, bytes(pipelines.MAX_BATCH_BYTES))
         await until(lambda: bool(unwritten))
         assert unwritten[0] > len(logs) / 2 and not one.writer.failures
 
@@ -932,7 +933,7 @@ async def test_calls_go_on_while_what_waited_is_written(server: Valkey, monkeypa
     """What is sealed at once is bounded; and of calls that the store has lost one is written down at once."""
     async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
         one, sealed, wholes = await pods.pod(), Turns(), Turns()
-        sealer, seal = one.writer._sealer, one.writer._sealer.seal
+        sealer, seal = one._sealer, one._sealer.seal
 
         def counted(record: bytes, place: bytes) -> bytes:
             sealed.done(len(record))
@@ -949,7 +950,7 @@ async def test_calls_go_on_while_what_waited_is_written(server: Valkey, monkeypa
             for seq in range(1, 31):
                 log.append(seq, bytes(8 * 1024))
         await until(lambda: all(log.durable_seq == 30 for log in logs))
-        assert 0 < sealed.most <= 2 * writer.MAX_BATCH_BYTES
+        assert 0 < sealed.most <= 2 * pipelines.MAX_BATCH_BYTES
         await client.flushall()
         await until(lambda: not one.writer.pending and wholes.most > 0)
         await until(lambda: all(log.durable_seq == 30 for log in logs))
