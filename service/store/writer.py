@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
 import redis.asyncio
@@ -22,6 +22,7 @@ from service.store import scripts
 from service.store.demotion import leave_if_demoted
 from service.store.directory import Directory
 from service.store.log import Batch, WriteBehind
+from service.store.logs import Logs
 from service.store.naming import Naming, moment, name_of
 from service.store.parking import BACKOFF_S, Doubts, let_go_on, put_off
 from service.store.pipelines import Pipelines, Sealed
@@ -55,13 +56,8 @@ class Writer:
         self._naming = naming
         self._pod_id = pod_id
         self._lease_s = lease_s
-        self._trust_after_s = trust_after_s
-        self._logs: dict[CallKey, WriteBehind] = {}
-        self._ending: list[WriteBehind] = []
-        self._woken: dict[WriteBehind, None] = {}
-        """Those among ``_logs`` that may have something to be written, or be over: others cost a round nothing. In
-        order.
-        """
+        self._news = asyncio.Event()
+        self._logs = Logs(trust_after_s, self._news.set)
         self._doubts = Doubts(client, pod_id, lease_s)
         self._pipelines = Pipelines(
             client,
@@ -69,10 +65,9 @@ class Writer:
             sealer,
             pod_id,
             round(retention_s * 1000),
-            has_its_name=lambda log_: self._logs.get(log_.key, log_) is log_,
+            has_its_name=self._logs.has_its_name,
             on_written=lambda seconds: self.on_written(seconds),
         )
-        self._news = asyncio.Event()
         self._round = asyncio.Event()
         self._halted = False
         self._task: asyncio.Task[None] | None = None
@@ -96,32 +91,28 @@ class Writer:
     @property
     def pending(self) -> int:
         """Calls that have something to be written."""
-        return sum(log.dirty for log in self._all)
+        return sum(log.dirty for log in self._logs.all)
 
     @property
     def parked(self) -> int:
         """Calls that alone cannot be written, and are tried again by themselves."""
-        return sum(bool(log.refusals) and log.dirty for log in self._all)
+        return sum(bool(log.refusals) and log.dirty for log in self._logs.all)
 
     @property
     def unwritten(self) -> int:
         """Records that are to be written."""
-        return sum(log.unwritten for log in self._all)
+        return sum(log.unwritten for log in self._logs.all)
 
     @property
     def kept(self) -> int:
         """Records that may still be lost, and are kept here."""
-        return sum(log.kept for log in self._all)
+        return sum(log.kept for log in self._logs.all)
 
     @property
     def lag_s(self) -> float:
         """How long the oldest record has waited to be written."""
-        since = [log.waiting_since for log in self._all if log.waiting_since is not None]
+        since = [log.waiting_since for log in self._logs.all if log.waiting_since is not None]
         return max(0.0, time.monotonic() - min(since)) if since else 0.0
-
-    @property
-    def _all(self) -> tuple[WriteBehind, ...]:
-        return (*self._logs.values(), *self._ending)
 
     def start(self) -> None:
         """Begin to write."""
@@ -152,17 +143,7 @@ class Writer:
 
     def begin(self, key: CallKey, ownership: Ownership) -> CallLog:
         """As of ``Store``."""
-        if (old := self._logs.pop(key, None)) is not None:  # of a call of this name that is over, or was lost
-            self._woken.pop(old, None)
-            self._ending.append(old)
-            old.leave()
-        self._logs[key] = made = WriteBehind(key, ownership, self._trust_after_s, self._wake)
-        return made
-
-    def _wake(self, log_: WriteBehind) -> None:
-        if self._logs.get(log_.key) is log_:
-            self._woken[log_] = None
-        self._news.set()
+        return self._logs.begin(key, ownership)
 
     async def _run(self) -> None:
         backoff = BACKOFF_S
@@ -203,7 +184,7 @@ class Writer:
                 self._fall_behind("slow")
             await self._beat_if_due()
         self._pipelines.failed_together = frozenset()
-        self._settle()
+        self._logs.settle()
         self._round.set()
         await self._park(refused, others_went=taken > 0)
         if self._due():
@@ -214,7 +195,7 @@ class Writer:
         due = deque(log_ for log_ in self._due() if self._pipelines.closes(log_))
         while batches := await self._pipelines.next(due, {}):
             await self._write(batches, {})
-        self._settle()
+        self._logs.settle()
 
     async def _beat_if_due(self) -> None:
         if time.monotonic() < self._next_beat:
@@ -224,26 +205,18 @@ class Writer:
         await self._directory.beat()
         await self._read_memory()
         if late:
-            log.warning("the lease had run out", extra={"calls": len(self._logs)})
+            log.warning("the lease had run out", extra={"calls": len(self._logs.live)})
         self._next_beat = time.monotonic() + self._lease_s / 3
 
     def _due(self) -> list[WriteBehind]:
         """What is to be written now. What failed last time comes last, so that it keeps nobody from being written."""
         now = time.monotonic()
-        due = [log_ for log_ in self._oldest() if not log_.refusals or log_.retry_at <= now]
+        due = [log_ for log_ in self._logs.oldest() if not log_.refusals or log_.retry_at <= now]
         return sorted(due, key=lambda log_: bool(log_.refusals) or log_ in self._pipelines.failed_together)
-
-    def _oldest(self) -> Iterable[WriteBehind]:
-        """Of each name what has to be written first: what ends, as the name may be another's by now."""
-        oldest: dict[CallKey, WriteBehind] = {}
-        for log_ in (*self._ending, *self._woken):
-            if log_.dirty:
-                oldest.setdefault(log_.key, log_)
-        return oldest.values()
 
     def _wake_at(self) -> float:
         """When something is to be done, whether there is news or not."""
-        return min((self._next_beat, *(log_.retry_at for log_ in self._oldest() if log_.refusals)))
+        return min((self._next_beat, *(log_.retry_at for log_ in self._logs.oldest() if log_.refusals)))
 
     async def _write(self, batches: Sequence[Sealed], refused: dict[WriteBehind, Exception]) -> int:
         """One pipeline; returns of how many of its calls the store took records. What it refuses is added to
@@ -311,7 +284,7 @@ class Writer:
 
     async def _check_leases(self) -> None:
         """Of the calls that write nothing: which another pod has taken, and what the store has forgotten or lost."""
-        logs = [log_ for log_ in self._logs.values() if not log_.dead]
+        logs = [log_ for log_ in self._logs.live if not log_.dead]
         pipeline = self._redis.pipeline(transaction=False)
         for log_ in logs:
             lease, records = self._naming.keys_of(log_.key)
@@ -338,15 +311,6 @@ class Writer:
             found = await self._redis.info("memory")
             self.memory = int(found.get("used_memory", 0)), int(found.get("maxmemory", 0))
 
-    def _settle(self) -> None:
-        """Calls that have left are kept until all of theirs is written."""
-        for log_ in self._woken:
-            if log_.dead or log_.left or log_.closing:
-                del self._logs[log_.key]
-                self._ending.append(log_)
-        self._ending = [log_ for log_ in self._ending if log_.dirty]
-        self._woken = {log_: None for log_ in self._woken if log_.dirty and self._logs.get(log_.key) is log_}
-
     def _failed(self, began: float, error: Exception) -> None:
         self.failures += 1
         self._failing_since = self._failing_since or began
@@ -365,7 +329,7 @@ class Writer:
 
     def _is_slow(self) -> bool:
         """Whether anything has waited for too long that the store has not refused."""
-        waiting = (log_.waiting_since for log_ in self._oldest() if not log_.refusals)
+        waiting = (log_.waiting_since for log_ in self._logs.oldest() if not log_.refusals)
         return min((since for since in waiting if since is not None), default=inf) < time.monotonic() - BEHIND_AFTER_S
 
     def _fall_behind(self, cause: str) -> None:
@@ -375,6 +339,6 @@ class Writer:
 
     def _tell(self, durable: bool) -> None:
         self.behind = not durable
-        for log_ in list(self._logs.values()):
+        for log_ in self._logs.live:
             if not (log_.dead or log_.refusals):  # those that are refused have been told
                 log_.ownership.on_durable(durable)

@@ -310,7 +310,7 @@ async def test_a_call_that_comes_late_does_not_end_the_later_one_of_its_name(ser
         late.append(1, b"late")
         if forget:
             late.close(forget=True)
-        one.writer._ending.append(late)
+        one.writer._logs._ending.append(late)
         records |= fill(log, range(3, 5))
         await written(log, 4)
         assert late.dead and not told.lost
