@@ -493,6 +493,7 @@ def _store() -> Sequence[Panel]:
                 "unwritten": f"sum ({naming.label(names.STORE_UNWRITTEN)})",
                 "kept": f"sum ({naming.label(names.STORE_KEPT)})",
                 "calls with records to be written": f"sum ({naming.label(names.STORE_PENDING)})",
+                "calls that alone cannot be written": f"sum ({naming.label(names.STORE_PARKED)})",
             },
         ),
         lines(

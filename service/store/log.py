@@ -32,11 +32,13 @@ class Batch:
 class WriteBehind:
     """A ``CallLog`` whose records are taken from it in batches by whoever writes them.
 
-    trust_after_s: how long what was written may still be lost, by a failover or a crash of the store. wake: called when
-    there is something to write.
+    trust_after_s: how long what was written may still be lost, by a failover or a crash of the store. wake: called with
+    it when there is something to write, or nothing more ever.
     """
 
-    def __init__(self, key: CallKey, ownership: Ownership, trust_after_s: float, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, key: CallKey, ownership: Ownership, trust_after_s: float, wake: Callable[[WriteBehind], None]
+    ) -> None:
         self.key = key
         self.ownership = ownership
         self.closing = ""
@@ -89,6 +91,11 @@ class WriteBehind:
         """Whether there is something to be written."""
         return not self.dead and bool(self._pending or (self._whole and not self.left) or self.closing)
 
+    @property
+    def to_be_closed(self) -> bool:
+        """Whether there is nothing to be written before it is closed: of what is deleted nothing is."""
+        return self.closing == "forgotten" or (self.closing == "over" and not self._pending)
+
     def append(self, seq: int, record: bytes) -> None:
         if self.dead:
             return
@@ -99,17 +106,19 @@ class WriteBehind:
         self._pending_bytes += len(record)
         if self._pending_bytes > MAX_PENDING_BYTES:
             self._need_whole()
-        self._wake()
+        self._wake(self)
 
     def close(self, *, forget: bool) -> None:
         if not self.dead and not self.closing:
             self.closing = "forgotten" if forget else "over"
-            self._wake()
+            if forget:
+                self._drop()
+            self._wake(self)
 
     def leave(self) -> None:
         """What is not written yet still is; then nothing more of it is this pod's business."""
         self.left = True
-        self._wake()
+        self._wake(self)
 
     def batch(self, max_bytes: int) -> Batch:
         """What is to be written next: of what waits so many bytes, and one record at least."""
@@ -146,6 +155,7 @@ class WriteBehind:
 
     def found_hole(self, top: int) -> None:
         """The store has nothing behind ``top``, though more was written: write it again, or all where it has gone."""
+        self._wake(self)
         now = time.monotonic()
         if self.waiting_since is None:
             self.waiting_since = now
@@ -169,9 +179,8 @@ class WriteBehind:
     def lose(self) -> None:
         """Nothing of it is to be written any more."""
         self.dead = True
-        self.waiting_since = None
-        self._pending.clear()
-        self._written.clear()
+        self._drop()
+        self._wake(self)
 
     @property
     def _after(self) -> int:
@@ -181,6 +190,12 @@ class WriteBehind:
         self._whole = True
         self._pending.clear()
         self._pending_bytes = 0
+
+    def _drop(self) -> None:
+        self.waiting_since = None
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._written.clear()
 
     def _trust(self) -> None:
         """What was written long enough ago is safe, and need not be kept."""

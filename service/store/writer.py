@@ -12,46 +12,28 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 
 import redis.asyncio
-from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.store import scripts
-from service.store.demotion import DEMOTED, leave_if_demoted
+from service.store.demotion import leave_if_demoted
 from service.store.directory import Directory
 from service.store.log import Batch, WriteBehind
+from service.store.logs import Logs
 from service.store.naming import Naming, moment, name_of
+from service.store.parking import BACKOFF_S, Doubts, let_go_on, put_off
+from service.store.pipelines import Pipelines, Sealed
 from service.store.protocol import CallKey, CallLog, Ownership
 from service.store.sealing import Sealer
 
 log = logging.getLogger(__name__)
 
-BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
+MAX_BACKOFF_S = 1.0
 BEHIND_AFTER_S = 1.0
 """A store that takes longer has fallen behind, and calls are told."""
-MAX_CALLS_PER_PIPELINE = 64
-MIN_PIPELINE_BYTES, MAX_PIPELINE_BYTES = 16 << 10, 512 << 10
-"""Of records. One that takes longer than the store may take is tried again with half as many, and later ones grow."""
-MAX_BATCH_BYTES = 64 << 10
-"""Of one call in a pipeline."""
-SEALED_AT_ONCE_BYTES = 64 << 10
-"""What is sealed before others have their turn in the event loop."""
-MAX_PARKED_S = 10.0
-"""At most so long a call waits whose records alone the store refuses."""
-MAX_REFUSALS = 30
-"""After which what is left of a call that has ended here is given up."""
-
-
-class _Sealed(NamedTuple):
-    """What a call has to say, as it goes to the store. arguments: of ``APPEND``."""
-
-    log: WriteBehind
-    batch: Batch
-    arguments: list[Any]
 
 
 class Writer:
@@ -72,18 +54,20 @@ class Writer:
         self._redis = client
         self._directory = directory
         self._naming = naming
-        self._sealer = sealer
         self._pod_id = pod_id
         self._lease_s = lease_s
-        self._ttl_ms = round(retention_s * 1000)
-        self._trust_after_s = trust_after_s
-        self._logs: dict[CallKey, WriteBehind] = {}
-        self._ending: list[WriteBehind] = []
-        self._failed_together: frozenset[WriteBehind] = frozenset()
-        """Those of the last pipeline that failed as a whole."""
-        self._room = MAX_PIPELINE_BYTES
-        """What a pipeline may hold now."""
         self._news = asyncio.Event()
+        self._logs = Logs(trust_after_s, self._news.set)
+        self._doubts = Doubts(client, pod_id, lease_s)
+        self._pipelines = Pipelines(
+            client,
+            naming,
+            sealer,
+            pod_id,
+            round(retention_s * 1000),
+            has_its_name=self._logs.has_its_name,
+            on_written=lambda seconds: self.on_written(seconds),
+        )
         self._round = asyncio.Event()
         self._halted = False
         self._task: asyncio.Task[None] | None = None
@@ -107,27 +91,28 @@ class Writer:
     @property
     def pending(self) -> int:
         """Calls that have something to be written."""
-        return sum(log.dirty for log in self._all)
+        return sum(log.dirty for log in self._logs.all)
+
+    @property
+    def parked(self) -> int:
+        """Calls that alone cannot be written, and are tried again by themselves."""
+        return sum(bool(log.refusals) and log.dirty for log in self._logs.all)
 
     @property
     def unwritten(self) -> int:
         """Records that are to be written."""
-        return sum(log.unwritten for log in self._all)
+        return sum(log.unwritten for log in self._logs.all)
 
     @property
     def kept(self) -> int:
         """Records that may still be lost, and are kept here."""
-        return sum(log.kept for log in self._all)
+        return sum(log.kept for log in self._logs.all)
 
     @property
     def lag_s(self) -> float:
         """How long the oldest record has waited to be written."""
-        since = [log.waiting_since for log in self._all if log.waiting_since is not None]
+        since = [log.waiting_since for log in self._logs.all if log.waiting_since is not None]
         return max(0.0, time.monotonic() - min(since)) if since else 0.0
-
-    @property
-    def _all(self) -> tuple[WriteBehind, ...]:
-        return (*self._logs.values(), *self._ending)
 
     def start(self) -> None:
         """Begin to write."""
@@ -158,11 +143,7 @@ class Writer:
 
     def begin(self, key: CallKey, ownership: Ownership) -> CallLog:
         """As of ``Store``."""
-        if (old := self._logs.pop(key, None)) is not None:  # of a call of this name that is over, or was lost
-            old.leave()
-            self._ending.append(old)
-        self._logs[key] = made = WriteBehind(key, ownership, self._trust_after_s, self._news.set)
-        return made
+        return self._logs.begin(key, ownership)
 
     async def _run(self) -> None:
         backoff = BACKOFF_S
@@ -180,8 +161,9 @@ class Writer:
                 await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
                 backoff = min(backoff * 2, MAX_BACKOFF_S)
                 self._news.set()
-            except Exception:
+            except Exception as error:
                 log.exception("the store's writer failed")
+                self._failed(began, error)
                 await asyncio.sleep(MAX_BACKOFF_S)
                 self._news.set()
             else:
@@ -190,17 +172,30 @@ class Writer:
 
     async def _work(self) -> None:
         """One round: the heartbeat where it is due, then something of each call that has anything to be written."""
-        await self._beat_if_due()
-        due, refused, taken = deque(self._due()), dict[WriteBehind, Exception](), 0
-        while batches := await self._next_batches(due):
-            taken += await self._write(batches, refused)
+        try:
             await self._beat_if_due()
-        self._failed_together = frozenset()
-        self._settle()
+        except ResponseError:
+            await self._only_close()
+            raise
+        due, refused, taken = deque(self._due()), dict[WriteBehind, Exception](), 0
+        while batches := await self._pipelines.next(due, refused):
+            taken += await self._write(batches, refused)
+            if taken and self._is_slow():
+                self._fall_behind("slow")
+            await self._beat_if_due()
+        self._pipelines.failed_together = frozenset()
+        self._logs.settle()
         self._round.set()
-        self._park(refused, others_went=taken > 0)
+        await self._park(refused, others_went=taken > 0)
         if self._due():
             self._news.set()
+
+    async def _only_close(self) -> None:
+        """Close what is to be closed, and no more: a store that is full deletes all the same."""
+        due = deque(log_ for log_ in self._due() if self._pipelines.closes(log_))
+        while batches := await self._pipelines.next(due, {}):
+            await self._write(batches, {})
+        self._logs.settle()
 
     async def _beat_if_due(self) -> None:
         if time.monotonic() < self._next_beat:
@@ -210,71 +205,29 @@ class Writer:
         await self._directory.beat()
         await self._read_memory()
         if late:
-            log.warning("the lease had run out", extra={"calls": len(self._logs)})
+            log.warning("the lease had run out", extra={"calls": len(self._logs.live)})
         self._next_beat = time.monotonic() + self._lease_s / 3
 
     def _due(self) -> list[WriteBehind]:
         """What is to be written now. What failed last time comes last, so that it keeps nobody from being written."""
         now = time.monotonic()
-        due = [log_ for log_ in self._oldest() if not log_.refusals or log_.retry_at <= now]
-        return sorted(due, key=lambda log_: bool(log_.refusals) or log_ in self._failed_together)
-
-    def _oldest(self) -> Iterable[WriteBehind]:
-        """Of each name what has to be written first: what ends, as the name may be another's by now."""
-        oldest: dict[CallKey, WriteBehind] = {}
-        for log_ in (*self._ending, *self._logs.values()):
-            if log_.dirty:
-                oldest.setdefault(log_.key, log_)
-        return oldest.values()
+        due = [log_ for log_ in self._logs.oldest() if not log_.refusals or log_.retry_at <= now]
+        return sorted(due, key=lambda log_: bool(log_.refusals) or log_ in self._pipelines.failed_together)
 
     def _wake_at(self) -> float:
         """When something is to be done, whether there is news or not."""
-        return min((self._next_beat, *(log_.retry_at for log_ in self._oldest() if log_.refusals)))
+        return min((self._next_beat, *(log_.retry_at for log_ in self._logs.oldest() if log_.refusals)))
 
-    async def _next_batches(self, due: deque[WriteBehind]) -> list[_Sealed]:
-        """What goes into one pipeline. A whole call begins another one, as it takes long to be written down, and may be
-        more than the store takes in time, which is to hold nobody else up.
+    async def _write(self, batches: Sequence[Sealed], refused: dict[WriteBehind, Exception]) -> int:
+        """One pipeline; returns of how many of its calls the store took records. What it refuses is added to
+        ``refused``.
         """
-        found: list[_Sealed] = []
-        size = at_once = 0
-        while due and size < self._room and len(found) < MAX_CALLS_PER_PIPELINE:
-            if not due[0].dirty:  # any more
-                due.popleft()
-                continue
-            if found and due[0].to_be_whole:
-                break
-            log_ = due.popleft()
-            batch = log_.batch(min(MAX_BATCH_BYTES, self._room - size))
-            found.append(_Sealed(log_, batch, self._arguments(log_, batch)))
-            size += batch.size
-            at_once += batch.size
-            if at_once >= SEALED_AT_ONCE_BYTES:
-                at_once = 0
-                await asyncio.sleep(0)
-        return found
-
-    async def _write(self, batches: Sequence[_Sealed], refused: dict[WriteBehind, Exception]) -> int:
-        """One pipeline; returns how many of its calls the store took. What one call's records meet harms no other's: it
-        is added to ``refused``.
-        """
-        pipeline, owners = self._redis.pipeline(transaction=False), list[WriteBehind]()
-        for log_, *_ in batches:
-            if log_.ownership.caller:  # first, and each time: what is stored of a caller can always be found
-                index = self._naming.callers(log_.key.tenant, log_.ownership.caller)
-                pipeline.sadd(index, self._naming.call(log_.key))
-                pipeline.pexpire(index, self._ttl_ms)
-                owners += [log_, log_]
-        for log_, _, arguments in batches:
-            pipeline.eval(scripts.APPEND, 2, *self._naming.keys_of(log_.key), *arguments)
-            owners.append(log_)
-        answers = await self._answers(pipeline, batches)
-        refused |= {
-            owner: answer for owner, answer in zip(owners, answers, strict=True) if isinstance(answer, Exception)
-        }
         taken = 0
-        for (log_, batch, _), answer in zip(batches, answers[-len(batches) :], strict=True):
-            if log_ not in refused:
-                self.writes += 1
+        for (log_, batch, script, _), answer in await self._pipelines.write(batches, refused):
+            self.writes += 1
+            if script == scripts.CLOSE:  # which says nothing of what the store takes
+                self._closed(log_, bool(answer))
+            else:
                 taken += answer[0] == b"ok"
                 try:
                     await self._take_answer(log_, batch, answer[0], int(answer[1]))
@@ -282,52 +235,23 @@ class Writer:
                     refused[log_] = error
         return taken
 
-    async def _answers(self, pipeline: Pipeline, batches: Sequence[_Sealed]) -> list[Any]:
-        """Those of the store; from how long they take it is known how much may be asked of it at once."""
-        size, began = sum(batch.size for _, batch, _ in batches), time.monotonic()
-        try:
-            answers = await pipeline.execute(raise_on_error=False)
-        except (RedisError, OSError, TimeoutError) as error:
-            self._failed_together = frozenset(log_ for log_, *_ in batches)
-            if isinstance(error, (RedisTimeoutError, TimeoutError)):
-                self._room = max(min(self._room, size) // 2, MIN_PIPELINE_BYTES)
-            raise
-        if size * 2 > self._room:
-            self._room = min(self._room + MIN_PIPELINE_BYTES, MAX_PIPELINE_BYTES)
-        self.on_written(time.monotonic() - began)
-        return answers
-
-    def _park(self, refused: dict[WriteBehind, Exception], *, others_went: bool) -> None:
-        """What the store refuses of single calls waits by itself. Raises where all that there was is refused, for then
-        it may be the store.
-        """
-        own = {
-            log_: error
-            for log_, error in refused.items()
-            if (others_went or log_.refusals) and not isinstance(error, DEMOTED)
-        }
-        for log_, error in own.items():
-            self.failures += 1
-            told = {"session": log_.key.session, "cause": f"{type(error).__name__}: {error}"}
-            if not log_.refusals:
-                log.error("the store refuses what a call has to say", extra=told)
-                if not self.behind:
-                    log_.ownership.on_durable(False)
-            log_.refusals = min(log_.refusals + 1, MAX_REFUSALS)
-            log_.retry_at = time.monotonic() + min(BACKOFF_S * 2**log_.refusals, MAX_PARKED_S)
-            if log_.refusals == MAX_REFUSALS and (log_.closing or log_.left):
-                log.error("the end of a call is given up", extra=told)
-                log_.lose()
-        if unexplained := next((error for log_, error in refused.items() if log_ not in own), None):
-            raise unexplained
+    async def _park(self, refused: Mapping[WriteBehind, Exception], *, others_went: bool) -> None:
+        """What is refused of single calls waits by itself. Raises where it is the store."""
+        fault = await self._doubts.fault(refused.values(), others_went=others_went)
+        for log_, error in refused.items():
+            if fault is None or not isinstance(error, RedisError):
+                self.failures += 1
+                put_off(log_, error, tell=not self.behind)
+        if fault is not None:
+            raise fault
 
     async def _take_answer(self, log_: WriteBehind, batch: Batch, kind: bytes, number: int) -> None:
         match kind:
             case b"ok":
                 log_.wrote(batch)
                 if log_.closing and not log_.unwritten:
-                    await self._close(log_)
-                self._unpark(log_)
+                    self._closed(log_, await self._pipelines.close(log_))
+                let_go_on(log_, tell=not self.behind)
             case b"hole":
                 log.warning("the store has lost records", extra={"session": log_.key.session, "top": number})
                 log_.found_hole(number)
@@ -345,16 +269,12 @@ class Writer:
             case _:  # of whom nobody knows who has it
                 raise ResponseError(f"{kind!r} is no answer")
 
-    def _unpark(self, log_: WriteBehind) -> None:
-        if log_.refusals:
-            log_.refusals = 0
-            if not (self.behind or log_.dead):
-                log_.ownership.on_durable(True)
-
-    async def _close(self, log_: WriteBehind) -> None:
-        arguments = (log_.ownership.generation, self._pod_id, self._ttl_ms, log_.closing)
-        await self._redis.eval(scripts.CLOSE, 2, *self._naming.keys_of(log_.key), *arguments)
-        log_.lose()
+    def _closed(self, log_: WriteBehind, done: bool) -> None:
+        if done:
+            log_.lose()
+        else:
+            self.fenced += not log_.left
+            self._lose(log_, taken_over=log_.ownership.generation > 1)
 
     def _lose(self, log_: WriteBehind, *, taken_over: bool) -> None:
         """Another pod has the call, or, where it was not taken over, another call of its name. One that has
@@ -366,7 +286,7 @@ class Writer:
 
     async def _check_leases(self) -> None:
         """Of the calls that write nothing: which another pod has taken, and what the store has forgotten or lost."""
-        logs = [log_ for log_ in self._logs.values() if not log_.dead]
+        logs = [log_ for log_ in self._logs.live if not log_.dead]
         pipeline = self._redis.pipeline(transaction=False)
         for log_ in logs:
             lease, records = self._naming.keys_of(log_.key)
@@ -393,46 +313,34 @@ class Writer:
             found = await self._redis.info("memory")
             self.memory = int(found.get("used_memory", 0)), int(found.get("maxmemory", 0))
 
-    def _settle(self) -> None:
-        """Calls that have left are kept until all of theirs is written."""
-        for key, log_ in list(self._logs.items()):
-            if log_.dead or log_.left or log_.closing:
-                del self._logs[key]
-                self._ending.append(log_)
-        self._ending = [log_ for log_ in self._ending if log_.dirty]
-
     def _failed(self, began: float, error: Exception) -> None:
         self.failures += 1
         self._failing_since = self._failing_since or began
-        if not self.behind and time.monotonic() - self._failing_since > BEHIND_AFTER_S:
-            log.error("the store does not keep up", extra={"cause": f"{type(error).__name__}: {error}"})
-            self._tell(False)
+        if time.monotonic() - self._failing_since > BEHIND_AFTER_S:
+            self._fall_behind(f"{type(error).__name__}: {error}")
 
     def _succeeded(self, began: float) -> None:
         """A round has written something of each call; what is left may have waited for long."""
         self.reconnects += self._failing_since is not None
         self._failing_since = None
-        waiting = (log_.waiting_since for log_ in self._due() if log_.waiting_since is not None and not log_.refusals)
-        slow = time.monotonic() - min((began, *waiting)) > BEHIND_AFTER_S
-        if self.behind and not slow:
+        if self._is_slow() or time.monotonic() - began > BEHIND_AFTER_S:
+            self._fall_behind("slow")
+        elif self.behind:
             log.info("the store has caught up")
             self._tell(True)
-        elif not self.behind and slow:
-            log.error("the store does not keep up", extra={"cause": "slow"})
+
+    def _is_slow(self) -> bool:
+        """Whether anything has waited for too long that the store has not refused."""
+        waiting = (log_.waiting_since for log_ in self._logs.oldest() if not log_.refusals)
+        return min((since for since in waiting if since is not None), default=inf) < time.monotonic() - BEHIND_AFTER_S
+
+    def _fall_behind(self, cause: str) -> None:
+        if not self.behind:
+            log.error("the store does not keep up", extra={"cause": cause})
             self._tell(False)
 
     def _tell(self, durable: bool) -> None:
         self.behind = not durable
-        for log_ in list(self._logs.values()):
+        for log_ in self._logs.live:
             if not (log_.dead or log_.refusals):  # those that are refused have been told
                 log_.ownership.on_durable(durable)
-
-    def _arguments(self, log_: WriteBehind, batch: Batch) -> list[Any]:
-        own, whole, after = log_.ownership, "1" if batch.whole else "0", batch.after
-        if self._logs.get(log_.key, log_) is not log_:
-            after = max(after, 0)  # a later call has its name here, whose place it must not take
-        opened, index = moment(own.opened_at), self._naming.callers(log_.key.tenant, own.caller) if own.caller else ""
-        found: list[Any] = [own.generation, self._pod_id, own.base, after, self._ttl_ms, whole, opened, index]
-        for seq, record in batch.entries:
-            found += [seq, self._sealer.seal(record, self._naming.place(log_.key, seq))]
-        return found

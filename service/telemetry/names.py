@@ -80,6 +80,7 @@ ENGINE_RESTARTS = "firstword.engine.restarts"
 
 # The store behind the calls. Read when metrics are collected.
 STORE_PENDING = "firstword.store.calls_pending"
+STORE_PARKED = "firstword.store.calls_parked"
 STORE_BEHIND = "firstword.store.behind"
 STORE_FAILURES = "firstword.store.failures"
 STORE_UNWRITTEN = "firstword.store.records.unwritten"

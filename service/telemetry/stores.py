@@ -26,6 +26,9 @@ class Watched(Protocol):
     def pending(self) -> int: ...
 
     @property
+    def parked(self) -> int: ...
+
+    @property
     def unwritten(self) -> int: ...
 
     @property
@@ -40,6 +43,7 @@ def watch(telemetry: Telemetry, store: Watched) -> None:
     store.on_written = telemetry.append_time()
     see = telemetry.watch
     see(names.STORE_PENDING, "{call}", "Calls with records to be written", lambda: store.pending)
+    see(names.STORE_PARKED, "{call}", "Calls that alone cannot be written", lambda: store.parked)
     see(names.STORE_UNWRITTEN, "{record}", "Records that are to be written", lambda: store.unwritten)
     see(names.STORE_KEPT, "{record}", "Records that may still be lost, and are kept here", lambda: store.kept)
     see(names.STORE_LAG, "s", "How long the oldest record has waited to be written", lambda: store.lag_s)

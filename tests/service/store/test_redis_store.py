@@ -32,8 +32,9 @@ from service.store import (
     Superseded,
     Taken,
     new_pod_id,
+    parking,
+    pipelines,
     scripts,
-    writer,
 )
 from service.store.directory import spread
 from service.store.log import WriteBehind
@@ -304,17 +305,20 @@ async def test_a_name_that_its_own_server_holds_no_more_is_free_there(server: Va
         assert await one.take(KEY, 9, 9, insist=True, opened_at=LATER) == Taken(9, records)
 
 
-async def test_a_call_that_comes_late_does_not_end_the_later_one_of_its_name(server: Valkey) -> None:
+@pytest.mark.parametrize("forget", [False, True])
+async def test_a_call_that_comes_late_does_not_end_the_later_one_of_its_name(server: Valkey, forget: bool) -> None:
     """Its own pod had meant to write it first, and that failed."""
     async with Pods(server.url) as pods:
         one, told = await pods.pod(), Told()
-        late = WriteBehind(KEY, Told().ownership(opened_at=EARLIER), 0.0, lambda: None)
+        late = WriteBehind(KEY, Told().ownership(opened_at=EARLIER), 0.0, lambda log: None)
         late.leave()
         log = one.begin(KEY, told.ownership(opened_at=LATER))
         records = fill(log, range(1, 3))
         await written(log, 2)
         late.append(1, b"late")
-        one.writer._ending.append(late)
+        if forget:
+            late.close(forget=True)
+        one.writer._logs._ending.append(late)
         records |= fill(log, range(3, 5))
         await written(log, 4)
         assert late.dead and not told.lost
@@ -709,6 +713,31 @@ async def test_a_store_that_is_full_gives_up_calls_and_deletes_them(server: Valk
         assert await other.take(KEY, 3, 3, insist=True) is None
 
 
+@pytest.mark.parametrize("behind", [False, True])
+async def test_a_call_is_forgotten_when_it_closes_though_the_store_is_full(server: Valkey, behind: bool) -> None:
+    """With more to say that was not written; also where the heartbeat has been refused already."""
+    lease_s = 0.6 if behind else 60.0
+    async with Pods(server.url, lease_s=lease_s) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, told = await pods.pod(), Told()
+        log, silent = one.begin(KEY, Told().ownership(caller="anna")), one.begin(CallKey("", "2"), told.ownership())
+        for each in (log, silent):
+            fill(each, range(1, 4))
+            await written(each, 3)
+        await client.config_set("maxmemory", "1")
+        if behind:
+            await until(lambda: one.writer.behind)
+        log.append(4, b"the last word")
+        log.close(forget=True)
+        await until(lambda: not one.writer.pending)
+        assert len(await client.keys("*:log")) == 1
+        assert await one.take(KEY, 2, 4, insist=True) is None
+        assert told.durable == [False] * behind
+        await client.config_set("maxmemory", "0")
+        silent.append(4, b"more of it")
+        await written(silent, 4)
+        assert len(await client.keys("*:log")) == 1
+
+
 async def refusing(client: redis.asyncio.Redis) -> bytes:
     """Make the store refuse whatever is said of the one call that it has; the key that is to be deleted again."""
     (lease,) = await client.keys("firstword:*:lease")
@@ -719,7 +748,7 @@ async def refusing(client: redis.asyncio.Redis) -> bytes:
 async def test_a_call_that_the_store_refuses_harms_no_other(server: Valkey) -> None:
     """More of them than one pipeline has, and the refused one is the oldest."""
     async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
-        one, refused, others = await pods.pod(), Told(), [Told() for _ in range(writer.MAX_CALLS_PER_PIPELINE + 6)]
+        one, refused, others = await pods.pod(), Told(), [Told() for _ in range(pipelines.MAX_CALLS_PER_PIPELINE + 6)]
         log = one.begin(KEY, refused.ownership())
         fill(log, range(1, 3))
         await written(log, 2)
@@ -740,6 +769,98 @@ async def test_a_call_that_the_store_refuses_harms_no_other(server: Valkey) -> N
         assert refused.durable == [False, True] and not log.refusals  # type: ignore[attr-defined]
 
 
+async def test_a_call_that_cannot_be_written_down_harms_no_other(
+    server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither whole nor record by record. It alone is told, also where there is no other, and counted as a failure."""
+    async with Pods(server.url) as pods:
+        one, broken, unsealed, other = await pods.pod(), Told(), Told(), Told()
+        sealer, seal, faults = one._sealer, one._sealer.seal, [ValueError("no")]
+
+        def checkpoint() -> tuple[int, bytes]:
+            if faults:
+                raise faults[0]
+            return broken.checkpoint()
+
+        def sealing(record: bytes, place: bytes) -> bytes:
+            if faults and record == b"not to be sealed":
+                raise faults[0]
+            return seal(record, place)
+
+        monkeypatch.setattr(sealer, "seal", sealing)
+        log = one.begin(KEY, replace(broken.ownership(), checkpoint=checkpoint))
+        log.append(1, bytes(pipelines.MAX_BATCH_BYTES * 17))  # more than is kept: all of it is to be written
+        await until(lambda: broken.durable == [False] and one.writer.failures > 0)
+        secret = one.begin(CallKey("", "call-2"), unsealed.ownership())
+        secret.append(1, b"not to be sealed")
+        healthy = one.begin(CallKey("", "call-3"), other.ownership())
+        for seq in range(1, 16):
+            healthy.append(seq, b"a word")
+            await written(healthy, seq)
+            await asyncio.sleep(0.1)
+        assert broken.durable == unsealed.durable == [False] and not other.durable and not one.writer.behind
+        broken.at = 1
+        faults.clear()
+        await written(log, 1)
+        await written(secret, 1)
+        assert broken.durable == unsealed.durable == [False, True]
+
+
+async def test_a_fault_in_the_writer_is_told(server: Valkey) -> None:
+    async with Pods(server.url) as pods:
+        one, told = await pods.pod(), Told()
+        log = one.begin(KEY, told.ownership())
+        fill(log, range(1, 3))
+        await written(log, 2)
+        load, one._pod.load = one._pod.load, lambda: (0, "many")  # type: ignore[assignment, return-value]
+        await until(lambda: told.durable == [False] and one.writer.failures > 0)
+        one._pod.load = load
+        await until(lambda: told.durable == [False, True])
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_refused_call_where_nobody_else_writes_is_no_fault_of_the_store(server: Valkey, ended: bool) -> None:
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, refused, silent = await pods.pod(), Told(), Told()
+        log = one.begin(KEY, refused.ownership())
+        fill(log, range(1, 3))
+        await written(log, 2)
+        lease = await refusing(client)
+        other = one.begin(CallKey("", "other"), silent.ownership())
+        fill(other, range(1, 3))
+        await written(other, 2)
+        log.append(3, b"a word")
+        if ended:
+            log.close(forget=False)
+        await until(lambda: log.refusals > 5)  # type: ignore[attr-defined]
+        assert refused.durable == [False] and not silent.durable and not one.writer.behind
+        assert one.writer.parked == 1
+        await client.delete(lease)
+        await until(lambda: not one.writer.pending)
+        assert one.writer.parked == 0
+
+
+async def test_a_store_that_takes_heartbeats_alone_is_behind(server: Valkey) -> None:
+    """Also where the one call that has something to say was refused for itself before."""
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one, refused, silent = await pods.pod(), Told(), Told()
+        log = one.begin(KEY, refused.ownership())
+        fill(log, range(1, 3))
+        await written(log, 2)
+        lease = await refusing(client)
+        other = one.begin(CallKey("", "other"), silent.ownership())
+        fill(other, range(1, 3))
+        await written(other, 2)
+        log.append(3, b"a word")
+        await until(lambda: one.writer.parked == 1)
+        await client.execute_command("ACL", "SETUSER", "default", "-eval")  # type: ignore[no-untyped-call]
+        await until(lambda: one.writer.behind)
+        assert silent.durable == [False]
+        await client.execute_command("ACL", "SETUSER", "default", "+eval")  # type: ignore[no-untyped-call]
+        await client.delete(lease)
+        await until(lambda: silent.durable == refused.durable == [False, True])
+
+
 async def test_what_the_store_refuses_of_a_call_that_ends_is_given_up(
     server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -757,7 +878,7 @@ async def test_what_the_store_refuses_of_a_call_that_ends_is_given_up(
         began = time.monotonic()
         await one.writer.finish(10.0)
         assert time.monotonic() - began < 5.0 and one.writer.pending == 1
-        monkeypatch.setattr(writer, "MAX_REFUSALS", 4)
+        monkeypatch.setattr(parking, "MAX_REFUSALS", 4)
         await one.start()
         await until(lambda: not one.writer.pending)
         other.append(2, b"more of it")
@@ -776,6 +897,41 @@ async def test_answers_that_nobody_knows_take_no_call_from_its_pod(server: Valke
             await one.take(KEY, 2, 2, insist=True)
 
 
+async def test_what_is_to_be_forgotten_is_not_given_up(server: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parking, "MAX_REFUSALS", 2)
+    async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
+        one = await pods.pod()
+        log = one.begin(KEY, Told().ownership())
+        fill(log, range(1, 3))
+        await written(log, 2)
+        lease = await refusing(client)
+        other = one.begin(CallKey("", "other"), Told().ownership())
+        log.close(forget=True)
+        failures = one.writer.failures
+        for seq in count(1):
+            other.append(seq, b"a word")
+            await written(other, seq)
+            if one.writer.failures > failures + 4:
+                break
+        assert len(await client.keys("*:log")) == 2
+        await client.delete(lease)
+        await until(lambda: not one.writer.pending)
+        assert len(await client.keys("*:log")) == 1
+
+
+async def test_a_call_that_another_pod_has_is_not_closed(server: Valkey) -> None:
+    async with Pods(server.url, lease_s=60.0) as pods:
+        one, other = await pods.pod(), await pods.pod()
+        log = one.begin(KEY, Told().ownership())
+        records = fill(log, range(1, 4))
+        await written(log, 3)
+        await taken(other)
+        log.close(forget=True)
+        await until(lambda: not one.writer.pending)
+        assert (await taken(one)).records == records
+        assert (one.writer.fenced, one.writer.leases_lost) == (1, 1)
+
+
 async def test_a_store_that_is_slow(server: Valkey) -> None:
     async with slow_proxy(server.port) as proxy, Pods(proxy.url, timeout_s=5.0) as pods:
         one, told = await pods.pod(), Told()
@@ -788,6 +944,42 @@ async def test_a_store_that_is_slow(server: Valkey) -> None:
         proxy.delay_s = 0.0
         await until(lambda: told.durable[-1])
         await written(log, max(records))
+
+
+async def test_calls_that_have_nothing_to_say_cost_the_writer_nothing(
+    server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Pods(server.url, lease_s=60.0) as pods:
+        one = await pods.pod()
+        logs = [one.begin(CallKey("", f"call-{at}"), Told().ownership()) for at in range(100)]
+        for log in logs:
+            log.append(1, b"a word")
+        for log in logs:
+            await written(log, 1)
+        is_dirty, looked = WriteBehind.dirty.fget, Counter[WriteBehind]()
+
+        def looking(log: WriteBehind) -> bool:
+            looked[log] += 1
+            return bool(is_dirty(log))
+
+        monkeypatch.setattr(WriteBehind, "dirty", property(looking))
+        for seq in range(2, 12):
+            logs[50].append(seq, b"a word")
+            await written(logs[50], seq)
+        assert list(looked) == [logs[50]]
+
+
+async def test_that_a_store_is_slow_is_told_before_all_is_written(server: Valkey) -> None:
+    """A round of many calls takes long, though each of its pipelines is taken in time."""
+    async with slow_proxy(server.port) as proxy, Pods(proxy.url, timeout_s=5.0, lease_s=6.0) as pods:
+        one, unwritten = await pods.pod(), list[int]()
+        ownership = replace(Told().ownership(), on_durable=lambda durable: unwritten.append(one.writer.unwritten))
+        logs = [one.begin(CallKey("", f"call-{at}"), ownership) for at in range(150)]
+        proxy.rate = 1.5e6
+        for log in logs:
+            log.append(1, bytes(pipelines.MAX_BATCH_BYTES))
+        await until(lambda: bool(unwritten))
+        assert unwritten[0] > len(logs) / 2 and not one.writer.failures
 
 
 @pytest.mark.parametrize("rate", [8e5, 1e5])
@@ -812,7 +1004,7 @@ async def test_calls_go_on_while_what_waited_is_written(server: Valkey, monkeypa
     """What is sealed at once is bounded; and of calls that the store has lost one is written down at once."""
     async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
         one, sealed, wholes = await pods.pod(), Turns(), Turns()
-        sealer, seal = one.writer._sealer, one.writer._sealer.seal
+        sealer, seal = one._sealer, one._sealer.seal
 
         def counted(record: bytes, place: bytes) -> bytes:
             sealed.done(len(record))
@@ -829,7 +1021,7 @@ async def test_calls_go_on_while_what_waited_is_written(server: Valkey, monkeypa
             for seq in range(1, 31):
                 log.append(seq, bytes(8 * 1024))
         await until(lambda: all(log.durable_seq == 30 for log in logs))
-        assert 0 < sealed.most <= 2 * writer.MAX_BATCH_BYTES
+        assert 0 < sealed.most <= 2 * pipelines.MAX_BATCH_BYTES
         await client.flushall()
         await until(lambda: not one.writer.pending and wholes.most > 0)
         await until(lambda: all(log.durable_seq == 30 for log in logs))
@@ -1060,7 +1252,7 @@ async def test_a_store_that_does_not_say_its_memory_is_used_all_the_same(server:
 
 def test_what_is_written_again_counts_as_waiting() -> None:
     for trust_after_s in (0.0, 30.0):  # the whole call is written then; or those records that it has lost
-        log = WriteBehind(KEY, Told().ownership(), trust_after_s, lambda: None)
+        log = WriteBehind(KEY, Told().ownership(), trust_after_s, lambda log: None)
         fill(log, range(1, 4))
         log.wrote(log.batch(1 << 20))
         assert log.waiting_since is None
