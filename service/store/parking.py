@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 
 import redis.asyncio
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from service.store import scripts
 from service.store.demotion import DEMOTED
@@ -41,9 +41,11 @@ class Doubts:
             own = f"firstword:pod:{{{self._pod_id}}}"
             arguments = (1, self._pod_id, 0, -1, round(self._lease_s * 1000), "0", "", "", 1, b"")
             try:
-                await self._redis.eval(scripts.APPEND, 2, f"{own}:asked", f"{own}:told", *arguments)
+                answer = await self._redis.eval(scripts.APPEND, 2, f"{own}:asked", f"{own}:told", *arguments)
             except (RedisError, OSError, TimeoutError) as error:
                 return error
+            if answer[0] != b"ok":
+                return ResponseError(f"{answer[0]!r} is no answer")
         return None
 
 
