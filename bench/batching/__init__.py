@@ -7,6 +7,7 @@ prefill in the time that counts: this is what a way of drafting is worth at a lo
 to read of a call's newest lines counts, for nobody else has to. The ways take turns within each round, in a random
 order, so a machine that changes its pace does so for all of them.
 
-Then the same with a draft head whose time counts as if its step took as large a part of a plain forward as on a GPU:
-where a head is dear beside its target, or cheap, differs from machine to machine, and the policy goes by it.
+Then the same with a draft head whose time counts as if its step took as large a part of a plain forward as on a GPU,
+or a larger one: where a head is dear beside its target, or cheap, differs from machine to machine, and the policy goes
+by it.
 """

@@ -36,17 +36,21 @@ from bench.kept import Kept, KeptError
 from engine.load import describe
 from engine.sampling import Sampling
 
-GPU_STEPS = (0.05, 0.14)
+GPU_STEP = 0.14
 """What a step of an EAGLE-3 head takes on a GPU, as a part of a plain forward of its target."""
-WHY_THOSE = (
-    "0.05 is the least that it can be with an 8B target, whose weights are read once for a step: the published head of "
-    "Llama-3.1-8B has 0.43 billion of them, the target 8.03. 0.14 is what one more step took in "
-    "[vLLM](https://github.com/vllm-project/vllm/issues/20780) with that pair: cycles of 2.36 x 4.32 ms with two steps "
-    "and of 3.54 x 4.29 ms with seven, beside plain steps of 7.07 ms"
+STEPS = (GPU_STEP, 2 * GPU_STEP, 4 * GPU_STEP)
+"""Taken one after the other until there is a band of self-speculation: a head that is cheap is asked whatever the load,
+and that the policy lets go of one that is dear must be seen all the same.
+"""
+WHY_THAT = (
+    f"On a GPU it is {GPU_STEP:g}: with Llama-3.1-8B and its published head, cycles took 2.36 x 4.32 ms with two steps "
+    "and 3.54 x 4.29 ms with seven in [vLLM](https://github.com/vllm-project/vllm/issues/20780), beside plain steps of "
+    "7.07 ms: 1.0 ms for each step more. By the weights that are read it could be 0.05 at the least (0.43 billion of "
+    "the head's, 8.03 of the target's)"
 )
 SCALED_WAYS = (OURS, PLAIN, SELF, f"{EAGLE}, 4 nodes", f"{EAGLE}, 8 nodes")
 SCALED_CALLS = (1, 4, 8, 16, 32)
-SCALED_ROUNDS = 3
+SCALED_ROUNDS = 2
 START_S, BEGIN_S = 4.0, 0.2
 """About what it takes to load one contender and measure its steps, and to read a prompt."""
 
@@ -63,9 +67,10 @@ class Part:
 
     @property
     def title(self) -> str:
-        return (
-            self.text if self.step is None else f"{self.text}, a step of the head taken for {self.step:g} of a forward"
-        )
+        if self.step is None:
+            return self.text
+        whose = "as on a GPU" if self.step == GPU_STEP else "not a GPU's"
+        return f"{self.text}, a step of the head for {self.step:g} of a forward ({whose})"
 
     def key(self, calls: int, number: int, contender: str) -> str:
         return f"{self.title} | {calls} | {number} | {contender}"
@@ -145,6 +150,17 @@ class Bench:
         return all(part.key(*place) in self._kept for place in self._places(part) if place[0] == calls)
 
 
+def measured(bench: Bench, parts: Sequence[Part]) -> list[Part]:
+    """Those that there was reason to measure: with the head scaled, up to the first one with a band."""
+    done = []
+    for part in parts:
+        bench.measure(part)
+        done.append(part)
+        if part.step is not None and page.in_band(bench.found(part), part.names, part.calls):
+            break
+    return done
+
+
 def body_of(bench: Bench, parts: Sequence[Part], given: argparse.Namespace) -> str:
     found = {part: bench.found(part) for part in parts}
     notes = "; ".join("{}: {} of {}".format(part.title, *differing(runs)) for part, runs in found.items())
@@ -165,9 +181,10 @@ def body_of(bench: Bench, parts: Sequence[Part], given: argparse.Namespace) -> s
         none = not any(page.in_band(found[part], part.names, part.calls) for part in real)
         why = "There is no band of self-speculation above, at this machine's costs. " if none else ""
         blocks.append(
-            f"## With the head's cost scaled to a GPU's\n\n{why}The same engines, but what the draft head takes counts "
-            "for more or less, to the policy and in the rates, so that one step of it is "
-            f"{_either(scaled)} of a plain forward. {WHY_THOSE}. All other costs are this machine's."
+            f"## With the draft head's cost scaled\n\n{why}The same engines, but what the draft head takes counts for "
+            "more or less, to the policy and in the rates, so that one step of it is another part of a plain forward. "
+            f"{WHY_THAT}. Where there is no band with that, the head is made dearer until there is one. All other "
+            "costs are this machine's."
         )
     for part in scaled:
         blocks += [f"### {part.title}", page.switches(found[part], part.calls), *_words(part, found[part])]
@@ -182,10 +199,6 @@ def _words(part: Part, found: Sequence[Found]) -> list[str]:
     ]
 
 
-def _either(parts: Sequence[Part]) -> str:
-    return " or ".join(f"{part.step:g}" for part in parts)
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=bench.batching.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -197,7 +210,7 @@ def arguments() -> argparse.Namespace:
         "--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="NAME", help="ours and plain are two of them"
     )
     parser.add_argument(
-        "--steps", type=float, nargs="*", default=list(GPU_STEPS), help="of the head, as parts of a plain forward"
+        "--steps", type=float, nargs="*", default=list(STEPS), help="of the head, as parts of a plain forward"
     )
     parser.add_argument("--seconds", type=float, default=1.4, help="of each run")
     parser.add_argument("--rounds", type=int, default=5)
@@ -219,8 +232,7 @@ def main() -> None:
     parts = parts_of(given)
     print(f"at most about {sum(part.most_seconds(given.seconds) for part in parts) / 60:.0f} minutes", flush=True)
     made = Bench(given.model, given.temperature, given.seconds, kept)
-    for part in parts:
-        made.measure(part)
+    parts = measured(made, parts)
     results = {part.title: made.found(part) for part in parts}
     page.draw(results, parts[0].names, harness.RESULTS / f"{given.name}.svg")
     runs = {title: [asdict(one) for one in found] for title, found in results.items()}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from bench import harness
 from bench.batching import page
-from bench.batching.__main__ import Bench, Part, arguments, body_of, parts_of
+from bench.batching.__main__ import Bench, Part, arguments, body_of, measured, parts_of
 from bench.batching.runs import (
     HEAD,
     OURS,
@@ -211,11 +212,27 @@ def test_where_no_band_is_the_page_has_the_run_with_the_scaled_head_and_its_swit
                 kept.put(of.key(calls, 1, name), asdict(Found(name, calls, speed, {mode: 1})))
     given = Namespace(temperature=0.7, rounds=1, seconds=0.1, name="batching")
     text = body_of(Bench(MODEL, 0.7, 0.1, kept), [part, scaled], given)
-    real, head = text.split("## With the head's cost scaled to a GPU's")
+    real, head = text.split("## With the draft head's cost scaled")
     assert "A step of the head takes 0.08 of a plain forward" in real and "**Chosen and ahead: nowhere.**" in real
-    assert "There is no band of self-speculation above" in head and "one step of it is 0.14 of a plain forward" in head
+    assert "There is no band of self-speculation above" in head and "for 0.14 of a forward (as on a GPU)" in head
     assert "switch to self-speculation is seen: as replies join, ours drafts with suffix+eagle3, suffix from 8" in head
     assert "**Chosen and ahead: at 8 at a time.**" in head
+
+
+def test_the_head_is_made_dearer_until_there_is_a_band() -> None:
+    parts = [Part(HELD_OUT, (OURS, PLAIN, TREE), (8,), 1, step) for step in (None, 0.14, 0.28, 0.56)]
+
+    class Measured:
+        def measure(self, part: Part) -> None:
+            pass
+
+        def found(self, part: Part) -> list[Found]:
+            return runs_of(8, dict(zip(part.names, (3.0, 1.0, 2.0), strict=True)), modes[part.step])
+
+    modes = {None: "suffix", 0.14: "plain", 0.28: "suffix", 0.56: "suffix"}
+    assert measured(cast("Bench", Measured()), parts) == parts[:3]
+    modes[0.28] = "plain"
+    assert measured(cast("Bench", Measured()), parts) == parts
 
 
 def test_the_plan_is_over_within_fifty_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
