@@ -111,10 +111,19 @@ def test_the_heads_time_counts_as_it_is_told_to() -> None:
     assert pace.draft(1, 4) == pytest.approx(0.1, rel=0.01)
 
 
-def test_a_scaled_head_is_counted_in_the_rate_and_known_to_the_policy(replies: Replies) -> None:
+def test_what_the_head_takes_counts_as_much_more_as_it_is_told_to(made: list[Contender], replies: Replies) -> None:
+    drafted = replace(made[0], going={}, begun=500)
+    as_here = run(drafted, replies, 1, 1.0)
+    drafted.head = 100.0
+    dearer = run(drafted, replies, 1, 20.0)
+    stop(drafted)
+    assert dearer.tokens_per_second < as_here.tokens_per_second / 3
+
+
+def test_a_scaled_head_is_known_to_the_policy(replies: Replies) -> None:
     (ours,) = contenders(MODEL, [OURS], calls=1, step=5.0)
     assert ours.head > 1.0
-    assert head_step(ours.engine) == pytest.approx(5.0, rel=0.9)  # the costs were measured twice
+    assert head_step(ours.engine) > 1.0  # about 5: the costs were measured twice
     found = run(ours, replies, 1, 2.0)
     stop(ours)
     assert found.modes.get("suffix+eagle3", 0) < sum(found.modes.values()) / 2, found.modes
@@ -184,17 +193,17 @@ def test_ratios_are_of_the_same_round() -> None:
 
 def test_a_bench_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds that are there are not made again, and the page has all of them."""
-    part = Part(HELD_OUT, (OURS, PLAIN, SELF, TREE), (1,), rounds=1)
+    part = Part(HELD_OUT, (OURS, PLAIN), (1,), rounds=1)
     kept = Kept(tmp_path / "runs.jsonl", {"seconds": 0.1}, resume=False)
     Bench(MODEL, 0.7, 0.1, kept).measure(part)
     lines = (tmp_path / "runs.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "runs.jsonl").write_text("".join(lines[:-1]) + lines[-1][:20])
     kept = Kept(tmp_path / "runs.jsonl", {"seconds": 0.1}, resume=True)
     before = {key: kept[key] for key in (part.key(1, 1, name) for name in part.names) if key in kept}
-    assert len(before) == 3
+    assert len(before) == 1
     bench = Bench(MODEL, 0.7, 0.1, kept)
     bench.measure(part)
-    assert len(bench.found(part)) == 4 and all(kept[key] == run for key, run in before.items())
+    assert len(bench.found(part)) == 2 and all(kept[key] == run for key, run in before.items())
     monkeypatch.setattr("bench.batching.__main__.contenders", None)
     bench.measure(part)  # nothing is missing
     given = Namespace(temperature=0.7, rounds=1, seconds=0.1, name="batching")
