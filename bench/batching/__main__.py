@@ -51,6 +51,8 @@ WHY_THAT = (
 SCALED_WAYS = (OURS, PLAIN, SELF, f"{EAGLE}, 4 nodes", f"{EAGLE}, 8 nodes")
 SCALED_CALLS = (1, 4, 8, 16, 32)
 SCALED_ROUNDS = 2
+LEARN_S = 8.0
+"""In which our policy comes to know the text and the machine, at the first load of a part: a service runs for days."""
 START_S, BEGIN_S = 4.0, 0.2
 """About what it takes to load one contender and measure its steps, and to read a prompt."""
 
@@ -78,7 +80,8 @@ class Part:
     def most_seconds(self, seconds: float) -> float:
         """It takes at most about so long, with runs of so many seconds that count."""
         runs = len(self.names) * len(self.calls) * (self.rounds + 1)
-        return len(self.names) * (START_S + BEGIN_S * max(self.calls)) + runs * PATIENCE * seconds
+        starts = len(self.names) * (START_S + BEGIN_S * max(self.calls))
+        return starts + PATIENCE * (LEARN_S + runs * seconds)
 
 
 def parts_of(given: argparse.Namespace) -> list[Part]:
@@ -93,8 +96,10 @@ def parts_of(given: argparse.Namespace) -> list[Part]:
 class Bench:
     """Makes what is not there of parts, and keeps it."""
 
-    def __init__(self, model: Path, temperature: float, seconds: float, kept: Kept) -> None:
+    def __init__(self, model: Path, temperature: float, seconds: float, kept: Kept, *, learn: float = LEARN_S) -> None:
+        """seconds: of each run. learn: that our policy has for itself, before the first one."""
         self._model = model
+        self._learn = learn
         self._sampling = Sampling(temperature=temperature)
         self._seconds = seconds
         self._kept = kept
@@ -111,6 +116,7 @@ class Bench:
         made = contenders(self._model, part.names, max(missing), part.step, longest)
         ours = made[0].engine
         self._kept.of(f"{part.title} | costs", lambda: [describe(ours), head_step(ours)])
+        run(made[0], replies, missing[0], self._learn)
         for calls in missing:
             for number in range(part.rounds + 1):
                 self._round(part, made, replies, calls, number)
@@ -212,7 +218,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=float, nargs="*", default=list(STEPS), help="of the head, as parts of a plain forward"
     )
-    parser.add_argument("--seconds", type=float, default=1.4, help="of each run")
+    parser.add_argument("--seconds", type=float, default=1.3, help="of each run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--name", default="batching", help="of the page under bench/results")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -105,7 +106,8 @@ def switches(found: Sequence[Found], loads: Sequence[int]) -> str:
         if (now := chosen(found, calls)) != way:
             told.append(f"{now} from {calls} on" if told else now)
             way = now
-    seen = any(chosen(found, calls) == FRUGAL_MODE for calls in loads)
+    ways = [chosen(found, calls) for calls in sorted(loads)]
+    seen = any(now == FRUGAL_MODE != before for before, now in pairwise(ways))
     verdict = "The policy's switch to self-speculation is seen" if seen else "No switch to self-speculation is seen"
     return f"{verdict}: as replies join, ours drafts with {', '.join(told)}."
 

@@ -183,6 +183,7 @@ def test_switches_are_told_from_load_to_load() -> None:
         page.switches(runs, [1, 4, 8])
     )
     assert page.switches(runs, [1, 8]).startswith("No switch to self-speculation is seen")
+    assert page.switches(runs, [4, 8]).startswith("No switch to self-speculation is seen")
 
 
 def test_ratios_are_of_the_same_round() -> None:
@@ -195,13 +196,13 @@ def test_a_bench_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     """Rounds that are there are not made again, and the page has all of them."""
     part = Part(HELD_OUT, (OURS, PLAIN), (1,), rounds=1)
     kept = Kept(tmp_path / "runs.jsonl", {"seconds": 0.1}, resume=False)
-    Bench(MODEL, 0.7, 0.1, kept).measure(part)
+    Bench(MODEL, 0.7, 0.1, kept, learn=0.1).measure(part)
     lines = (tmp_path / "runs.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "runs.jsonl").write_text("".join(lines[:-1]) + lines[-1][:20])
     kept = Kept(tmp_path / "runs.jsonl", {"seconds": 0.1}, resume=True)
     before = {key: kept[key] for key in (part.key(1, 1, name) for name in part.names) if key in kept}
     assert len(before) == 1
-    bench = Bench(MODEL, 0.7, 0.1, kept)
+    bench = Bench(MODEL, 0.7, 0.1, kept, learn=0.1)
     bench.measure(part)
     assert len(bench.found(part)) == 2 and all(kept[key] == run for key, run in before.items())
     monkeypatch.setattr("bench.batching.__main__.contenders", None)
