@@ -121,11 +121,11 @@ bench-turns: $(READY) ## Recorded calls over gRPC: first token and clause, by wh
 bench-load: $(READY) ## Many callers at once: what each contender carries, in parts (2 hours 30 at most; LOAD="--part alone")
 	$(PY) -m bench.load $(LOAD)
 
-bench-batching: $(READY) ## Replies that share steps: tokens a second by way of drafting and load (50 minutes)
-	$(PY) -m bench.batching
+bench-batching: $(READY) ## Replies that share steps: tokens a second by drafting and load (50 minutes; BATCHING=--resume)
+	$(PY) -m bench.batching $(BATCHING)
 
-bench-hibernation: $(READY) ## First tokens of calls that were quiet beyond the page pool; memory over 5,000 calls (30 minutes)
-	$(PY) -m bench.hibernation
+bench-hibernation: $(READY) ## Calls that were quiet, ten pools of them; memory over 5,000 (35 minutes; HIBERNATION=--resume)
+	$(PY) -m bench.hibernation $(HIBERNATION)
 
 bench-prefixes: $(READY) ## What sharing the beginnings of calls saves, and what it costs
 	$(PY) -m bench.prefixes

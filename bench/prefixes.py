@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from bench import harness
-from bench.hibernation import LINE_TOKENS, NODES, REPLY_TOKENS, host_of, run, timed_reply
+from bench.hibernation.wakes import LINE_TOKENS, NODES, REPLY_TOKENS, host_of, run, timed_reply
 from engine import records
 from engine.config import EngineConfig
 from engine.engine import Engine
