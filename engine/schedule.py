@@ -303,9 +303,11 @@ class ArrivalScheduler:
     def heard(self, session: Session) -> None:
         if session.num_pending <= 1 or session.name not in self._came:
             self._came[session.name] = time.monotonic()
+        self._playback.pop(session.name, None)  # its reply is over
 
     def expect(self, session: str, deadline: float, *, aside: bool = False, rate: float = 0.0) -> None:
-        self._came[session] = time.monotonic()
+        if session not in self._playback:  # else it is released, and came when it was asked for ahead
+            self._came[session] = time.monotonic()
         self._playback[session] = PlaybackClock(rate or self._speaking_rate)
 
     def spoke(self, session: str, tokens: int) -> Clause:

@@ -361,3 +361,20 @@ def test_first_come_first_served_takes_all_replies_and_prefill_in_its_order(engi
     assert line.scheduler.expected(engine, engine.session("short")) >= line.scheduler.expected(
         engine, engine.session("long")
     )
+
+
+def test_a_reply_that_is_released_keeps_the_place_at_which_it_was_asked_for_ahead(engine: Engine, clock: Clock) -> None:
+    line = Calls(engine, ArrivalScheduler(64))
+    ahead = line.asked("ahead", 300, hold=10)
+    clock.now += 1
+    line.asked("asks", 7)
+    clock.now += 1
+    assert ahead.turn is not None
+    ahead.turn.hold = None
+    line.scheduler.expect("ahead", 0.0)
+    assert line.planned() == ["ahead"]
+    engine.cancel(ahead.turn)
+    line.scheduler.heard(ahead)
+    line.scheduler.expect("ahead", 0.0)
+    engine.submit(ahead, Sampling(), max_tokens=60)
+    assert line.planned()[0] == "asks", "what is asked anew comes behind"
