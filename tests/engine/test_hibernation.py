@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine import records
+from engine import records, worker
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import OutOfPages
@@ -419,6 +421,22 @@ def test_prefill_under_way_is_not_moved_for_what_nobody_waits_for() -> None:
     events = asked(host, records.Submit("aside", 1, 0, PROMPT, Sampling(), 4, aside=True))
     assert session.num_pending == 1 and host.beat().hibernated <= 1
     assert host.beat().dropped == 0 and finishes(events)["aside"] in ("length", "out_of_pages")
+
+
+def test_calls_that_fell_quiet_move_though_nobody_asks_for_anything_any_more() -> None:
+    """A process that waits for the next command knows when they have been idle for long enough."""
+    ours, its = multiprocessing.Pipe()
+    process = threading.Thread(target=worker.serve, args=(made(600, 1 << 30, idle_s=1.0), its))
+    process.start()
+    for name, tokens in (("a", 200), ("b", 200), ("c", 150)):  # for which there is room, and then not much more
+        ours.send(records.Open(name, PROMPT[:tokens]))
+    hibernated = 0
+    while not hibernated and ours.poll(20.0):
+        event = ours.recv()
+        hibernated = event.hibernated if isinstance(event, records.Beat) else 0
+    ours.send(records.Shutdown())
+    process.join()
+    assert hibernated
 
 
 def test_only_where_nobody_can_be_moved_does_a_reply_run_out_of_pages() -> None:
