@@ -14,7 +14,9 @@ from engine.config import EngineConfig
 from engine.engine import Engine, Work
 from engine.host import EngineHost
 from engine.load import load_proposer, load_target_for, measured_engine
+from engine.measured_policy import MeasuredPolicy
 from engine.models.decoder import Decoder
+from engine.pace import Pace, StepCosts
 from engine.policy import NOTHING, Ask, Choice, FixedPolicy, Given
 from engine.proposers.cascade import Cascade
 from engine.proposers.eagle3 import load_eagle3
@@ -118,10 +120,18 @@ def test_text_is_the_same_however_each_step_is_drafted_and_shared(order: str) ->
     assert modes == {"suffix+eagle3", "suffix", "plain"}
 
 
+SIZES = (1, 4, 8, 16, 32, 60)
+ACCELERATOR = StepCosts(SIZES, tuple(0.01 + 1e-4 * n for n in SIZES), ((0.0, *[0.004] * 5), (0.0, *[0.0002] * 5)))
+"""Where another node is nearly free and the head costs something for each call: what is best depends on who shares."""
+
+
 def test_text_is_the_same_under_the_measured_policy() -> None:
     engine = measured_engine(target(), load_proposer(CONFIG, target()), CONFIG)
-    said, _ = run(engine, DeadlineScheduler(64), random.Random(4))
+    # It goes by the costs of another machine: by those of this one it might never draft.
+    engine.drafting.policy = MeasuredPolicy(Pace(ACCELERATOR), [way.name for way in engine.drafting.ways])
+    said, modes = run(engine, DeadlineScheduler(64), random.Random(4))
     assert said == alone()
+    assert modes >= {"suffix+eagle3", "suffix"}
 
 
 def test_a_drafter_that_was_off_catches_up_and_drafts_as_if_it_had_never_been() -> None:
