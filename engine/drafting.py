@@ -62,6 +62,8 @@ class Drafting:
         self._sampler = sampler
         self._pace = pace
         self._max_context_tokens = max_context_tokens
+        self._owes_a_piece = False
+        """Whether a drafter that missed more than a step may read had nothing of the last one's share."""
 
     def trees(self, turns: Sequence[Turn], urgent: Sequence[bool], given: Given) -> list[DraftTree | EngineError]:
         """A tree behind the last token of each turn's session, no deeper than the context has room for; or why there is
@@ -103,7 +105,8 @@ class Drafting:
 
     def _put_off(self, turns: Sequence[Turn], choices: list[Choice]) -> set[int]:
         """Which of the turns do not draft yet, because others share the step and would stand still while a drafter that
-        was off reads all that it missed. It reads a piece of that in every step; what is nearly there comes first.
+        was off reads all that it missed. What is nearly there comes first; of what is too much for any step one reads a
+        piece, where all of the share is left to it, and in every other step at least it is.
         """
         missed = {
             at: behind
@@ -111,8 +114,9 @@ class Drafting:
             if choice.drafts and (behind := self.ways[choice.way].behind(turn.session.draft)) > choice.nodes
         }
         put_off: set[int] = set()
-        room = CATCH_UP_TOKENS
-        for at in sorted(missed, key=missed.__getitem__):
+        room, read = CATCH_UP_TOKENS, False
+        owed, self._owes_a_piece = self._owes_a_piece, False
+        for at in sorted(missed, key=lambda at: (owed and missed[at] <= CATCH_UP_TOKENS, missed[at])):
             turn, choice = turns[at], choices[at]
             if missed[at] <= room:
                 room -= missed[at]
@@ -120,7 +124,9 @@ class Drafting:
             if room == CATCH_UP_TOKENS:
                 if not self._catch_up(turn, choice.way):
                     continue  # it drafts as well as it can without
-                room = 0
+                room, read = 0, True
+            elif missed[at] > CATCH_UP_TOKENS and not read:
+                self._owes_a_piece = True
             if choice.probing:
                 turn.probe = choice
             choices[at] = Choice(1, choice.way, f"{self.ways[choice.way].name} catches up", urgent=choice.urgent)

@@ -157,13 +157,22 @@ class Hibernation:
     @property
     def due(self) -> bool:
         """Whether somebody should move, so that whoever wants pages next does not have to wait for that."""
-        return any(self._is_short(pool) for pool in self._pools) and self._next_idle() is not None
+        seconds = self.due_in
+        return seconds is not None and seconds <= 0.0
+
+    @property
+    def due_in(self) -> float | None:
+        """Seconds until somebody should move, where until then nothing is asked for; None: nobody should."""
+        short = self._short_pools()
+        session = self._next_idle(short) if short else None
+        return None if session is None else self._asked[session.name] + self._idle_s - time.monotonic()
 
     def tend(self) -> None:
         """Move one session that is idle, or part with a beginning that nobody has used for longer."""
-        if (session := self._next_idle()) is None:
+        short = self._short_pools()
+        if not self.due or (session := self._next_idle(short)) is None:
             return
-        short, asked = [pool for pool in self._pools if self._is_short(pool)], self._asked[session.name]
+        asked = self._asked[session.name]
         if not any(self._beginnings.give_up(pool, shared=False, unused_since=asked) for pool in short):
             self._hibernate(session)
 
@@ -174,17 +183,12 @@ class Hibernation:
         self._asked.pop(session.name, None)
         self._asked[session.name] = time.monotonic()
 
-    @staticmethod
-    def _is_short(pool: PagePool) -> bool:
-        return pool.free_pages < int(pool.num_pages * FREE_SHARE)
+    def _short_pools(self) -> list[PagePool]:
+        return [pool for pool in self._pools if pool.free_pages < int(pool.num_pages * FREE_SHARE)]
 
-    def _next_idle(self) -> Session | None:
-        """Who has been idle for longest, if that is long, and has pages of a pool that is short of them."""
-        short = [pool for pool in self._pools if self._is_short(pool)]
-        session = next(self._victims(short, urgent=False), None)
-        if session is None or self._asked[session.name] > time.monotonic() - self._idle_s:
-            return None
-        return session
+    def _next_idle(self, pools: Sequence[PagePool]) -> Session | None:
+        """Who has been idle for longest and has pages of one of these pools."""
+        return next(self._victims(pools, urgent=False), None)
 
     def _stays(self, session: Session, *, urgent: bool) -> bool:
         """Whether the session keeps its pages whoever wants some.

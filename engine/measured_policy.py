@@ -13,11 +13,10 @@ from engine.worth import Arm, Calibration, subtree
 
 RELAXED = 0.5
 """What a token is worth to a caller who still has something to listen to, against one who waits."""
-LOYALTY, LOYALTY_AT_ONCE = 1.05, 1.25
-"""By how much another way has to be better than the last one's, and within ``DWELL`` steps of the last change: what is
-measured is not exact, and what is a tie must not go to and fro.
+LOYALTY = 1.05
+"""By how much another way has to be better than the last one for such a load: what is measured is not exact, and what
+is a tie must not go to and fro.
 """
-DWELL = 16
 LONGEST_STEP_S = 0.1
 """A step with its drafting that keeps the next caller waiting for longer, or for longer than ``ROOMY`` plain steps if
 that is more, counts for less. (The scheduler's limit is shorter: it is of steps in which nobody waits.)
@@ -27,6 +26,8 @@ DECIDED_FOR = 32
 """Steps for which what was decided for a load stands: what is known changes slowly, and thinking takes time."""
 PROBE_WEIGHT = 2.0
 """What a node is worth in a tree that probes: nodes of half the worth that is needed come to be verified."""
+MOST_DECIDED = 256
+"""Loads that are remembered."""
 PROBE_MEMORY = 8
 LONGEST_INTERVAL = 16
 
@@ -117,8 +118,8 @@ class MeasuredPolicy:
             self._arms.insert(0, self._plain)
         self._calibration = [Calibration(self._decay) for _ in pace.costs.draft]
         self._last = (self._plain, self._plain)
-        self._changed = -DWELL
         self._decided: dict[_Load, _Decision] = {}
+        """Decided longest ago first."""
         self._steps = 0
 
     def choose(self, asks: Sequence[Ask], given: Given = NOTHING) -> list[Choice]:
@@ -188,35 +189,37 @@ class MeasuredPolicy:
         load = load.rounded()
         known = self._decided.get(load)
         if known is None or self._steps - known.step >= DECIDED_FOR:
-            if len(self._decided) > 256:
-                self._decided.clear()
-            known = self._decided[load] = self._best(load)
+            # Loads take turns from step to step, and what is best for one says little of another. Only where nothing
+            # was decided yet, what was chosen last will do.
+            last = self._last if known is None else (known.urgent, known.relaxed)
+            self._decided.pop(load, None)
+            if len(self._decided) == MOST_DECIDED:
+                del self._decided[next(iter(self._decided))]
+            known = self._decided[load] = self._best(load, last)
         return known
 
-    def _best(self, load: _Load) -> _Decision:
-        """The arms with the best rate: one group's, then the other's, until neither is better for another."""
-        one = self._last[0] if load.urgent else self._plain
-        other = self._last[1] if load.relaxed else self._plain
+    def _best(self, load: _Load, last: tuple[Arm, Arm]) -> _Decision:
+        """The arms with the best rate: one group's, then the other's, until neither is better for another. last: what
+        each group is loyal to.
+        """
+        one = last[0] if load.urgent else self._plain
+        other = last[1] if load.relaxed else self._plain
         rates: Mapping[Arm, float] = {}
         for _ in range(2 if load.urgent and load.relaxed else 1):
             if load.relaxed:
                 rates = {arm: self._rate(one, arm, load) for arm in self._arms}
-                other = self._loyal(rates, self._last[1])
+                other = self._loyal(rates, last[1])
             if load.urgent:
                 rates = {arm: self._rate(arm, other, load) for arm in self._arms}
-                one = self._loyal(rates, self._last[0])
-        chosen = (one if load.urgent else self._last[0], other if load.relaxed else self._last[1])
-        if [self._way(arm) for arm in chosen] != [self._way(arm) for arm in self._last]:
-            self._changed = self._steps
-        self._last = chosen
+                one = self._loyal(rates, last[0])
+        self._last = (one if load.urgent else self._last[0], other if load.relaxed else self._last[1])
         shown = one if load.urgent else other
         return _Decision(one, other, self._reason(rates, shown, load.urgent + load.relaxed), self._steps)
 
     def _loyal(self, rates: Mapping[Arm, float], last: Arm) -> Arm:
         """The arm with the best rate, where those of the way chosen before count more."""
         way = self._way(last)
-        loyalty = LOYALTY if self._steps - self._changed >= DWELL else LOYALTY_AT_ONCE
-        return max(rates, key=lambda arm: rates[arm] * (loyalty if self._way(arm) == way else 1.0))
+        return max(rates, key=lambda arm: rates[arm] * (LOYALTY if self._way(arm) == way else 1.0))
 
     def _rate(self, one: Arm, other: Arm, load: _Load) -> float:
         """Tokens per second, where the urgent replies choose the one arm and the relaxed the other, and of each as many

@@ -8,15 +8,19 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _MEMORY = 0.8
 """Share of what was known that one more step leaves: machines change their pace within a few steps."""
 _MOST = 4.0
 """Times what is known, or its part, that one step may be: what took longer stood still for another reason."""
 _HALF_LIFE = 500
-"""Steps after which a correction that nothing renewed counts half: what is left undone because it seems dear would
-never be seen to have become cheap.
+"""Steps after which a correction that nothing renewed counts half, against what is known of other sizes, and all of
+them against what was measured at start: what is left undone because it seems dear would never be seen to have become
+cheap.
 """
+_FRESH = _HALF_LIFE // 8
+"""Steps for which a figure is as good as new, and what was worked out from all of them is not worked out again."""
 
 
 @dataclass(frozen=True)
@@ -110,39 +114,65 @@ class Pace:
         return self.costs.verify_seconds(nodes) + self.costs.window * (windows - 1)
 
 
+class _Seen(NamedTuple):
+    """What steps of about a size took over what was expected: running means, and the last step that they are of."""
+
+    nodes: float
+    ratio: float
+    step: int
+
+
 class _Correction:
     """Seconds that steps took over what was expected, by their size. Between sizes it goes over smoothly: whoever
     compares sizes must not find a step where there is none.
 
-    trusting: what was expected was measured; else the first step that is seen says all.
+    trusting: what was expected was measured; else the first step that is seen says all, and it does not age.
     """
 
     def __init__(self, *, trusting: bool = True) -> None:
         self._trusting = trusting
-        self._seen: dict[int, tuple[float, float]] = {}
-        """By binary order of magnitude: (nodes, ratio), running means."""
+        self._seen: dict[int, _Seen] = {}
+        """By binary order of magnitude."""
+        self._counts: dict[int, tuple[float, float]] = {}
+        """Likewise: (nodes, ratio), as it counts by now."""
         self._sizes: tuple[float, ...] = ()
         self._ratios: tuple[float, ...] = ()
-        self._renewed = 0
+        self._aged = 0
 
     def learn(self, nodes: int, ratio: float, step: int) -> None:
+        if step - self._aged >= _FRESH:
+            self._age(step)
         size = nodes.bit_length()
-        if size in self._seen:
-            known_nodes, known = self._seen[size]
-        else:
-            known_nodes, known = float(nodes), 1.0 if self._trusting else ratio
+        known_nodes, known = self._counts.get(size, (float(nodes), 1.0 if self._trusting else ratio))
         ratio = min(max(ratio, known / _MOST), known * _MOST)
         mean = (_MEMORY * known_nodes + (1.0 - _MEMORY) * nodes, _MEMORY * known + (1.0 - _MEMORY) * ratio)
-        self._seen[size] = mean
-        self._sizes, self._ratios = zip(*sorted(self._seen.values()), strict=True)
-        self._renewed = step
+        self._seen[size] = _Seen(*mean, step)
+        self._counts[size] = mean
+        self._sizes, self._ratios = zip(*sorted(self._counts.values()), strict=True)
 
     def at(self, nodes: int, step: int) -> float:
-        ratio = _interpolated(self._sizes, self._ratios, nodes)
-        age = step - self._renewed
-        if not self._trusting or age < _HALF_LIFE // 8:
-            return ratio
-        return float(1.0 + (ratio - 1.0) * 0.5 ** (age / _HALF_LIFE))
+        if step - self._aged >= _FRESH:
+            self._age(step)
+        return _interpolated(self._sizes, self._ratios, nodes)
+
+    def _age(self, step: int) -> None:
+        """A size that is not seen any more comes to be taken for like the others; all of them, for as expected."""
+        self._aged = step
+        if not self._trusting or not self._seen:
+            return
+        newest = max(seen.step for seen in self._seen.values())
+        weights = {size: _left(newest - seen.step) for size, seen in self._seen.items()}
+        mean = sum(weight * self._seen[size].ratio for size, weight in weights.items()) / sum(weights.values())
+        left = _left(step - newest)
+        for size, weight in weights.items():
+            seen = self._seen[size]
+            self._counts[size] = (seen.nodes, 1.0 + left * (mean - 1.0 + weight * (seen.ratio - mean)))
+        self._sizes, self._ratios = zip(*sorted(self._counts.values()), strict=True)
+
+
+def _left(steps: int) -> float:
+    """What a figure still counts, so many steps after it was seen last."""
+    return float(0.5 ** (max(0, steps - _FRESH) / _HALF_LIFE))
 
 
 def _interpolated(sizes: Sequence[float], values: Sequence[float], size: float) -> float:

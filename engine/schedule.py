@@ -8,9 +8,10 @@ Every piece of work has a moment at which it is due, and the earliest comes firs
 - what is generated aside: once in a while, so that it comes to its end.
 
 A moment that has passed lies the further back the longer something waits, and what is ``LATE_S`` behind it has a small
-part of the next step whoever else waits, so nothing of that starves. Replies are made ahead while no caller waits for a
-first clause. What is due is served together, as long as the step does not become so long that the next caller who
-commits a turn would have to wait for it, and a long prompt is cut into chunks that the others hardly notice.
+part of the next step whoever else waits, so nothing of that starves. What is read for a reply that is made ahead counts
+as heard, and is wanted whatever becomes of that reply, which is itself made while no caller waits for a first clause.
+What is due is served together, as long as the step does not become so long that the next caller who commits a turn
+would have to wait for it, and a long prompt is cut into chunks that the others hardly notice.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ LONGEST_STEP_S = 0.05
 """Where nobody waits, whoever comes next is not to wait for longer, or for ``ROOMY`` plain steps if that is more."""
 ROOMY = 3.0
 LATE_S = 1.0
-"""What is heard or asked aside, and so far behind, has up to ``SHORT_PROMPT`` tokens read however many wait: one prompt
-a step.
+"""What is heard, or asked ahead or aside, and so far behind has up to ``SHORT_PROMPT`` tokens read however many wait:
+one prompt a step.
 """
 CROWD = 1.5
 """Times that those with a lead may lengthen a step of those without; ``CROWD_WAITING`` of those without a clause."""
@@ -99,7 +100,7 @@ class _Order:
     """What is known of a session's latest reply, or of what is heard. Times are monotonic seconds; 0 for what has not
     come.
 
-    since: when it was asked, released or heard, or last served. playback: of the reply; None where none was asked.
+    since: when it was first heard or asked, or last served. playback: of the reply; None where none was asked.
     first_due: when its first clause was due, as the first plan had it.
     """
 
@@ -131,13 +132,15 @@ class DeadlineScheduler:
 
     def heard(self, session: Session) -> None:
         known = self._orders.get(session.name)
-        waits = known is not None and not known.asked and session.num_pending > 1
+        waits = known is not None and session.num_pending > 1
         self._orders[session.name] = _Order(since=known.since if known is not None and waits else time.monotonic())
 
     def expect(self, session: str, deadline: float, *, aside: bool = False, rate: float = 0.0) -> None:
         now, usual = time.monotonic(), self._speaking_rate
         rate = min(max(rate, usual * _SLOWEST), usual * _FASTEST) if rate > 0.0 else usual
-        self._orders[session] = _Order(deadline, aside, now, now, PlaybackClock(rate))
+        # A caller who pauses again and again asks ahead each time: that makes what is read for it none the younger.
+        since = now if (known := self._orders.get(session)) is None else known.since
+        self._orders[session] = _Order(deadline, aside, now, since, PlaybackClock(rate))
 
     def spoke(self, session: str, tokens: int) -> Clause:
         order, now = self._orders.get(session), time.monotonic()
@@ -178,9 +181,9 @@ class DeadlineScheduler:
         plan = self._speakers(engine.pace, [s for s in earliest_first if _decodes(s)], due, now, waiting)
         readers = [s for s in earliest_first if not _decodes(s)]
         if waiting:
-            # What is heard yields to whoever waits, but for what is overdue; what is made ahead yields altogether.
+            # What is heard yields to whoever waits, but for what is overdue.
             readers = [s for s in readers if self._waits(s)] + [
-                s for s in readers if not self._waits(s) and due[s] < now and not _is_ahead(s)
+                s for s in readers if not self._waits(s) and due[s] < now
             ]
         reading = self._readers(engine.pace, readers, len(plan))
         late = (s for s in readers if waiting and not self._waits(s) and due[s] < now - LATE_S)
@@ -257,7 +260,7 @@ class DeadlineScheduler:
             self._orders[session.name] = order = _Order(since=now)
         if order.aside:
             return order.since + ASIDE_S
-        if turn is None:
+        if turn is None or (turn.hold is not None and not _decodes(session)):
             return order.since + PREFILL_S
         if turn.hold is not None:
             return order.since + AHEAD_S
@@ -300,9 +303,11 @@ class ArrivalScheduler:
     def heard(self, session: Session) -> None:
         if session.num_pending <= 1 or session.name not in self._came:
             self._came[session.name] = time.monotonic()
+        self._playback.pop(session.name, None)  # its reply is over
 
     def expect(self, session: str, deadline: float, *, aside: bool = False, rate: float = 0.0) -> None:
-        self._came[session] = time.monotonic()
+        if session not in self._playback:  # else it is released, and came when it was asked for ahead
+            self._came[session] = time.monotonic()
         self._playback[session] = PlaybackClock(rate or self._speaking_rate)
 
     def spoke(self, session: str, tokens: int) -> Clause:

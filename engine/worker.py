@@ -31,7 +31,7 @@ def serve(host: EngineHost, connection: Connection) -> None:
     connection.send(host.beat())
     next_beat = time.monotonic() + BEAT_EVERY_S
     while True:
-        while connection.poll(0 if host.busy else None):
+        while connection.poll(_patience(host)):
             command = connection.recv()
             if isinstance(command, records.Shutdown):
                 return
@@ -44,6 +44,15 @@ def serve(host: EngineHost, connection: Connection) -> None:
             connection.send(event)
         if not host.busy:
             connection.send(host.beat())
+
+
+def _patience(host: EngineHost) -> float | None:
+    """Seconds to wait for a command; None: for as long as it takes."""
+    if host.busy:
+        return 0.0
+    # Calls that fell quiet are to move now, and not while the next caller waits for their pages.
+    seconds = None if host.hibernation is None else host.hibernation.due_in
+    return None if seconds is None else max(0.0, seconds)
 
 
 def main(argv: list[str]) -> int:

@@ -839,6 +839,26 @@ def test_a_step_up_is_told_as_calls_alone_are(engine):
     assert one.replies and set(map(tuple, one.replies)) == {("plain",)} and not any(one.switches())
 
 
+def test_a_step_up_is_told_as_calls_alone_are_under_a_policy_that_switches(monkeypatch):
+    """In an engine process that is ours but for its policy, which switches whatever that costs on this machine."""
+    real = asyncio.create_subprocess_exec
+
+    async def switching(*command, **how):
+        named = ["tests.bench.switching_worker" if part == "engine.worker" else part for part in command]
+        return await real(*named, **how)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", switching)
+
+    async def run() -> step_up.StepUp:
+        async with local.start(environment({}, MODEL, "float32", QUICK.rate * QUICK.speed)) as driver:
+            return await step_up.measure(driver, small_calls(), QUICK, number=3, hold_s=0.7)
+
+    one = asyncio.run(run())
+    assert one.compared > 0 and one.same == one.compared and not one.errors
+    assert {mode for _, _, mode in one.steps} >= {"plain", "suffix", "suffix+eagle3"}
+    assert sum(count > 1 for count in one.switches()) > len(one.replies) // 4
+
+
 def test_long_prompts_arrive_while_others_talk(engine, monkeypatch):
     runner, driver = engine
     monkeypatch.setattr(long_prompt, "SLICE_S", 2.0)

@@ -109,8 +109,9 @@ def test_a_hold_of_nothing_is_refused(engine):
         engine.submit(engine.open("none", PROMPT), Sampling(), max_tokens=4, hold=0)
 
 
-def test_nobody_waits_for_a_reply_that_nobody_asked_for(host):
-    """Nothing of it is done before the caller who waits has a clause."""
+def test_nobody_waits_for_a_reply_that_nobody_asked_for(host, monkeypatch):
+    """Nothing of it is done before the caller who waits has a clause, unless its prompt is overdue."""
+    monkeypatch.setattr("engine.schedule.PREFILL_S", 3600.0)
     for name in ("ahead", "asked"):
         host.handle(records.Open(name, seed=1))
     host.handle(submit("ahead", hold=10, ahead=len(PROMPT)))

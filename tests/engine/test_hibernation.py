@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine import records
+from engine import records, worker
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import OutOfPages
@@ -409,16 +411,39 @@ def test_what_no_caller_waits_for_gives_way_to_a_reply_and_comes_to_its_end(
     assert host.beat().hibernated + host.beat().dropped > 0 and tokens_of(events, "aside") == wanted
 
 
-def test_prefill_under_way_is_not_moved_for_what_nobody_waits_for() -> None:
+@pytest.mark.parametrize(("heard", "finish"), [(400, "out_of_pages"), (385, "length")])
+def test_prefill_under_way_is_not_moved_for_what_nobody_waits_for(heard: int, finish: str) -> None:
+    """Where the last of it shares a step with a side question, that one finds no pages; behind it, it does."""
     host = small()
-    host.handle(records.Open("hears", tuple(5 + at % 1900 for at in range(400))))
+    host.scheduler = ArrivalScheduler(64)  # whose steps depend on no clock: six are full of what is heard
+    host.handle(records.Open("hears", tuple(5 + at % 1900 for at in range(heard))))
     run(host, steps=2)
     session = host.engine.session("hears")
     assert session.num_pending > 1 and session.cache.length > 0
     host.handle(records.Open("aside"))
-    events = asked(host, records.Submit("aside", 1, 0, PROMPT, Sampling(), 4, aside=True))
-    assert session.num_pending == 1 and host.beat().hibernated <= 1
-    assert host.beat().dropped == 0 and finishes(events)["aside"] in ("length", "out_of_pages")
+    events = host.handle(records.Submit("aside", 1, 0, PROMPT, Sampling(), 4, aside=True))
+    while session.num_pending > 1:
+        events += host.advance()
+        assert session.resident and host.beat().hibernated == host.beat().dropped == 0
+    run(host, events.append)
+    assert finishes(events) == {"aside": finish} and host.beat().dropped == 0
+    assert host.beat().hibernated == 1 and not session.resident, "once it is read, it is idle"
+
+
+def test_calls_that_fell_quiet_move_though_nobody_asks_for_anything_any_more() -> None:
+    """A process that waits for the next command knows when they have been idle for long enough."""
+    ours, its = multiprocessing.Pipe()
+    process = threading.Thread(target=worker.serve, args=(made(600, 1 << 30, idle_s=1.0), its))
+    process.start()
+    for name, tokens in (("a", 200), ("b", 200), ("c", 150)):  # for which there is room, and then not much more
+        ours.send(records.Open(name, PROMPT[:tokens]))
+    hibernated = 0
+    while not hibernated and ours.poll(20.0):
+        event = ours.recv()
+        hibernated = event.hibernated if isinstance(event, records.Beat) else 0
+    ours.send(records.Shutdown())
+    process.join()
+    assert hibernated
 
 
 def test_only_where_nobody_can_be_moved_does_a_reply_run_out_of_pages() -> None:

@@ -51,3 +51,44 @@ def test_without_costs_it_is_learned() -> None:
     pace = Pace()
     pace.observe(1, 64, 0.5)
     assert pace.prefill(128, chunk=64) == pytest.approx(1.0)
+
+
+def seen(pace: Pace, size: int, steps: int) -> None:
+    """Steps of nine windows and so many nodes that take what was measured, with some drafting of four nodes in each."""
+    for _ in range(steps):
+        pace.observe(9, size, COSTS.verify_seconds(size) + 8 * COSTS.window)
+        pace.observe_draft(0, 4, 9, COSTS.draft_seconds(0, 4, 9))
+
+
+def test_what_was_slow_once_is_tried_again_though_other_sizes_are_seen_in_every_step() -> None:
+    pace = Pace(COSTS)
+    seen(pace, 9, 1)
+    seen(pace, 264, 1)
+    as_measured = pace.forward(9, 264), pace.draft(0, 40, 9)
+    for _ in range(5):
+        pace.observe(9, 264, 10 * as_measured[0])
+        pace.observe_draft(0, 40, 9, 10 * as_measured[1])
+    assert pace.forward(9, 264) > 5 * as_measured[0] and pace.draft(0, 40, 9) > 5 * as_measured[1]
+    seen(pace, 9, 600)
+    assert (aged := pace.forward(9, 264)) < 5 * as_measured[0] and pace.draft(0, 40, 9) < 5 * as_measured[1]
+    seen(pace, 264, 1)
+    assert pace.forward(9, 264) < aged, "and a step that is fast says so at once"
+    seen(pace, 9, 5000)
+    assert pace.forward(9, 264) == pytest.approx(as_measured[0], rel=0.01)
+    assert pace.draft(0, 40, 9) == pytest.approx(as_measured[1], rel=0.01)
+
+
+def test_what_is_seen_now_and_then_is_known_as_what_is_seen_always() -> None:
+    pace = Pace(COSTS)
+    for _ in range(30):
+        seen(pace, 9, 60)
+        pace.observe(9, 264, 2 * (COSTS.verify_seconds(264) + 8 * COSTS.window))
+    assert pace.forward(9, 264) == pytest.approx(2 * (COSTS.verify_seconds(264) + 8 * COSTS.window), rel=0.01)
+
+
+def test_a_size_not_seen_for_long_is_taken_for_as_slow_as_the_others_have_become() -> None:
+    pace = Pace(COSTS)
+    seen(pace, 264, 1)
+    for _ in range(5000):
+        pace.observe(9, 9, 3 * (COSTS.verify_seconds(9) + 8 * COSTS.window))
+    assert pace.forward(9, 264) == pytest.approx(3 * (COSTS.verify_seconds(264) + 8 * COSTS.window), rel=0.01)

@@ -156,18 +156,36 @@ def test_one_slow_step_does_not_forbid_a_way_for_good() -> None:
     assert drafted[-1] == 16
 
 
-def test_costs_that_go_up_and_down_a_little_do_not_make_it_go_to_and_fro() -> None:
+@pytest.mark.parametrize("loads", [(2,), (1, 4)], ids=["one load", "two in turn"])
+def test_costs_that_go_up_and_down_a_little_do_not_make_it_go_to_and_fro(loads: tuple[int, ...]) -> None:
     """Two ways that are worth about the same: with measurements that differ by a tenth it stays with one for long."""
     known = costs(0.0, 0.5, 0.5)
     policy, rng = MeasuredPolicy(pace := Pace(known), WAYS), random.Random(10)
-    ways = []
-    for _ in range(40):
-        _, chosen = play(policy, known, lambda way: 0.7, 20, 2, rng)
-        ways += [choice.way for choice in chosen if choice.drafts and not choice.probing]
-        for way in (0, 1):
-            pace.observe_draft(way, 8, 2, PLAIN_S * rng.uniform(0.95, 1.05))
-    changes = sum(one != other for one, other in itertools.pairwise(ways))
-    assert changes <= len(ways) // 100
+    ways: dict[int, list[int]] = {calls: [] for calls in loads}
+    for step in range(800):
+        calls = loads[step % len(loads)]
+        _, chosen = play(policy, known, lambda way: 0.7, 1, calls, rng)
+        ways[calls] += [choice.way for choice in chosen if choice.drafts and not choice.probing]
+        for way in (0, 1) if step % 20 == 0 else ():
+            for calls in loads:
+                pace.observe_draft(way, 8, calls, PLAIN_S * rng.uniform(0.95, 1.05))
+    for taken in ways.values():
+        assert sum(one != other for one, other in itertools.pairwise(taken)) <= len(taken) // 100
+
+
+@pytest.mark.parametrize("draft", [0.4, 0.45])
+def test_loads_that_take_turns_are_each_decided_for_as_if_there_were_no_other(draft: float) -> None:
+    """Alone a call drafts; where four share a step plain decoding is better, though by little."""
+    known = costs(0.05, draft)
+    policy, rng = MeasuredPolicy(Pace(known), probe_every=100_000), random.Random(1)
+    for calls, steps in ((1, 300), (4, 308)):
+        play(policy, known, lambda way: 0.7, steps, calls, rng)
+    drafted: dict[int, list[bool]] = {1: [], 4: []}
+    for step in range(1000):
+        calls = (1, 4)[step % 2]
+        _, chosen = play(policy, known, lambda way: 0.7, 1, calls, rng)
+        drafted[calls].append(chosen[0].drafts)
+    assert all(drafted[1]) and not any(drafted[4])
 
 
 def test_only_the_forced_way_is_chosen() -> None:

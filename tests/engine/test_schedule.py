@@ -12,6 +12,7 @@ from engine.models.decoder import Decoder
 from engine.pace import Pace, StepCosts
 from engine.playback import Clause
 from engine.policy import FixedPolicy
+from engine.prefixes import Beginning, Prefixes
 from engine.proposers.none import NoProposer
 from engine.sampling import Sampling
 from engine.schedule import ArrivalScheduler, DeadlineScheduler
@@ -58,10 +59,12 @@ class Calls:
     def heard(self, name: str, tokens: int = 7) -> Session:
         return self.engine.open(name, [1 + i % 9 for i in range(tokens)])
 
-    def asked(self, name: str, tokens: int = 7, *, deadline: float = 0.0, aside: bool = False) -> Session:
+    def asked(
+        self, name: str, tokens: int = 7, *, deadline: float = 0.0, aside: bool = False, hold: int | None = None
+    ) -> Session:
         session = self.heard(name, tokens)
         self.scheduler.expect(name, deadline, aside=aside)
-        self.engine.submit(session, Sampling(), max_tokens=60)
+        self.engine.submit(session, Sampling(), max_tokens=60, hold=hold)
         return session
 
     def speaking(self, name: str, tokens: int, **how: bool) -> Session:
@@ -78,6 +81,20 @@ class Calls:
         for name in names:
             self.scheduler.served(name)
         return names
+
+    def step_of_a_row(self, clock: Clock, row: list[Session], tokens: int) -> None:
+        """One step of a tenth of a second, with two in a row who wait for a first clause to so many tokens."""
+        while len(row) < 2:
+            row.append(self.asked(f"waits {clock.now} {len(row)}", tokens))
+        plan = self.scheduler.plan(self.engine)
+        assert plan[0].session in row, "those who wait come first"
+        for done in self.engine.step(plan):
+            self.scheduler.served(done.session)
+        for session in [session for session in row if session.num_pending <= 1]:
+            row.remove(session)
+            self.scheduler.forget(session.name)
+            self.engine.close(session)
+        clock.now += 0.1
 
 
 class Known(Pace):
@@ -150,6 +167,7 @@ def test_a_long_prompt_lengthens_the_steps_of_those_who_speak_by_little(engine: 
 def test_what_is_heard_after_a_silence_does_not_go_before_a_committed_turn(engine: Engine, clock: Clock) -> None:
     line = calls(engine, DEAR_NODES)
     quiet = line.speaking("quiet", tokens=2)
+    assert quiet.turn is not None
     engine.cancel(quiet.turn)
     clock.now += 30.0
     line.scheduler.heard(quiet)
@@ -276,6 +294,55 @@ def test_a_row_of_prompts_that_callers_wait_for_does_not_keep_others_unread_for_
     assert read["heard"] >= 8 and read["aside"] >= 4
 
 
+def test_what_is_read_ahead_is_read_like_what_is_heard_and_the_reply_made_when_nobody_waits(
+    engine: Engine, clock: Clock
+) -> None:
+    line = calls(engine, DEAR_NODES)
+    ahead, row = line.asked("ahead", 200, hold=10), list[Session]()
+    steps = 0
+    while ahead.num_pending > 1:
+        line.step_of_a_row(clock, row, 10)
+        assert (steps := steps + 1) < 100
+    assert ahead.turn is not None
+    said = ahead.turn.num_tokens
+    for _ in range(30):
+        line.step_of_a_row(clock, row, 10)
+    assert ahead.turn.num_tokens == said <= 1, "with the last of the prompt comes a token"
+    for session in row:
+        engine.close(session)
+    assert line.planned() == ["ahead"]
+
+
+def test_a_caller_who_pauses_again_and_again_is_read_nonetheless(engine: Engine, clock: Clock) -> None:
+    """Each pause is taken for the end, so each time a reply is asked for ahead, to a little more."""
+    line = calls(engine, DEAR_NODES)
+    ahead, row = line.asked("ahead", 60, hold=10), list[Session]()
+    for _ in range(15):
+        line.step_of_a_row(clock, row, 64)
+        if ahead.cache.length:
+            break
+        assert ahead.turn is not None
+        engine.cancel(ahead.turn)
+        line.scheduler.heard(ahead)
+        engine.append(ahead, [3, 4])
+        line.scheduler.expect("ahead", 0.0)
+        engine.submit(ahead, Sampling(), max_tokens=60, hold=10)
+    assert ahead.cache.length > 0 and clock.now >= 1000.0 + schedule.LATE_S
+
+
+def test_who_waits_for_a_beginning_that_is_read_ahead_does_not_wait_for_ever(engine: Engine, clock: Clock) -> None:
+    line, prefixes = calls(engine, DEAR_NODES), Prefixes(engine)
+    ahead, row = line.asked("ahead", 100, hold=10), list[Session]()
+    behind = line.heard("behind", 100)
+    for session in (ahead, behind):
+        prefixes.join(session, Beginning("tenant", tuple(session.tokens)))
+    assert behind.held
+    for _ in range(100):
+        line.step_of_a_row(clock, row, 10)
+        prefixes.learn(ahead)
+    assert not behind.held and behind.cache.length >= 99
+
+
 def test_a_deadline_of_its_own_makes_a_turn_more_urgent(engine: Engine, clock: Clock) -> None:
     line = calls(engine, DEAR_NODES)
     line.asked("first", 40)
@@ -294,3 +361,20 @@ def test_first_come_first_served_takes_all_replies_and_prefill_in_its_order(engi
     assert line.scheduler.expected(engine, engine.session("short")) >= line.scheduler.expected(
         engine, engine.session("long")
     )
+
+
+def test_a_reply_that_is_released_keeps_the_place_at_which_it_was_asked_for_ahead(engine: Engine, clock: Clock) -> None:
+    line = Calls(engine, ArrivalScheduler(64))
+    ahead = line.asked("ahead", 300, hold=10)
+    clock.now += 1
+    line.asked("asks", 7)
+    clock.now += 1
+    assert ahead.turn is not None
+    ahead.turn.hold = None
+    line.scheduler.expect("ahead", 0.0)
+    assert line.planned() == ["ahead"]
+    engine.cancel(ahead.turn)
+    line.scheduler.heard(ahead)
+    line.scheduler.expect("ahead", 0.0)
+    engine.submit(ahead, Sampling(), max_tokens=60)
+    assert line.planned()[0] == "asks", "what is asked anew comes behind"

@@ -14,7 +14,9 @@ from engine.config import EngineConfig
 from engine.engine import Engine, Work
 from engine.host import EngineHost
 from engine.load import load_proposer, load_target_for, measured_engine
+from engine.measured_policy import MeasuredPolicy
 from engine.models.decoder import Decoder
+from engine.pace import Pace, StepCosts
 from engine.policy import NOTHING, Ask, Choice, FixedPolicy, Given
 from engine.proposers.cascade import Cascade
 from engine.proposers.eagle3 import load_eagle3
@@ -118,10 +120,18 @@ def test_text_is_the_same_however_each_step_is_drafted_and_shared(order: str) ->
     assert modes == {"suffix+eagle3", "suffix", "plain"}
 
 
+SIZES = (1, 4, 8, 16, 32, 60)
+ACCELERATOR = StepCosts(SIZES, tuple(0.01 + 1e-4 * n for n in SIZES), ((0.0, *[0.004] * 5), (0.0, *[0.0002] * 5)))
+"""Where another node is nearly free and the head costs something for each call: what is best depends on who shares."""
+
+
 def test_text_is_the_same_under_the_measured_policy() -> None:
     engine = measured_engine(target(), load_proposer(CONFIG, target()), CONFIG)
-    said, _ = run(engine, DeadlineScheduler(64), random.Random(4))
+    # It goes by the costs of another machine: by those of this one it might never draft.
+    engine.drafting.policy = MeasuredPolicy(Pace(ACCELERATOR), [way.name for way in engine.drafting.ways])
+    said, modes = run(engine, DeadlineScheduler(64), random.Random(4))
     assert said == alone()
+    assert modes >= {"suffix+eagle3", "suffix"}
 
 
 def test_a_drafter_that_was_off_catches_up_and_drafts_as_if_it_had_never_been() -> None:
@@ -200,6 +210,48 @@ def test_a_probe_of_a_drafter_that_was_off_stalls_nobody_and_is_not_what_draftin
         assert session.tokens == alone.session.tokens
         plain.close(alone.session)
         engine.close(session)
+
+
+class InTurn:
+    """A policy of one reply that would always draft, and others each of which drafts in every ``every``-th step."""
+
+    def __init__(self, every: int) -> None:
+        self._every, self._steps = every, 0
+
+    def choose(self, asks: Sequence[Ask], given: Given = NOTHING) -> list[Choice]:
+        self._steps += 1
+        mine = [at == 0 or (at + self._steps) % self._every == 0 for at in range(len(asks))]
+        return [Choice(8 if drafts and ask.room > 0 else 1) for drafts, ask in zip(mine, asks, strict=True)]
+
+    def prune(self, choices: Sequence[Choice], trees: Sequence[DraftTree], given: Given = NOTHING) -> list[DraftTree]:
+        return list(trees)
+
+    def observe(self, choice: Choice, tree: DraftTree, path: Sequence[int]) -> None:
+        pass
+
+
+def test_a_drafter_that_missed_much_catches_up_though_others_have_something_to_read_in_every_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.drafting.CATCH_UP_TOKENS", 32)
+    monkeypatch.setattr("engine.proposers.pairs.proposer.CATCH_UP_TOGETHER", 32)
+    others = 10
+    head = load_proposer(EngineConfig(str(MODEL), f"eagle3:{HEAD}", dtype="float64"), target())
+    engine = Engine(target(), head, InTurn(others))
+    prompts = [tuple(prompt.ids[: 120 if at == 0 else 10]) for at, prompt in enumerate(held_out(others + 1))]
+    sessions = [engine.open(f"c{number}", prompt, seed=1) for number, prompt in enumerate(prompts)]
+    turns = [engine.submit(session, Sampling(0.9, seed=3), max_tokens=200) for session in sessions]
+    for _ in range(30):
+        engine.step([Work(turn.session) for turn in turns])
+    assert all(turn.stats.drafted_by.get("eagle3") for turn in turns)
+    plain = Engine(target(), NoProposer(), FixedPolicy(1))
+    alone = plain.submit(plain.open("alone", prompts[0], seed=1), Sampling(0.9, seed=3), max_tokens=200)
+    while alone.num_tokens < turns[0].num_tokens:
+        plain.step([Work(alone.session)])
+    assert alone.tokens == turns[0].tokens
+    for session in sessions:
+        engine.close(session)
+    plain.close(alone.session)
 
 
 def test_a_drafter_without_pages_to_catch_up_in_keeps_the_other_one_from_nothing(
