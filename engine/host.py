@@ -125,18 +125,7 @@ class EngineHost:
             if self.hibernation is not None:
                 plan = self.hibernation.admit(plan)
             for step in self.engine.step(plan):
-                if step.prefilled or step.tokens:
-                    self.scheduler.served(step.session)
-                if step.prefilled:
-                    self._prefilled += step.prefilled
-                    self._learn(self.engine.session(step.session))  # which may close it
-                if step.turn is None and step.prefilled and step.session in self.engine.sessions:
-                    self._behind.add(step.session)
-                    events += self._news(self.engine.session(step.session))
-                events += self._report(step)
-                session = self.engine.sessions.get(step.session)
-                if step.prefilled and session is not None and not has_work(session):
-                    self._rests()
+                events += self._done(step)
         elif self._behind:
             session = self.engine.sessions.get(self._behind.pop())
             if session is not None and session.resident:
@@ -150,6 +139,25 @@ class EngineHost:
             self.hibernation.tend()
         elif self._parking:
             time.sleep(GRAMMAR_POLL_S)
+        return events
+
+    def _done(self, step: Step) -> list[records.Event]:
+        """What is to be told of one session's share of a step."""
+        events: list[records.Event] = []
+        if step.prefilled or step.tokens:
+            self.scheduler.served(step.session)
+        if step.prefilled:
+            self._prefilled += step.prefilled
+            # A pin's session is closed as soon as anybody has computed what it is for, also earlier in the same step.
+            if (session := self.engine.sessions.get(step.session)) is not None:
+                self._learn(session)
+        if step.turn is None and step.prefilled and (session := self.engine.sessions.get(step.session)) is not None:
+            self._behind.add(step.session)
+            events += self._news(session)
+        events += self._report(step)
+        session = self.engine.sessions.get(step.session)
+        if step.prefilled and session is not None and not has_work(session):
+            self._rests()
         return events
 
     def beat(self) -> records.Beat:

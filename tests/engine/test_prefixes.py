@@ -19,7 +19,7 @@ from engine.policy import FixedPolicy
 from engine.prefixes import Prefixes
 from engine.records import Preamble
 from engine.sampling import Sampling
-from engine.schedule import DeadlineScheduler
+from engine.schedule import ArrivalScheduler, DeadlineScheduler
 from tests.engine.embedded import HEAD, MODEL, codec, grammars
 from tests.engine.equal import held_out
 from tests.engine.test_hibernation import run
@@ -231,7 +231,9 @@ def test_a_beginning_too_large_to_be_kept_keeps_nobody_waiting() -> None:
     assert host.beat().kept_pages == 0
 
 
-@pytest.mark.parametrize("when", ["nobody", "a call computes it", "it is public", "a call is there first"])
+@pytest.mark.parametrize(
+    "when", ["nobody", "a call computes it", "it is public", "a call is there first", "both at once"]
+)
 def test_pins_leave_nothing_behind_but_what_they_keep(when: str) -> None:
     host = made()
     if when == "a call computes it":
@@ -239,8 +241,11 @@ def test_pins_leave_nothing_behind_but_what_they_keep(when: str) -> None:
     elif when == "it is public":
         computed(host, records.Pin(PROMPT, None))
     host.handle(records.Pin(PROMPT, "a"))
-    if when == "a call is there first":
-        next(iter(host.engine.sessions.values())).stall()
+    if when in ("a call is there first", "both at once"):
+        if when == "a call is there first":
+            next(iter(host.engine.sessions.values())).stall()
+        else:
+            host.scheduler = ArrivalScheduler(1024)  # reads all of both prompts in one step
         host.handle(opened("call", "a"))
         events = host.handle(records.Submit("call", 1, len(PROMPT), (), Sampling(), 1))
         while not any(isinstance(event, records.Ended) for event in events):
