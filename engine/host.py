@@ -6,6 +6,7 @@ the engine keeps apart: tokens (``engine.engine``), urgency (``engine.schedule``
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from engine.schedule import Scheduler, has_work
 from engine.session import Finish, Session, Turn
 from engine.text.common import common_length
 from engine.text.reply import ReplyReader
+
+log = logging.getLogger(__name__)
 
 GRAMMAR_POLL_S = 0.0005
 """How often an engine with nothing else to do looks whether a grammar is there."""
@@ -372,11 +375,23 @@ class EngineHost:
                 return []
             return [records.Failed(step.session, None, type(step.error).__name__, str(step.error))]
         events: list[records.Event] = []
-        if step.tokens:
-            events.append(self._progress(step, reply))
-        if step.finish is not None:
-            events.append(self._ended(step.session, reply, str(step.error or "")))
+        try:
+            if step.tokens:
+                events.append(self._progress(step, reply))
+            if step.finish is not None:
+                events.append(self._ended(step.session, reply, str(step.error or "")))
+        except Exception as error:  # what reads the reply is injected: whatever it raises is that reply's own affair
+            return [self._unreadable(step, reply, error)]
         return events
+
+    def _unreadable(self, step: Step, reply: _Reply, error: Exception) -> records.Ended:
+        """What the reply has gained in the step could not be read, and so not be told: it ends before that."""
+        log.error("a step of a reply could not be told", exc_info=error)
+        turn = reply.turn
+        self.engine.cancel(turn)
+        turn.finish = Finish.FAILED
+        self.engine.truncate(turn.session, len(turn.session.tokens) - len(step.tokens))
+        return self._ended(step.session, reply, f"{type(error).__name__}: {error}")
 
     def _progress(self, step: Step, reply: _Reply) -> records.Progress:
         cut = step.finish in (Finish.LENGTH, Finish.CONTEXT)
@@ -401,7 +416,7 @@ class EngineHost:
         )
 
     def _ended(self, name: str, reply: _Reply, error: str = "") -> records.Ended:
-        del self._replies[name]
+        self._replies.pop(name, None)
         reply.go_on()
         self._rests()
         turn = reply.turn

@@ -28,7 +28,7 @@ from engine.sampling import Sampling
 from engine.schedule import DeadlineScheduler
 from engine.session import Finish
 from engine.text.codec import Codec
-from engine.text.reply import ReplyReader
+from engine.text.reply import Read, ReplyReader
 from engine.tree import DraftTree
 from tests.e2e.server import MODEL
 from tests.engine import checkpoints
@@ -37,6 +37,8 @@ from tests.engine.oracle import OracleProposer
 
 PAGE, PAGES = 4, 12
 PROMPT = (5, 17, 3, 99, 42)
+FAULTY, UNTAKABLE = 9, 10
+"""Requests for replies whose reader is so."""
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +60,26 @@ def pool(target: Decoder) -> PagePool:
 
 
 class Reader(ReplyReader):
-    """Raises at its third token, where asked to."""
+    """Raises at its third token, or when the third is taken, where asked to."""
 
-    def __init__(self, *, faulty: bool) -> None:
+    def __init__(self, *, faulty: bool = False, untakable: bool = False) -> None:
         super().__init__(Codec.load(MODEL, 1 << 20))
-        self._faulty, self._count = faulty, 0
+        self._faulty, self._untakable, self._count = faulty, untakable, 0
 
     def push(self, token: int) -> str:
         self._count += 1
         if self._faulty and self._count == 3:
             raise RuntimeError("a fault in a reader")
         return ""
+
+    def take(self, *, final: bool = False, cut: bool = False) -> Read:
+        if self._untakable and self._count >= 3:
+            raise RecursionError("a fault in what was read")
+        return super().take(final=final, cut=cut)
+
+
+def new_reader(command: records.Submit) -> Reader:
+    return Reader(faulty=command.request == FAULTY, untakable=command.request == UNTAKABLE)
 
 
 @dataclass
@@ -93,9 +104,7 @@ class Host:
 @pytest.fixture
 def host(target: Decoder) -> Iterator[Host]:
     engine = Engine(target, NoProposer(), FixedPolicy(1))
-    yield Host(
-        EngineHost(engine, DeadlineScheduler(8), lambda command: Reader(faulty=command.request == 9), grammars())
-    )
+    yield Host(EngineHost(engine, DeadlineScheduler(8), new_reader, grammars()))
     for session in list(engine.sessions.values()):
         engine.close(session)
 
@@ -149,16 +158,26 @@ def test_heard_text_without_pages_waits_for_some_and_harms_nobody(host: Host, po
     assert ended[-1].finish == "length"
 
 
-def test_what_a_reader_raises_ends_its_own_reply_only(host: Host) -> None:
+def told(events: Sequence[records.Event], session: str) -> list[int]:
+    """Every token that was reported of it."""
+    progress = [event for event in events if isinstance(event, records.Progress) and event.session == session]
+    return [token for event in progress for token in event.tokens]
+
+
+@pytest.mark.parametrize("max_tokens", [3, 6], ids=["in the last step", "before that"])
+@pytest.mark.parametrize("request_id", [FAULTY, UNTAKABLE])
+def test_what_a_reader_raises_ends_its_own_reply_only(host: Host, request_id: int, max_tokens: int) -> None:
     host.do(records.Open("good", PROMPT), records.Open("bad", PROMPT))
-    events = host.do(submit("bad", 1, request=9), submit("good", 1)) + host.run()
+    bad = submit("bad", 1, request=request_id, max_tokens=max_tokens)
+    events = host.do(bad, submit("good", 1)) + host.run()
     ends = {event.session: event for event in events if isinstance(event, records.Ended)}
     assert (ends["good"].finish, ends["bad"].finish) == ("length", "failed")
-    assert "a fault in a reader" in ends["bad"].error
+    assert "a fault in" in ends["bad"].error and len(told(events, "good")) == 6
+    said = told(events, "bad")
+    assert ends["bad"].reply_tokens == len(said) == ends["bad"].log_tokens - len(PROMPT), "the log is what was told"
+    assert said == told(events, "good")[: 3 if request_id == FAULTY else 2]
     again = host.do(submit("bad", 2)) + host.run()  # and the session goes on
-    said = [token for event in again if isinstance(event, records.Progress) for token in event.tokens]
-    good = [t for e in events if isinstance(e, records.Progress) and e.session == "good" for t in e.tokens]
-    assert said == good
+    assert told(again, "bad") == told(events, "good")
 
 
 @pytest.mark.parametrize("wrong", [{"tokens": (checkpoints.VOCAB,)}, {"tokens": (-1,)}, {"keep": 99}])
