@@ -148,7 +148,8 @@ class Engine:
         first_index: tokens of the reply before this part of it, where it goes on behind tool results. hold: tokens
         after which it stands still until its ``hold`` is taken away. aside: no caller waits for any of it, and where
         pages are short those that one waits for come first.
-        Raises ContextFull where not even one more token fits.
+        Raises ContextFull where not even one more token fits. Where ``forced`` tokens end the reply, or cannot be read,
+        it is over already.
         """
         if max_tokens < 1 or (hold is not None and hold < 1):
             raise ValueError("a reply has at least one token")
@@ -175,17 +176,25 @@ class Engine:
         turn.stats.cached_tokens = session.cache.length
         session.turn = turn
         session.retry()
-        try:
-            for token in forced:
-                session.tokens.append(token)
-                finish = turn.push(token)
-                if finish is not None:
-                    self._end(turn, finish)
-                    break
-        except Exception:
-            self._end(turn, Finish.FAILED)
-            raise
+        self._begin(turn)
         return turn
+
+    def _begin(self, turn: Turn) -> None:
+        """Put what is decided of a reply into the log: all of it also where what reads it fails, for it may have been
+        told before.
+        """
+        log, forced, finish = turn.session.tokens, turn.forced, None
+        for at, token in enumerate(forced, start=1):
+            log.append(token)
+            try:
+                with as_reply_failed():
+                    finish = turn.push(token)
+            except ReplyFailed as error:
+                log += forced[at:]
+                turn.num_tokens, turn.error, finish = len(forced), error, Finish.FAILED
+            if finish is not None:
+                self._end(turn, finish)
+                return
 
     def cancel(self, turn: Turn, finish: Finish = Finish.CANCELLED) -> None:
         """End a reply where it stands; what it has said stays in the log. Idempotent."""

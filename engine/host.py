@@ -101,7 +101,9 @@ class EngineHost:
         )
 
     def handle(self, command: records.Command) -> list[records.Event]:
-        """Carry out one command. Whatever a caller got wrong comes back as ``Failed``, and what went before stands."""
+        """Carry out one command. Whatever a caller got wrong comes back as ``Failed``, and what went before stands. So
+        does whatever else goes wrong: it is no reason to end the calls of others.
+        """
         events: list[records.Event] = []
         if self._parking.queues(command):
             return events
@@ -114,7 +116,9 @@ class EngineHost:
                 self._parking.begin(command)
             else:
                 self._dispatch(command, events)
-        except (EngineError, ValueError) as error:
+        except Exception as error:
+            if not isinstance(error, EngineError | ValueError):
+                log.exception("a command could not be carried out")
             session = getattr(command, "session", "")
             turn = command.turn if isinstance(command, records.Submit) else None
             events.append(records.Failed(session, turn, type(error).__name__, str(error)))
@@ -308,16 +312,15 @@ class EngineHost:
             hold=command.hold,
             aside=command.aside,
         )
+        reply = self._replies[session.name] = _Reply(command.turn, turn, reader)
         hypothesis.account(session, turn.stats, start)
         if command.hold is None:
             hypothesis.become_history(session)
-        reply = _Reply(command.turn, turn, reader)
-        self._replies[session.name] = reply
         self.scheduler.expect(session.name, command.deadline, aside=command.aside, rate=command.speaking_rate)
         if command.deadline and command.hold is None:
             events.append(self._expected(session, command.turn))
         if turn.finish is not None:
-            events.append(self._ended(session.name, reply))
+            events.append(self._ended(session.name, reply, str(turn.error or "")))
 
     def _expected(self, session: Session, number: int) -> records.Expected:
         """When the first token of a reply that was just asked for will probably be there."""

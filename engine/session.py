@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.cache import KVCache
+from engine.errors import EngineError
 from engine.interfaces import Draft, Grammar, TextWatcher
 from engine.playback import Clause
 from engine.policy import Choice
@@ -183,6 +184,8 @@ class Turn:
         self.forced = list(forced)
         self.num_tokens = 0
         self.finish: Finish | None = None
+        self.error: EngineError | None = None
+        """Why it has failed at what it was to begin with."""
         self.stats = TurnStats()
         self.choice: Choice | None = None
         """What the tree that is verified now was asked of; None where it is given."""

@@ -37,8 +37,8 @@ from tests.engine.oracle import OracleProposer
 
 PAGE, PAGES = 4, 12
 PROMPT = (5, 17, 3, 99, 42)
-FAULTY, UNTAKABLE = 9, 10
-"""Requests for replies whose reader is so."""
+FAULTY, UNTAKABLE, UNREADABLE = 9, 10, 11
+"""Requests for replies whose reader is so, or that have none."""
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,8 @@ class Reader(ReplyReader):
 
 
 def new_reader(command: records.Submit) -> Reader:
+    if command.request == UNREADABLE:
+        raise RuntimeError("no reader for it")
     return Reader(faulty=command.request == FAULTY, untakable=command.request == UNTAKABLE)
 
 
@@ -178,6 +180,25 @@ def test_what_a_reader_raises_ends_its_own_reply_only(host: Host, request_id: in
     assert said == told(events, "good")[: 3 if request_id == FAULTY else 2]
     again = host.do(submit("bad", 2)) + host.run()  # and the session goes on
     assert told(again, "bad") == told(events, "good")
+
+
+def test_a_reply_that_cannot_be_read_from_what_it_is_to_begin_with_fails_alone(host: Host) -> None:
+    """Where it goes on after a restart, all of that was told before."""
+    host.do(records.Open("good", PROMPT), records.Open("bad", PROMPT), submit("good", 1))
+    events = host.do(submit("bad", 1, request=FAULTY, forced=(7, 8, 9, 10)))
+    (ended,) = [event for event in events if isinstance(event, records.Ended)]
+    assert (ended.finish, ended.reply_tokens, ended.log_tokens) == ("failed", 4, len(PROMPT) + 4)
+    assert "a fault in a reader" in ended.error and host.host.engine.session("bad").tokens == [*PROMPT, 7, 8, 9, 10]
+    good = told(host.run(), "good")
+    assert told(host.do(submit("bad", 2)) + host.run(), "bad") == good and len(good) == 6
+
+
+def test_a_command_that_raises_whatever_it_may_harms_nobody_else(host: Host) -> None:
+    host.do(records.Open("good", PROMPT), records.Open("bad", PROMPT), submit("good", 1))
+    (failed,) = host.do(submit("bad", 1, request=UNREADABLE))
+    assert isinstance(failed, records.Failed) and (failed.session, failed.turn) == ("bad", 1)
+    good = told(host.run(), "good")
+    assert told(host.do(submit("bad", 2)) + host.run(), "bad") == good and len(good) == 6
 
 
 @pytest.mark.parametrize("wrong", [{"tokens": (checkpoints.VOCAB,)}, {"tokens": (-1,)}, {"keep": 99}])

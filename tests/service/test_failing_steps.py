@@ -99,3 +99,24 @@ def test_what_was_told_is_history_and_the_engines_log(
     reply = call.call.turns.reply
     assert reply.current.tokens == fresh_reply(call, reply)
     holds(call)
+
+
+@pytest.mark.parametrize("where", ["before it is read", "when it is taken"])
+def test_a_reply_that_cannot_be_read_again_after_a_restart_keeps_what_was_told(where: str) -> None:
+    engine = UnreadableEngine()
+    call = CallUnderTest(client.Open(system=SYSTEM, seed=7), engine)
+    call.send(client.Final(1, LINES[0], GREEDY))
+    call.step_until_text()
+    call.step_until_text()
+    told = call.text(1)
+    engine.fail(2, where)
+    engine.die()
+    call.run()
+    (end,) = call.of(server.TurnEnded)
+    assert end.reason is TurnEnd.FAILED and end.text == call.text(1) == told
+    assert [item.text for item in call.conversation.items if isinstance(item, MessageItem)][-1] == told
+    holds(call)
+    call.send(client.Final(2, LINES[1], GREEDY))
+    call.run()
+    assert call.of(server.TurnEnded)[-1].reason is not TurnEnd.FAILED
+    holds(call)

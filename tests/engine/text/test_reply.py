@@ -196,7 +196,7 @@ def test_calls_well_and_badly_formed(body: str, call: Call | None) -> None:
 
 
 def test_where_calls_end_that_are_nested_too_deep() -> None:
-    text = f"{CALL}{{{'[' * 1500}{CALL_END}"
+    text = CALL + '{"a": ' + "[" * 1500 + CALL_END
     assert HERMES.end_of_calls(text, 1) == len(text)
 
 
