@@ -175,6 +175,7 @@ class Engine:
         turn.stats.prompt_tokens = len(session.tokens)
         turn.stats.cached_tokens = session.cache.length
         session.turn = turn
+        session.failures = 0
         session.retry()
         self._begin(turn)
         return turn
@@ -319,6 +320,7 @@ class Engine:
     def _broken(self, session: Session, turn: Turn | None, told: int, error: Exception) -> Step:
         """A share failed half-way. ``told`` tokens of the log had been said before."""
         log.error("a session's step failed", exc_info=error)
+        session.failures += 1
         session.forget()
         del session.tokens[told:]
         if turn is None:
@@ -336,6 +338,8 @@ class Engine:
         if output.logits is None or turn is None:
             path = list(range(given))
             self._commit(session, tree, path, output)
+            if session.num_unread <= 0:
+                session.failures = 0
             return Step(session.name, turn, prefilled=given)
         drafted = len(tree) > 1 and given == 1 and output.logits.shape[0] == len(tree)
         try:

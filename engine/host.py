@@ -153,11 +153,13 @@ class EngineHost:
         events: list[records.Event] = []
         if step.prefilled or step.tokens:
             self.scheduler.served(step.session)
-        if step.prefilled:
-            self._prefilled += step.prefilled
-            # A pin's session is closed as soon as anybody has computed what it is for, also earlier in the same step.
-            if (session := self.engine.sessions.get(step.session)) is not None:
+        self._prefilled += step.prefilled
+        # A pin's session is closed as soon as anybody has computed what it is for, also earlier in the same step.
+        if (session := self.engine.sessions.get(step.session)) is not None:
+            if step.prefilled:
                 self._learn(session)
+            elif session.failures and self.prefixes is not None:
+                self.prefixes.failed(session)
         if step.turn is None and step.prefilled and (session := self.engine.sessions.get(step.session)) is not None:
             self._behind.add(step.session)
             events += self._news(session)

@@ -26,7 +26,7 @@ from engine.proposers.none import NoProposer
 from engine.proposers.suffix import SuffixProposer
 from engine.sampling import Sampling
 from engine.schedule import DeadlineScheduler
-from engine.session import Finish
+from engine.session import MOST_FAILURES, Finish
 from engine.text.codec import Codec
 from engine.text.reply import Read, ReplyReader
 from engine.tree import DraftTree
@@ -326,6 +326,27 @@ def test_a_drafter_that_fails_to_read_once_costs_the_reply_nothing_but_time(targ
     assert sessions[0].tokens == sessions[1].tokens
     for session in sessions:
         engine.close(session)
+
+
+def test_prefill_that_fails_whenever_it_is_tried_is_not_tried_for_ever(target: Decoder) -> None:
+    engine = Engine(target, proposer := Forgetful(), FixedPolicy(1))
+    host = Host(EngineHost(engine, DeadlineScheduler(8), lambda command: Reader(), grammars()))
+    host.do(records.Open("good", PROMPT), records.Open("bad", PROMPT * 2))
+    session = engine.session("bad")
+    proposer.failing, proposer.times = session.draft, 100
+    for _ in range(10):
+        released = target.new_cache()
+        released.reserve(1)
+        released.close()
+        assert host.run() == []
+    assert 100 - proposer.times == MOST_FAILURES and not host.host.busy
+    failed = host.do(submit("bad", 1, keep=len(PROMPT) * 2)) + host.run()  # whoever asks is told
+    assert isinstance(failed[-1], records.Ended) and failed[-1].finish == "failed"
+    proposer.times = 0
+    events = host.do(submit("bad", 2, keep=len(PROMPT)), submit("good", 1)) + host.run()
+    assert told(events, "bad") == told(events, "good") and len(told(events, "bad")) == 6
+    for name in ("good", "bad"):
+        engine.close(engine.session(name))
 
 
 class Sick(NoProposer):
