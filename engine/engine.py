@@ -313,9 +313,12 @@ class Engine:
         """What came of one share. Whatever goes wrong in it is its own affair: the others have their outputs."""
         session, turn, told = share.session, share.session.turn, len(share.session.tokens)
         try:
-            return self._settle(share, output)
+            step = self._settle(share, output)
         except Exception as error:
             return self._broken(session, turn, told, error)
+        if session.num_unread <= 0:
+            session.failures = 0
+        return step
 
     def _broken(self, session: Session, turn: Turn | None, told: int, error: Exception) -> Step:
         """A share failed half-way. ``told`` tokens of the log had been said before."""
@@ -338,8 +341,6 @@ class Engine:
         if output.logits is None or turn is None:
             path = list(range(given))
             self._commit(session, tree, path, output)
-            if session.num_unread <= 0:
-                session.failures = 0
             return Step(session.name, turn, prefilled=given)
         drafted = len(tree) > 1 and given == 1 and output.logits.shape[0] == len(tree)
         try:

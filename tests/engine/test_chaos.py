@@ -354,6 +354,23 @@ class House:
         self.do([records.Close(child), records.Fork(caller.name, child), aside])
 
 
+def assert_nothing_is_left(house: House) -> None:
+    """Of calls that are closed, but what is pinned."""
+    for caller in house.everybody:
+        house.do([records.Close(f"{caller.name}/aside"), records.Close(caller.name)])
+    house.run()
+    for pool in house.pools:
+        while house.prefixes.give_up(pool, shared=True):
+            pass
+    pinned = [len(house.prefixes.pages(pool, pinned=True) - {ABSENT}) for pool in house.pools]
+    assert [pool.pages_in_use for pool in house.pools] == pinned and len(house.pools) == 2 and all(pinned)
+    assert max(house.pin_failures.values()) == PIN_FAILURES
+    assert house.hibernation.bytes_in_host == house.host.beat().sessions == 0
+    for owner in (house.host, house.host.scheduler, house.hibernation, house.prefixes):
+        left = {name: kept for name, kept in vars(owner).items() if isinstance(kept, dict | set) and kept}
+        assert left == {}, owner
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_whoever_is_not_hurt_says_what_it_says_alone(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(seed)
@@ -395,16 +412,4 @@ def test_whoever_is_not_hurt_says_what_it_says_alone(seed: int, monkeypatch: pyt
     for caller in house.everybody:
         if caller.role not in UNHURT:
             house.ask_afterwards(caller)
-    for caller in house.everybody:
-        house.do([records.Close(f"{caller.name}/aside"), records.Close(caller.name)])
-    house.run()
-    for pool in house.pools:
-        while house.prefixes.give_up(pool, shared=True):
-            pass
-    pinned = [len(house.prefixes.pages(pool, pinned=True) - {ABSENT}) for pool in house.pools]
-    assert [pool.pages_in_use for pool in house.pools] == pinned and len(house.pools) == 2 and all(pinned)
-    assert max(house.pin_failures.values()) == PIN_FAILURES
-    assert house.hibernation.bytes_in_host == house.host.beat().sessions == 0
-    for owner in (house.host, house.host.scheduler, house.hibernation, house.prefixes):
-        left = {name: kept for name, kept in vars(owner).items() if isinstance(kept, dict | set) and kept}
-        assert left == {}, owner
+    assert_nothing_is_left(house)
