@@ -148,7 +148,8 @@ class Engine:
         first_index: tokens of the reply before this part of it, where it goes on behind tool results. hold: tokens
         after which it stands still until its ``hold`` is taken away. aside: no caller waits for any of it, and where
         pages are short those that one waits for come first.
-        Raises ContextFull where not even one more token fits.
+        Raises ContextFull where not even one more token fits. Where ``forced`` tokens end the reply, or cannot be read,
+        it is over already.
         """
         if max_tokens < 1 or (hold is not None and hold < 1):
             raise ValueError("a reply has at least one token")
@@ -174,18 +175,27 @@ class Engine:
         turn.stats.prompt_tokens = len(session.tokens)
         turn.stats.cached_tokens = session.cache.length
         session.turn = turn
+        session.failures = 0
         session.retry()
-        try:
-            for token in forced:
-                session.tokens.append(token)
-                finish = turn.push(token)
-                if finish is not None:
-                    self._end(turn, finish)
-                    break
-        except Exception:
-            self._end(turn, Finish.FAILED)
-            raise
+        self._begin(turn)
         return turn
+
+    def _begin(self, turn: Turn) -> None:
+        """Put what is decided of a reply into the log: all of it also where what reads it fails, for it may have been
+        told before.
+        """
+        log, forced, finish = turn.session.tokens, turn.forced, None
+        for at, token in enumerate(forced, start=1):
+            log.append(token)
+            try:
+                with as_reply_failed():
+                    finish = turn.push(token)
+            except ReplyFailed as error:
+                log += forced[at:]
+                turn.num_tokens, turn.error, finish = len(forced), error, Finish.FAILED
+            if finish is not None:
+                self._end(turn, finish)
+                return
 
     def cancel(self, turn: Turn, finish: Finish = Finish.CANCELLED) -> None:
         """End a reply where it stands; what it has said stays in the log. Idempotent."""
@@ -303,13 +313,17 @@ class Engine:
         """What came of one share. Whatever goes wrong in it is its own affair: the others have their outputs."""
         session, turn, told = share.session, share.session.turn, len(share.session.tokens)
         try:
-            return self._settle(share, output)
+            step = self._settle(share, output)
         except Exception as error:
             return self._broken(session, turn, told, error)
+        if session.num_unread <= 0:
+            session.failures = 0
+        return step
 
     def _broken(self, session: Session, turn: Turn | None, told: int, error: Exception) -> Step:
         """A share failed half-way. ``told`` tokens of the log had been said before."""
         log.error("a session's step failed", exc_info=error)
+        session.failures += 1
         session.forget()
         del session.tokens[told:]
         if turn is None:

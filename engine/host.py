@@ -6,6 +6,7 @@ the engine keeps apart: tokens (``engine.engine``), urgency (``engine.schedule``
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from engine.schedule import Scheduler, has_work
 from engine.session import Finish, Session, Turn
 from engine.text.common import common_length
 from engine.text.reply import ReplyReader
+
+log = logging.getLogger(__name__)
 
 GRAMMAR_POLL_S = 0.0005
 """How often an engine with nothing else to do looks whether a grammar is there."""
@@ -98,7 +101,9 @@ class EngineHost:
         )
 
     def handle(self, command: records.Command) -> list[records.Event]:
-        """Carry out one command. Whatever a caller got wrong comes back as ``Failed``, and what went before stands."""
+        """Carry out one command. Whatever a caller got wrong comes back as ``Failed``, and what went before stands. So
+        does whatever else goes wrong: it is no reason to end the calls of others.
+        """
         events: list[records.Event] = []
         if self._parking.queues(command):
             return events
@@ -111,7 +116,9 @@ class EngineHost:
                 self._parking.begin(command)
             else:
                 self._dispatch(command, events)
-        except (EngineError, ValueError) as error:
+        except Exception as error:
+            if not isinstance(error, EngineError | ValueError):
+                log.exception("a command could not be carried out")
             session = getattr(command, "session", "")
             turn = command.turn if isinstance(command, records.Submit) else None
             events.append(records.Failed(session, turn, type(error).__name__, str(error)))
@@ -125,18 +132,7 @@ class EngineHost:
             if self.hibernation is not None:
                 plan = self.hibernation.admit(plan)
             for step in self.engine.step(plan):
-                if step.prefilled or step.tokens:
-                    self.scheduler.served(step.session)
-                if step.prefilled:
-                    self._prefilled += step.prefilled
-                    self._learn(self.engine.session(step.session))  # which may close it
-                if step.turn is None and step.prefilled and step.session in self.engine.sessions:
-                    self._behind.add(step.session)
-                    events += self._news(self.engine.session(step.session))
-                events += self._report(step)
-                session = self.engine.sessions.get(step.session)
-                if step.prefilled and session is not None and not has_work(session):
-                    self._rests()
+                events += self._done(step)
         elif self._behind:
             session = self.engine.sessions.get(self._behind.pop())
             if session is not None and session.resident:
@@ -150,6 +146,27 @@ class EngineHost:
             self.hibernation.tend()
         elif self._parking:
             time.sleep(GRAMMAR_POLL_S)
+        return events
+
+    def _done(self, step: Step) -> list[records.Event]:
+        """What is to be told of one session's share of a step."""
+        events: list[records.Event] = []
+        if step.prefilled or step.tokens:
+            self.scheduler.served(step.session)
+        self._prefilled += step.prefilled
+        # A pin's session is closed as soon as anybody has computed what it is for, also earlier in the same step.
+        if (session := self.engine.sessions.get(step.session)) is not None:
+            if step.prefilled:
+                self._learn(session)
+            elif session.failures and self.prefixes is not None:
+                self.prefixes.failed(session)
+        if step.turn is None and step.prefilled and (session := self.engine.sessions.get(step.session)) is not None:
+            self._behind.add(step.session)
+            events += self._news(session)
+        events += self._report(step)
+        session = self.engine.sessions.get(step.session)
+        if step.prefilled and session is not None and not has_work(session):
+            self._rests()
         return events
 
     def beat(self) -> records.Beat:
@@ -297,16 +314,15 @@ class EngineHost:
             hold=command.hold,
             aside=command.aside,
         )
+        reply = self._replies[session.name] = _Reply(command.turn, turn, reader)
         hypothesis.account(session, turn.stats, start)
         if command.hold is None:
             hypothesis.become_history(session)
-        reply = _Reply(command.turn, turn, reader)
-        self._replies[session.name] = reply
         self.scheduler.expect(session.name, command.deadline, aside=command.aside, rate=command.speaking_rate)
         if command.deadline and command.hold is None:
             events.append(self._expected(session, command.turn))
         if turn.finish is not None:
-            events.append(self._ended(session.name, reply))
+            events.append(self._ended(session.name, reply, str(turn.error or "")))
 
     def _expected(self, session: Session, number: int) -> records.Expected:
         """When the first token of a reply that was just asked for will probably be there."""
@@ -364,11 +380,23 @@ class EngineHost:
                 return []
             return [records.Failed(step.session, None, type(step.error).__name__, str(step.error))]
         events: list[records.Event] = []
-        if step.tokens:
-            events.append(self._progress(step, reply))
-        if step.finish is not None:
-            events.append(self._ended(step.session, reply, str(step.error or "")))
+        try:
+            if step.tokens:
+                events.append(self._progress(step, reply))
+            if step.finish is not None:
+                events.append(self._ended(step.session, reply, str(step.error or "")))
+        except Exception as error:  # what reads the reply is injected: whatever it raises is that reply's own affair
+            return [self._unreadable(step, reply, error)]
         return events
+
+    def _unreadable(self, step: Step, reply: _Reply, error: Exception) -> records.Ended:
+        """What the reply has gained in the step could not be read, and so not be told: it ends before that."""
+        log.error("a step of a reply could not be told", exc_info=error)
+        turn = reply.turn
+        self.engine.cancel(turn)
+        turn.finish = Finish.FAILED
+        self.engine.truncate(turn.session, len(turn.session.tokens) - len(step.tokens))
+        return self._ended(step.session, reply, f"{type(error).__name__}: {error}")
 
     def _progress(self, step: Step, reply: _Reply) -> records.Progress:
         cut = step.finish in (Finish.LENGTH, Finish.CONTEXT)
@@ -393,7 +421,7 @@ class EngineHost:
         )
 
     def _ended(self, name: str, reply: _Reply, error: str = "") -> records.Ended:
-        del self._replies[name]
+        self._replies.pop(name, None)
         reply.go_on()
         self._rests()
         turn = reply.turn

@@ -156,6 +156,12 @@ class Prefixes:
             elif not begins_so and computing == session.name:
                 self._hand_on(beginning)
 
+    def failed(self, session: Session) -> None:
+        """A step of the session has failed: where others wait for what it was to compute, one of them does instead."""
+        mine = self._of.get(session.name)
+        if mine is not None and self._computing.get(mine) == session.name:
+            self._hand_on(mine)
+
     def forget(self, name: str) -> None:
         """The session is closed."""
         beginning = self._of.pop(name, None)
@@ -206,8 +212,10 @@ class Prefixes:
         """Let the session compute its beginning, unless it is kept, or computed by another one already."""
         session.held = False
         if not self._is_kept(beginning):
-            public = self._computing.get(replace(beginning, tenant=None))
-            session.held = (public or self._computing.setdefault(beginning, session.name)) != session.name
+            computing = self._computing.get(replace(beginning, tenant=None)) or self._computing.get(beginning)
+            if computing is None and not session.has_given_up:
+                computing = self._computing[beginning] = session.name
+            session.held = computing not in (None, session.name)
 
     def _keep(self, session: Session, beginning: Beginning) -> None:
         length = len(beginning.tokens)
@@ -226,9 +234,9 @@ class Prefixes:
     def _hand_on(self, beginning: Beginning) -> None:
         """Nobody computes it any more: whoever has not got it takes it, or the first who waits for it computes it."""
         computed_by = self._computing.pop(beginning)
-        for name, other in self._of.items():
-            session = self._engine.session(name)
-            if not (session.held or name == computed_by) or other.tokens != beginning.tokens:
+        waiting = [(self._engine.session(name), other) for name, other in self._of.items()]
+        for session, other in sorted(waiting, key=lambda pair: pair[0].failures):
+            if not (session.held or session.name == computed_by) or other.tokens != beginning.tokens:
                 continue
             if session.cache.length >= len(other.tokens) - 1:
                 session.held = False  # it has it, also where there was no room to keep it

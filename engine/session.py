@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.cache import KVCache
+from engine.errors import EngineError
 from engine.interfaces import Draft, Grammar, TextWatcher
 from engine.playback import Clause
 from engine.policy import Choice
@@ -45,6 +46,8 @@ class Phase:
     accepted: int = 0
 
 
+MOST_FAILURES = 3
+"""In a row, of steps that no caller waits for: what fails so often fails whenever it is tried."""
 MOST_PHASES = 32
 """What comes behind is counted to the last one."""
 
@@ -183,6 +186,8 @@ class Turn:
         self.forced = list(forced)
         self.num_tokens = 0
         self.finish: Finish | None = None
+        self.error: EngineError | None = None
+        """Why it has failed at what it was to begin with."""
         self.stats = TurnStats()
         self.choice: Choice | None = None
         """What the tree that is verified now was asked of; None where it is given."""
@@ -258,12 +263,21 @@ class Session:
         """Its caches were dropped, and nobody has asked anything of it since: its tokens are left uncomputed."""
         self.held = False
         """Somebody else computes what it begins with."""
+        self.failures = 0
+        """Steps that have failed since all of it was computed, or a reply was asked for."""
         self._stalled_at: int | None = None
 
     @property
     def waits_for_pages(self) -> bool:
-        """Whether prefill gave up its pages or ran out of them, and nothing has changed since that would help."""
-        return self.asleep or self.held or self.stalled
+        """Whether prefill gave up its pages, ran out of them or has failed too often, and nothing has changed since
+        that would help.
+        """
+        return self.asleep or self.held or self.stalled or self.has_given_up
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether steps have failed so often that it is computed no more before a reply is asked for."""
+        return self.failures >= MOST_FAILURES
 
     @property
     def stalled(self) -> bool:

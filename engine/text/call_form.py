@@ -53,7 +53,7 @@ class CallForm:
             begin = text.find("{", text.find(self.mark, at) if self.mark else at)
             try:
                 _, at = json.JSONDecoder().raw_decode(text, max(0, begin))
-            except ValueError:
+            except (ValueError, RecursionError):
                 return len(text)
             at = text.find(self.end_mark, at) + len(self.end_mark)
         return at
@@ -106,9 +106,9 @@ def parse_calls(text: str, names: Collection[str] | None = None) -> list[Call]:
     while rest:
         try:
             value, end = json.JSONDecoder().raw_decode(rest)
-        except ValueError:
+            call = _call(value, rest[:end])
+        except (ValueError, RecursionError):  # brackets may be nested deeper than Python reads
             return []
-        call = _call(value, rest[:end])
         if call is None or (names is not None and call.name not in names):
             return []
         calls.append(call)

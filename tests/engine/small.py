@@ -24,11 +24,11 @@ POOL_TOKENS, PAGE_TOKENS = 640, 4  # so small that rewinds give back pages, and 
 
 
 @cache
-def models() -> tuple[Decoder, PairProposer]:
+def models(dtype: torch.dtype = torch.float64) -> tuple[Decoder, PairProposer]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         checkpoints.write("llama-tied", directory)
-        target = load(directory, torch.float64, pool_tokens=POOL_TOKENS, page_tokens=PAGE_TOKENS)
+        target = load(directory, dtype, pool_tokens=POOL_TOKENS, page_tokens=PAGE_TOKENS)
         head = heads.write(directory / "head", heads.random_head(target.config), heads.head_config(target.config))
         drafter = load_eagle3(head, target, pool_tokens=POOL_TOKENS, page_tokens=PAGE_TOKENS, taps=(1, 2, 4))
         return target, drafter

@@ -26,9 +26,9 @@ from engine.proposers.none import NoProposer
 from engine.proposers.suffix import SuffixProposer
 from engine.sampling import Sampling
 from engine.schedule import DeadlineScheduler
-from engine.session import Finish
+from engine.session import MOST_FAILURES, Finish
 from engine.text.codec import Codec
-from engine.text.reply import ReplyReader
+from engine.text.reply import Read, ReplyReader
 from engine.tree import DraftTree
 from tests.e2e.server import MODEL
 from tests.engine import checkpoints
@@ -37,6 +37,8 @@ from tests.engine.oracle import OracleProposer
 
 PAGE, PAGES = 4, 12
 PROMPT = (5, 17, 3, 99, 42)
+FAULTY, UNTAKABLE, UNREADABLE = 9, 10, 11
+"""Requests for replies whose reader is so, or that have none."""
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +60,28 @@ def pool(target: Decoder) -> PagePool:
 
 
 class Reader(ReplyReader):
-    """Raises at its third token, where asked to."""
+    """Raises at its third token, or when the third is taken, where asked to."""
 
-    def __init__(self, *, faulty: bool) -> None:
+    def __init__(self, *, faulty: bool = False, untakable: bool = False) -> None:
         super().__init__(Codec.load(MODEL, 1 << 20))
-        self._faulty, self._count = faulty, 0
+        self._faulty, self._untakable, self._count = faulty, untakable, 0
 
     def push(self, token: int) -> str:
         self._count += 1
         if self._faulty and self._count == 3:
             raise RuntimeError("a fault in a reader")
         return ""
+
+    def take(self, *, final: bool = False, cut: bool = False) -> Read:
+        if self._untakable and self._count >= 3:
+            raise RecursionError("a fault in what was read")
+        return super().take(final=final, cut=cut)
+
+
+def new_reader(command: records.Submit) -> Reader:
+    if command.request == UNREADABLE:
+        raise RuntimeError("no reader for it")
+    return Reader(faulty=command.request == FAULTY, untakable=command.request == UNTAKABLE)
 
 
 @dataclass
@@ -93,9 +106,7 @@ class Host:
 @pytest.fixture
 def host(target: Decoder) -> Iterator[Host]:
     engine = Engine(target, NoProposer(), FixedPolicy(1))
-    yield Host(
-        EngineHost(engine, DeadlineScheduler(8), lambda command: Reader(faulty=command.request == 9), grammars())
-    )
+    yield Host(EngineHost(engine, DeadlineScheduler(8), new_reader, grammars()))
     for session in list(engine.sessions.values()):
         engine.close(session)
 
@@ -149,16 +160,45 @@ def test_heard_text_without_pages_waits_for_some_and_harms_nobody(host: Host, po
     assert ended[-1].finish == "length"
 
 
-def test_what_a_reader_raises_ends_its_own_reply_only(host: Host) -> None:
+def told(events: Sequence[records.Event], session: str) -> list[int]:
+    """Every token that was reported of it."""
+    progress = [event for event in events if isinstance(event, records.Progress) and event.session == session]
+    return [token for event in progress for token in event.tokens]
+
+
+@pytest.mark.parametrize("max_tokens", [3, 6], ids=["in the last step", "before that"])
+@pytest.mark.parametrize("request_id", [FAULTY, UNTAKABLE])
+def test_what_a_reader_raises_ends_its_own_reply_only(host: Host, request_id: int, max_tokens: int) -> None:
     host.do(records.Open("good", PROMPT), records.Open("bad", PROMPT))
-    events = host.do(submit("bad", 1, request=9), submit("good", 1)) + host.run()
+    bad = submit("bad", 1, request=request_id, max_tokens=max_tokens)
+    events = host.do(bad, submit("good", 1)) + host.run()
     ends = {event.session: event for event in events if isinstance(event, records.Ended)}
     assert (ends["good"].finish, ends["bad"].finish) == ("length", "failed")
-    assert "a fault in a reader" in ends["bad"].error
+    assert "a fault in" in ends["bad"].error and len(told(events, "good")) == 6
+    said = told(events, "bad")
+    assert ends["bad"].reply_tokens == len(said) == ends["bad"].log_tokens - len(PROMPT), "the log is what was told"
+    assert said == told(events, "good")[: 3 if request_id == FAULTY else 2]
     again = host.do(submit("bad", 2)) + host.run()  # and the session goes on
-    said = [token for event in again if isinstance(event, records.Progress) for token in event.tokens]
-    good = [t for e in events if isinstance(e, records.Progress) and e.session == "good" for t in e.tokens]
-    assert said == good
+    assert told(again, "bad") == told(events, "good")
+
+
+def test_a_reply_that_cannot_be_read_from_what_it_is_to_begin_with_fails_alone(host: Host) -> None:
+    """Where it goes on after a restart, all of that was told before."""
+    host.do(records.Open("good", PROMPT), records.Open("bad", PROMPT), submit("good", 1))
+    events = host.do(submit("bad", 1, request=FAULTY, forced=(7, 8, 9, 10)))
+    (ended,) = [event for event in events if isinstance(event, records.Ended)]
+    assert (ended.finish, ended.reply_tokens, ended.log_tokens) == ("failed", 4, len(PROMPT) + 4)
+    assert "a fault in a reader" in ended.error and host.host.engine.session("bad").tokens == [*PROMPT, 7, 8, 9, 10]
+    good = told(host.run(), "good")
+    assert told(host.do(submit("bad", 2)) + host.run(), "bad") == good and len(good) == 6
+
+
+def test_a_command_that_raises_whatever_it_may_harms_nobody_else(host: Host) -> None:
+    host.do(records.Open("good", PROMPT), records.Open("bad", PROMPT), submit("good", 1))
+    (failed,) = host.do(submit("bad", 1, request=UNREADABLE))
+    assert isinstance(failed, records.Failed) and (failed.session, failed.turn) == ("bad", 1)
+    good = told(host.run(), "good")
+    assert told(host.do(submit("bad", 2)) + host.run(), "bad") == good and len(good) == 6
 
 
 @pytest.mark.parametrize("wrong", [{"tokens": (checkpoints.VOCAB,)}, {"tokens": (-1,)}, {"keep": 99}])
@@ -286,6 +326,27 @@ def test_a_drafter_that_fails_to_read_once_costs_the_reply_nothing_but_time(targ
     assert sessions[0].tokens == sessions[1].tokens
     for session in sessions:
         engine.close(session)
+
+
+def test_prefill_that_fails_whenever_it_is_tried_is_not_tried_for_ever(target: Decoder) -> None:
+    engine = Engine(target, proposer := Forgetful(), FixedPolicy(1))
+    host = Host(EngineHost(engine, DeadlineScheduler(8), lambda command: Reader(), grammars()))
+    host.do(records.Open("good", PROMPT), records.Open("bad", PROMPT * 2))
+    session = engine.session("bad")
+    proposer.failing, proposer.times = session.draft, 100
+    for _ in range(10):
+        released = target.new_cache()
+        released.reserve(1)
+        released.close()
+        assert host.run() == []
+    assert 100 - proposer.times == MOST_FAILURES and not host.host.busy
+    failed = host.do(submit("bad", 1, keep=len(PROMPT) * 2)) + host.run()  # whoever asks is told
+    assert isinstance(failed[-1], records.Ended) and failed[-1].finish == "failed"
+    proposer.times = 0
+    events = host.do(submit("bad", 2, keep=len(PROMPT)), submit("good", 1)) + host.run()
+    assert told(events, "bad") == told(events, "good") and len(told(events, "bad")) == 6
+    for name in ("good", "bad"):
+        engine.close(engine.session(name))
 
 
 class Sick(NoProposer):

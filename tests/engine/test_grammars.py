@@ -113,9 +113,9 @@ def test_forced_tokens_are_the_grammars_too(target):
     resumed = reply(engine, Every(CLASSES), Sampling(), forced=plain.said[:7])
     assert resumed.said == plain.said
     session = engine.open("call", PROMPT)
-    with pytest.raises(ValueError, match="may not come"):
-        engine.submit(session, Sampling(), max_tokens=9, grammar=Every(CLASSES), forced=[127])
-    assert session.turn is None
+    failed = engine.submit(session, Sampling(), max_tokens=9, grammar=Every(CLASSES), forced=[127, 7])
+    assert failed.finish is Finish.FAILED and "may not come" in str(failed.error)
+    assert session.turn is None and failed.tokens == [127, 7], "they may have been told"
     engine.close(session)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -14,12 +16,14 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.hibernation import Hibernation
 from engine.host import EngineHost
+from engine.interfaces import Draft
 from engine.load import load_proposer, load_target_for, reader_of
 from engine.policy import FixedPolicy
 from engine.prefixes import Prefixes
 from engine.records import Preamble
 from engine.sampling import Sampling
-from engine.schedule import DeadlineScheduler
+from engine.schedule import ArrivalScheduler, DeadlineScheduler
+from engine.session import MOST_FAILURES
 from tests.engine.embedded import HEAD, MODEL, codec, grammars
 from tests.engine.equal import held_out
 from tests.engine.test_hibernation import run
@@ -213,6 +217,56 @@ def test_whoever_gets_there_first_frees_those_who_wait() -> None:
     assert computed(host, opened("d", "t")) == 0
 
 
+def failing(host: EngineHost, monkeypatch: pytest.MonkeyPatch, *names: str) -> Counter[str]:
+    """Have every step of these sessions that reads a prompt fail; returns how often each has."""
+    proposer, failures = host.engine.proposer, Counter[str]()
+    observe = proposer.observe
+
+    def observe_or_fail(draft: Draft, *given: Any) -> None:
+        owner = next((session.name for session in host.engine.sessions.values() if session.draft is draft), "")
+        if owner.startswith(names):
+            failures[owner] += 1
+            raise RuntimeError("a fault in a drafter")
+        observe(draft, *given)
+
+    monkeypatch.setattr(proposer, "observe", observe_or_fail)
+    return failures
+
+
+@pytest.mark.parametrize("first", ["a call", "a pin"])
+def test_whoever_waits_for_one_that_fails_computes_it_instead(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = made()
+    failures = failing(host, monkeypatch, "c0", "\npin")
+    host.handle(opened("c0", "t") if first == "a call" else records.Pin(PROMPT, "t"))
+    for name in ("c1", "c2"):
+        host.handle(opened(name, "t"))
+        assert host.engine.session(name).held
+    run(host)
+    assert list(failures.values()) == [1]
+    assert {session.num_pending for session in host.engine.sessions.values()} == {1}
+    assert len(host.engine.sessions) == (3 if first == "a call" else 2), "the pin has what it was for"
+    assert host.beat().kept_pages > 0 and host.beat().shared_tokens >= len(PROMPT) - 1
+
+
+def test_a_beginning_that_nobody_can_compute_is_given_up_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = made()
+    failures = failing(host, monkeypatch, "c", "\npin")
+    host.handle(records.Pin(PROMPT, "t"))
+    for name in ("c0", "c1"):
+        host.handle(opened(name, "t"))
+    for number in range(8):
+        run(host)
+        computed(host, opened(f"o{number}", "other", OTHER))
+        host.handle(records.Close(f"o{number}"))
+    assert set(failures.values()) == {MOST_FAILURES} and len(failures) == 3 and not host.busy
+    monkeypatch.undo()
+    assert computed(host, opened("c2", "t")) == len(PROMPT) - 1  # which the pin waits for too
+    assert set(host.engine.sessions) == {"c0", "c1", "c2"}
+    events = host.handle(records.Submit("c0", 1, len(PROMPT), LINES[0], Sampling(), 3))
+    run(host, events.append)
+    assert isinstance(events[-1], records.Ended) and events[-1].finish == "length"
+
+
 def test_a_call_that_begins_otherwise_by_now_waits_for_nobody() -> None:
     host = made()
     for name in "ab":
@@ -231,7 +285,9 @@ def test_a_beginning_too_large_to_be_kept_keeps_nobody_waiting() -> None:
     assert host.beat().kept_pages == 0
 
 
-@pytest.mark.parametrize("when", ["nobody", "a call computes it", "it is public", "a call is there first"])
+@pytest.mark.parametrize(
+    "when", ["nobody", "a call computes it", "it is public", "a call is there first", "both at once"]
+)
 def test_pins_leave_nothing_behind_but_what_they_keep(when: str) -> None:
     host = made()
     if when == "a call computes it":
@@ -239,8 +295,11 @@ def test_pins_leave_nothing_behind_but_what_they_keep(when: str) -> None:
     elif when == "it is public":
         computed(host, records.Pin(PROMPT, None))
     host.handle(records.Pin(PROMPT, "a"))
-    if when == "a call is there first":
-        next(iter(host.engine.sessions.values())).stall()
+    if when in ("a call is there first", "both at once"):
+        if when == "a call is there first":
+            next(iter(host.engine.sessions.values())).stall()
+        else:
+            host.scheduler = ArrivalScheduler(1024)  # reads all of both prompts in one step
         host.handle(opened("call", "a"))
         events = host.handle(records.Submit("call", 1, len(PROMPT), (), Sampling(), 1))
         while not any(isinstance(event, records.Ended) for event in events):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
@@ -13,6 +15,7 @@ from engine import records
 from engine.config import EngineConfig
 from engine.engine import Engine, Work
 from engine.host import EngineHost
+from engine.interfaces import Output, Tap, Window
 from engine.load import load_proposer, load_target_for, measured_engine
 from engine.measured_policy import MeasuredPolicy
 from engine.models.decoder import Decoder
@@ -29,14 +32,32 @@ from engine.text.reply import ReplyReader
 from engine.tree import DraftTree
 from tests.engine.drafters import held_out
 from tests.engine.embedded import HEAD, MODEL, codec, grammars
+from tests.engine.rounding import differ_by_rounding
 
 CONFIG = EngineConfig(str(MODEL), f"suffix+eagle3:{HEAD}", dtype="float64", pool_tokens=16_384)
+SERVED = replace(CONFIG, dtype="float32")
 CALLS = 10
 
 
 @cache
+def loaded(config: EngineConfig) -> Decoder:
+    return load_target_for(config)
+
+
 def target() -> Decoder:
-    return load_target_for(CONFIG)
+    return loaded(CONFIG)
+
+
+@dataclass
+class Said:
+    """What a call has said."""
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+
+    def hear(self, progress: records.Progress) -> None:
+        self.text += progress.text
+        self.tokens += progress.tokens
 
 
 class Fickle:
@@ -64,10 +85,10 @@ def asked(number: int, prompt: tuple[int, ...]) -> records.Submit:
     return records.Submit(f"call {number}", 1, len(prompt), (), sampling, 24 + number, stop_tokens=stop)
 
 
-def run(engine: Engine, scheduler: Scheduler, rng: random.Random) -> tuple[dict[str, str], set[str]]:
-    """(every reply's text, the ways in which they were drafted). Calls come in while others speak."""
+def run(engine: Engine, scheduler: Scheduler, rng: random.Random) -> tuple[dict[str, Said], set[str]]:
+    """(every reply, the ways in which they were drafted). Calls come in while others speak."""
     host = EngineHost(engine, scheduler, lambda command: ReplyReader(codec(), command.stop_strings), grammars())
-    said: dict[str, str] = {}
+    said: defaultdict[str, Said] = defaultdict(Said)
     modes: set[str] = set()
     prompts = [tuple(prompt.ids) for prompt in held_out(CALLS)]
     waiting = [asked(number, prompt) for number, prompt in enumerate(prompts)]
@@ -80,7 +101,7 @@ def run(engine: Engine, scheduler: Scheduler, rng: random.Random) -> tuple[dict[
         for event in host.advance():
             assert not isinstance(event, records.Failed), event
             if isinstance(event, records.Progress):
-                said[event.session] = said.get(event.session, "") + event.text
+                said[event.session].hear(event)
                 modes |= {event.drafting[0]} if event.drafting else set()
             elif isinstance(event, records.Ended):
                 ended += 1
@@ -92,19 +113,19 @@ def run(engine: Engine, scheduler: Scheduler, rng: random.Random) -> tuple[dict[
 
 
 @cache
-def alone() -> dict[str, str]:
+def alone(config: EngineConfig = CONFIG) -> dict[str, Said]:
     """What the target says to each of them, where nobody drafts and nobody shares."""
-    engine = Engine(target(), NoProposer(), FixedPolicy(1))
-    found = {}
+    engine = Engine(loaded(config), NoProposer(), FixedPolicy(1))
+    found: defaultdict[str, Said] = defaultdict(Said)
     for number, prompt in enumerate(held_out(CALLS)):
         host = EngineHost(engine, ArrivalScheduler(512), lambda c: ReplyReader(codec(), c.stop_strings), grammars())
         command = asked(number, tuple(prompt.ids))
         host.handle(records.Open(command.session, tuple(prompt.ids), seed=1))
         host.handle(command)
-        events = []
         while host.busy:
-            events += host.advance()
-        found[command.session] = "".join(event.text for event in events if isinstance(event, records.Progress))
+            for event in host.advance():
+                if isinstance(event, records.Progress):
+                    found[command.session].hear(event)
         host.handle(records.Close(command.session))
     return found
 
@@ -118,6 +139,35 @@ def test_text_is_the_same_however_each_step_is_drafted_and_shared(order: str) ->
     said, modes = run(engine, scheduler, rng)
     assert said == alone()
     assert modes == {"suffix+eagle3", "suffix", "plain"}
+
+
+@pytest.mark.parametrize("order", ["deadline", "fcfs"])
+def test_in_float32_only_what_rounding_decides_depends_on_who_shares_the_step(
+    order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The precision that is served. (What tells the two apart is tested in ``test_batched``.)"""
+    model, widths = loaded(SERVED), list[int]()
+    engine, rng = measured_engine(model, load_proposer(SERVED, model), SERVED), random.Random(3)
+    engine.drafting.policy = Fickle(len(engine.drafting.ways), rng)
+    forward = model.forward
+
+    def counted(windows: Sequence[Window], taps: Sequence[Tap] = ()) -> list[Output]:
+        widths.append(len(windows))
+        return forward(windows, taps)
+
+    monkeypatch.setattr(model, "forward", counted)
+    said, _ = run(engine, DeadlineScheduler(64) if order == "deadline" else ArrivalScheduler(64), rng)
+    monkeypatch.undo()
+    assert sum(width > 1 for width in widths) > len(widths) / 3, f"steps were hardly shared: {widths}"
+    close = 0
+    for number, prompt in enumerate(held_out(CALLS)):
+        command = asked(number, tuple(prompt.ids))
+        wanted, got = alone(SERVED)[command.session], said[command.session]
+        if got != wanted:
+            close += 1
+            rounded = differ_by_rounding(target(), prompt.ids, wanted.tokens, got.tokens, command.sampling)
+            assert rounded, f"{wanted} became {got}"
+    assert close <= CALLS // 4
 
 
 SIZES = (1, 4, 8, 16, 32, 60)

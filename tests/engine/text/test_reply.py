@@ -182,7 +182,10 @@ def test_a_call_between_text() -> None:
         ('{"name": "a", "arguments": {}', None),
         ("[]", None),
         ("", None),
+        ('{"name": "a", "arguments": {"x": ' + "[" * 1500, None),
+        ('{"name": "a", "arguments": {"x": ' + "[" * 100_000 + "]" * 100_000 + "}}", None),
     ],
+    ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
 def test_calls_well_and_badly_formed(body: str, call: Call | None) -> None:
     assert parse_calls(body) == ([call] if call else [])
@@ -190,6 +193,11 @@ def test_calls_well_and_badly_formed(body: str, call: Call | None) -> None:
     assert read.text == "xy"
     assert read.calls == ([call] if call else [])
     assert read.malformed == ([] if call else [body])
+
+
+def test_where_calls_end_that_are_nested_too_deep() -> None:
+    text = CALL + '{"a": ' + "[" * 1500 + CALL_END
+    assert HERMES.end_of_calls(text, 1) == len(text)
 
 
 def test_a_call_that_was_never_finished() -> None:
