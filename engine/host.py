@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine import records
+from engine.demand import Demand
 from engine.engine import Engine, Step
 from engine.errors import EngineError
 from engine.hibernation import Counts, Hibernation
@@ -85,6 +86,7 @@ class EngineHost:
 
     def __post_init__(self) -> None:
         self._parking = Parking(self.grammars.ready)
+        self._demand = Demand(self.engine.pace)
 
     @property
     def busy(self) -> bool:
@@ -158,6 +160,7 @@ class EngineHost:
         prompts = [tokens for tokens in pending if tokens > 1]
         speakers, chunk, pace = len(pending) - len(prompts), self.scheduler.chunk_tokens, self.engine.pace
         step_s = pace.forward(speakers, speakers) if speakers else 0.0
+        voices, rate = self.scheduler.voices({name for name, reply in self._replies.items() if reply.turn.awaited})
         counts, in_host = Counts(), 0
         if self.hibernation is not None:
             counts, in_host = self.hibernation.counts, self.hibernation.bytes_in_host
@@ -170,6 +173,8 @@ class EngineHost:
             host_pages=0 if self.hibernation is None else self.hibernation.host_pages,
             backlog_s=step_s + sum(pace.prefill(tokens, chunk) for tokens in prompts),
             token_s=pace.prefill(chunk, chunk) / chunk,
+            speech_load=self._demand.load(voices, rate),
+            voice_load=self._demand.one_more(voices, rate),
             host_bytes=in_host,
             hibernated=counts.hibernated,
             dropped=counts.dropped,
