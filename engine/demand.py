@@ -10,6 +10,8 @@ from engine.pace import Pace
 
 SMOOTHED_S = 5.0
 """Over which the load is a running mean: voices begin and end all the time."""
+SILENT_S = 60.0
+"""A session that was asked for nothing for so long since it was opened may be one that never will be."""
 FEW = 8
 """So many voices more are looked at to say what one more costs: the step from one to the next says little."""
 
@@ -25,6 +27,21 @@ class Demand:
     pace: Pace
     _load: float = 0.0
     _at: float = field(default_factory=lambda: time.monotonic())
+    _silent: dict[str, float] = field(default_factory=dict)
+    """When each session was opened that was not asked for a reply yet."""
+
+    def opened(self, session: str) -> None:
+        self._silent[session] = time.monotonic()
+
+    def known(self, session: str) -> None:
+        """It was asked for a reply, and is a voice as others are; or it is over."""
+        self._silent.pop(session, None)
+
+    @property
+    def silent(self) -> int:
+        """Sessions that were opened lately, and will speak."""
+        since = time.monotonic() - SILENT_S
+        return sum(opened > since for opened in self._silent.values())
 
     def load(self, voices: int, rate: float) -> float:
         """Of so many voices, each of ``rate`` tokens a second, smoothed over ``SMOOTHED_S``."""

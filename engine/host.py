@@ -175,6 +175,7 @@ class EngineHost:
             token_s=pace.prefill(chunk, chunk) / chunk,
             speech_load=self._demand.load(voices, rate),
             voice_load=self._demand.one_more(voices, rate),
+            silent=self._demand.silent,
             host_bytes=in_host,
             hibernated=counts.hibernated,
             dropped=counts.dropped,
@@ -187,6 +188,7 @@ class EngineHost:
 
     def _open(self, command: records.Open) -> None:
         session, preamble = self.engine.open(command.session, command.tokens, seed=command.seed), command.preamble
+        self._demand.opened(session.name)
         self._wake(session)
         if self.prefixes is not None and preamble is not None:
             self.prefixes.join(session, Beginning(preamble.tenant, command.tokens[: preamble.length]))
@@ -283,6 +285,7 @@ class EngineHost:
 
     def _submit(self, command: records.Submit, events: list[records.Event]) -> None:
         session = self.engine.session(command.session)
+        self._demand.known(session.name)
         reader = self.new_reader(command)
         hypothesis = self._hypothesis(session)
         start = hypothesis.start if hypothesis.start < hypothesis.end else None
@@ -354,6 +357,7 @@ class EngineHost:
             self._cancel(name, None, events)
             self.engine.close(self.engine.session(name))
             self.scheduler.forget(name)
+            self._demand.known(name)
             self._taken_back.pop(name, None)
             self._hypotheses.pop(name, None)
             self._behind.discard(name)

@@ -23,8 +23,6 @@ from service.telemetry import Telemetry
 SOONEST_S, LATEST_S = 0.5, 30.0
 """Bounds of the advice when to ask again: what is known of the past says little about less, and about more."""
 
-SILENT_S = 15.0
-"""From being taken, the time in which a call has its first reply: until then the engine knows nothing of its voice."""
 SPEAKS = 0.5
 """Part of its time that a call is spoken to."""
 RELIEVED = 0.9
@@ -343,9 +341,8 @@ class Admission:
         beat, limit = self._beat(), self._config.max_speech_load
         if beat is None or limit is None:
             return
-        spoken = self._clock() - SILENT_S
-        silent = sum(seat.since > spoken for tenant in self._tenants.values() for seat in tenant.seats)
-        load = beat.speech_load + beat.voice_load * SPEAKS * silent
+        new = sum(seat.since > beat.at for tenant in self._tenants.values() for seat in tenant.seats)
+        load = beat.speech_load + beat.voice_load * SPEAKS * (beat.silent + new)
         limit *= RELIEVED if self._saturated else 1.0
         self._saturated = load > limit
         if self._saturated:

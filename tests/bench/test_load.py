@@ -596,7 +596,9 @@ def engine():
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         plain = {"drafter": "none", "draft_nodes": 1}  # of which no costs are measured: it starts soon
-        started = local.start(environment(plain, MODEL, "float32", QUICK.rate * QUICK.speed))
+        # Callers to whom one speaks so fast are more than a slow machine should take.
+        all_taken = {"FIRSTWORD_ADMISSION__MAX_SPEECH_LOAD": "1000"}
+        started = local.start({**environment(plain, MODEL, "float32", QUICK.rate * QUICK.speed), **all_taken})
         yield runner, runner.run(stack.enter_async_context(started))
         runner.run(stack.aclose())
 

@@ -118,6 +118,24 @@ def test_what_nobody_listens_to_is_no_voice(host: EngineHost, clock: Clock) -> N
     run(host)
 
 
+def test_calls_that_have_not_spoken_are_counted_until_they_do_or_seem_never_to(host: EngineHost, clock: Clock) -> None:
+    for name in ("one", "two", "three"):
+        host.handle(records.Open(name, PROMPT, seed=1))
+        clock.now += 1.0
+    run(host)
+    assert host.beat().silent == 3
+    host.handle(submit("one"))
+    host.handle(records.Fork("one", "aside"))
+    assert host.beat().silent == 2
+    host.handle(records.Close("two"))
+    assert host.beat().silent == 1
+    clock.now += demand.SILENT_S
+    assert host.beat().silent == 0
+    host.handle(records.Open("four", PROMPT))
+    assert host.beat().silent == 1
+    run(host)
+
+
 def test_voices_that_speak_faster_need_more(clock: Clock) -> None:
     scheduler = DeadlineScheduler(8, RATE)
     for name, rate in (("slow", RATE), ("fast", 2 * RATE), ("unknown", 0.0)):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import records
-from service.admission import LATEST_S, RELIEVED, REMEMBERED, SILENT_S, SOONEST_S, SPEAKS, Admission, Seat
+from service.admission import LATEST_S, RELIEVED, REMEMBERED, SOONEST_S, SPEAKS, Admission, Seat
 from service.config import AdmissionConfig
 from service.problems import Problem, Reason
 from service.telemetry import Telemetry
@@ -214,9 +214,10 @@ def test_what_waits_in_the_engine_is_bounded_with_what_was_sent_to_it_since_it_l
     house.call()
 
 
-def speech(house: House, load: float, voice: float = 0.0) -> None:
-    """The engine says how much speech there is, and what a voice more adds."""
-    house.beat = records.Beat(house.now, 0, 0, 0, 10_000, 0.0, 0.0, speech_load=load, voice_load=voice)
+def speech(house: House, load: float, voice: float = 0.0, silent: int = 0) -> None:
+    """The engine says how much speech there is, what a voice more adds, and how many have not spoken yet."""
+    house.beat = records.Beat(house.now, 0, 0, 0, 10_000, 0.0, 0.0, speech_load=load, voice_load=voice, silent=silent)
+    house.now += 0.01
 
 
 def test_no_call_is_taken_while_the_engine_may_not_keep_up_with_all_who_speak() -> None:
@@ -245,10 +246,13 @@ def test_calls_that_have_not_spoken_yet_count_for_what_they_will_need() -> None:
     assert SPEAKS == 0.5 and house.refusal().reason is Reason.ENGINE_SATURATED
     for _ in range(3):
         seats.pop().leave()  # and what is over will not speak
+    seats.append(house.call())
+    speech(house, 0.1, voice=0.1, silent=len(seats))  # the engine has heard of them
+    seats.append(house.call())
     house.call()
-    house.now += SILENT_S
-    speech(house, 0.2, voice=0.1)  # now it is known what they need
-    for _ in range(7):
+    assert house.refusal().reason is Reason.ENGINE_SATURATED
+    speech(house, 0.2, voice=0.1, silent=5)  # and now knows what the others need
+    for _ in range(2):
         house.call()
     assert house.refusal().reason is Reason.ENGINE_SATURATED
 
