@@ -132,7 +132,7 @@ class AdmissionConfig(Section):
     reserve_tokens: int = Field(default=512, ge=0)
     overcommit: float = Field(default=1.0, gt=0)
     max_backlog_ms: int | None = Field(default=2000, ge=1)
-    max_speech_load: float | None = Field(default=0.6, gt=0)
+    max_speech_load: float | None = Field(default=0.5, gt=0)
 
 
 MIN_SECRET_CHARACTERS = 16
