@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine import records
+from engine.demand import Demand
 from engine.engine import Engine, Step
 from engine.errors import EngineError
 from engine.hibernation import Counts, Hibernation
@@ -88,6 +89,7 @@ class EngineHost:
 
     def __post_init__(self) -> None:
         self._parking = Parking(self.grammars.ready)
+        self._demand = Demand(self.engine.pace)
 
     @property
     def busy(self) -> bool:
@@ -175,6 +177,7 @@ class EngineHost:
         prompts = [tokens for tokens in pending if tokens > 1]
         speakers, chunk, pace = len(pending) - len(prompts), self.scheduler.chunk_tokens, self.engine.pace
         step_s = pace.forward(speakers, speakers) if speakers else 0.0
+        voices, rate = self.scheduler.voices({name for name, reply in self._replies.items() if reply.turn.awaited})
         counts, in_host = Counts(), 0
         if self.hibernation is not None:
             counts, in_host = self.hibernation.counts, self.hibernation.bytes_in_host
@@ -187,6 +190,9 @@ class EngineHost:
             host_pages=0 if self.hibernation is None else self.hibernation.host_pages,
             backlog_s=step_s + sum(pace.prefill(tokens, chunk) for tokens in prompts),
             token_s=pace.prefill(chunk, chunk) / chunk,
+            speech_load=self._demand.load(voices, rate),
+            voice_load=self._demand.one_more(voices, rate),
+            silent=self._demand.silent,
             host_bytes=in_host,
             hibernated=counts.hibernated,
             dropped=counts.dropped,
@@ -199,6 +205,7 @@ class EngineHost:
 
     def _open(self, command: records.Open) -> None:
         session, preamble = self.engine.open(command.session, command.tokens, seed=command.seed), command.preamble
+        self._demand.opened(session.name)
         self._wake(session)
         if self.prefixes is not None and preamble is not None:
             self.prefixes.join(session, Beginning(preamble.tenant, command.tokens[: preamble.length]))
@@ -295,6 +302,7 @@ class EngineHost:
 
     def _submit(self, command: records.Submit, events: list[records.Event]) -> None:
         session = self.engine.session(command.session)
+        self._demand.known(session.name)
         reader = self.new_reader(command)
         hypothesis = self._hypothesis(session)
         start = hypothesis.start if hypothesis.start < hypothesis.end else None
@@ -365,6 +373,7 @@ class EngineHost:
             self._cancel(name, None, events)
             self.engine.close(self.engine.session(name))
             self.scheduler.forget(name)
+            self._demand.known(name)
             self._taken_back.pop(name, None)
             self._hypotheses.pop(name, None)
             self._behind.discard(name)

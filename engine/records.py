@@ -284,6 +284,9 @@ class Beat:
     calls to come.
     backlog_s: how long all that is pending takes: prompts not computed yet, and one step of the replies in progress.
     token_s: what one more token of a long prompt adds to that.
+    speech_load: the part of its time that the engine needs to go on with all that is being spoken, of the last seconds
+    (``engine.demand``); from 1 on it does not keep up. voice_load: what one more voice adds to that.
+    silent: sessions that were opened lately and have not been asked for a reply.
     host_bytes: of pages in host memory. hibernated, dropped: times that a session's pages were moved there, or given up
     for its token log; woken_from_host, woken_from_log: times that one came back. prefilled_tokens: computed of prompts;
     shared_tokens: not computed, because another session's were at hand. All since the process began.
@@ -305,6 +308,9 @@ class Beat:
     shared_tokens: int = 0
     host_pages: int = 0
     kept_pages: int = 0
+    speech_load: float = 0.0
+    voice_load: float = 0.0
+    silent: int = 0
 
 
 Event = Ready | Prefilled | Expected | Progress | Ended | Failed | Closed | Beat | Dying

@@ -17,6 +17,7 @@ would have to wait for it, and a long prompt is cut into chunks that the others 
 from __future__ import annotations
 
 import time
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,6 +79,12 @@ class Scheduler(Protocol):
         ...
 
     def forget(self, session: str) -> None: ...
+
+    def voices(self, making: Container[str]) -> tuple[int, float]:
+        """How many voices speak, and how many tokens a second each, in the mean: of the sessions whose replies are
+        being made for a caller, and of those whose latest one has not been spoken to its end.
+        """
+        ...
 
     def expected(self, engine: Engine, session: Session) -> float:
         """Seconds until a reply that was just asked for will have its first token."""
@@ -155,6 +162,10 @@ class DeadlineScheduler:
 
     def forget(self, session: str) -> None:
         self._orders.pop(session, None)
+
+    def voices(self, making: Container[str]) -> tuple[int, float]:
+        replies = {name: order.playback for name, order in self._orders.items() if order.playback and not order.aside}
+        return _voices(replies, making, self._speaking_rate)
 
     def expected(self, engine: Engine, session: Session) -> float:
         now, pace = time.monotonic(), engine.pace
@@ -321,6 +332,9 @@ class ArrivalScheduler:
         self._came.pop(session, None)
         self._playback.pop(session, None)
 
+    def voices(self, making: Container[str]) -> tuple[int, float]:
+        return _voices(self._playback, making, self._speaking_rate)
+
     def expected(self, engine: Engine, session: Session) -> float:
         mine = self._since(session)
         working = [s for s in engine.sessions.values() if has_work(s)]
@@ -342,6 +356,13 @@ class ArrivalScheduler:
 
     def _since(self, session: Session) -> float:
         return self._came.setdefault(session.name, time.monotonic())
+
+
+def _voices(replies: Mapping[str, PlaybackClock], making: Container[str], usual: float) -> tuple[int, float]:
+    """As ``Scheduler.voices``. usual: rate where nobody speaks."""
+    now = time.monotonic()
+    rates = [clock.rate for name, clock in replies.items() if name in making or clock.spoken_until > now]
+    return len(rates), sum(rates) / len(rates) if rates else usual
 
 
 def _decodes(session: Session) -> bool:

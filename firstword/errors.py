@@ -101,7 +101,8 @@ class CallFailed(FirstwordError):
 class ServiceBusy(CallFailed):
     """The call did not begin: the service has no room for it now. ``retry_after_s`` says when to ask again, and
     ``reason`` what there is too little of: ``TOO_MANY_CALLS``, ``TENANT_TOO_MANY_CALLS``, ``TENANT_ABOVE_SHARE``,
-    ``PAGES_COMMITTED``, ``ENGINE_BUSY``; or that the service starts or stops: ``ENGINE_UNAVAILABLE``, ``DRAINING``.
+    ``PAGES_COMMITTED``, ``ENGINE_BUSY``, ``ENGINE_SATURATED``; or that the service starts or stops:
+    ``ENGINE_UNAVAILABLE``, ``DRAINING``.
     """
 
     @classmethod

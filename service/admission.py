@@ -1,4 +1,4 @@
-"""Which new calls are taken: budgets for calls, for pages and for what waits, and a fair share of them for each tenant.
+"""Which new calls are taken: budgets for calls, pages, what waits and what is spoken, and fair shares for tenants.
 
 A call that was taken keeps its place until it ends; whoever finds no room is told when to ask again. Knows the engine's
 figures and the lengths of contexts; knows no transport, no turns and no text.
@@ -22,6 +22,11 @@ from service.telemetry import Telemetry
 
 SOONEST_S, LATEST_S = 0.5, 30.0
 """Bounds of the advice when to ask again: what is known of the past says little about less, and about more."""
+
+SPEAKS = 0.5
+"""Part of its time that a call is spoken to."""
+RELIEVED = 0.9
+"""Part of the greatest load of speech, below which calls are taken again after one was refused for it."""
 
 REMEMBERED = 1024
 """Tenants whose opens are counted, from which on those that have opened nothing lately are forgotten."""
@@ -63,10 +68,11 @@ Problem where there is none.
 
 @dataclass(eq=False)
 class Seat:
-    """The place of one call. tokens: the length of its context; None until it is open."""
+    """The place of one call. since: when it was taken. tokens: the length of its context; None until it is open."""
 
     tenant: str
     admission: Admission
+    since: float
     tokens: Callable[[], int] | None = None
 
     def open(self, tokens: Callable[[], int]) -> AskAside:
@@ -166,6 +172,8 @@ class Admission:
         """Tenants that were refused, and until when they are expected to ask again."""
         self._opened: deque[tuple[float, int]] = deque()
         """(when, tokens) of calls opened, and of questions asked, since the engine's last beat."""
+        self._saturated = False
+        """Whether the last new call was refused for the load of speech, or would have been."""
 
     @property
     def max_calls(self) -> int:
@@ -208,12 +216,16 @@ class Admission:
             self._elsewhere.opened(tenant)
 
     def take(self, tenant: str, *, resumed: bool = False) -> Seat:
-        """A place for a call. Raises Problem where there is none. resumed: it may still count where it comes from."""
+        """A place for a call. Raises Problem where there is none. resumed: it may still count where it comes from, and
+        is not refused for speech that it was part of already.
+        """
         with self._told(tenant):
             self._require_short_queue()
+            if not resumed:
+                self._require_time_for_speech()
             self._require_seat(tenant, self._calls_elsewhere(tenant, resumed))
         self._wanting.pop(tenant, None)
-        seat = Seat(tenant, self)
+        seat = Seat(tenant, self, self._clock())
         self._tenants.setdefault(tenant, _Tenant(Departures(self._clock()))).seats.add(seat)
         return seat
 
@@ -323,6 +335,19 @@ class Admission:
             message = f"what waits to be computed takes {round(wait * 1000)} ms, of at most {limit}"
             excess = min(max(wait - limit / 1000, SOONEST_S), LATEST_S)
             raise Problem(Reason.ENGINE_BUSY, message, retry_after_s=excess)
+
+    def _require_time_for_speech(self) -> None:
+        """Raises Problem where the engine may soon not keep up with all who speak."""
+        beat, limit = self._beat(), self._config.max_speech_load
+        if beat is None or limit is None:
+            return
+        new = sum(seat.since > beat.at for tenant in self._tenants.values() for seat in tenant.seats)
+        load = beat.speech_load + beat.voice_load * SPEAKS * (beat.silent + new)
+        limit *= RELIEVED if self._saturated else 1.0
+        self._saturated = load > limit
+        if self._saturated:
+            message = f"speech will take {load:.0%} of the engine's time, of at most {limit:.0%}"
+            raise self._refusal(Reason.ENGINE_SATURATED, message)
 
     def _total(self, beat: records.Beat) -> float:
         """Pages that may be promised."""

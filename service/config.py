@@ -121,6 +121,8 @@ class AdmissionConfig(Section):
     fair_share_from: from this part of all calls, or pages, on a tenant is refused what is above its equal share.
     reserve_tokens: that a call will add to its context, for which pages are kept free. overcommit: pages that calls are
     promised, over those that there are. max_backlog_ms: of work that waits in the engine; None: no limit.
+    max_speech_load: part of its time that the engine may need for what is being spoken; what is over is for prompts and
+    first words. None: no limit.
     """
 
     max_calls: int = Field(default=256, ge=1)
@@ -130,6 +132,7 @@ class AdmissionConfig(Section):
     reserve_tokens: int = Field(default=512, ge=0)
     overcommit: float = Field(default=1.0, gt=0)
     max_backlog_ms: int | None = Field(default=2000, ge=1)
+    max_speech_load: float | None = Field(default=0.5, gt=0)
 
 
 MIN_SECRET_CHARACTERS = 16

@@ -38,6 +38,7 @@ STATUS: dict[Reason, grpc.StatusCode] = {
     Reason.TENANT_ABOVE_SHARE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.PAGES_COMMITTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.ENGINE_BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.ENGINE_SATURATED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.CLIENT_NOT_READING: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.ENGINE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.DRAINING: grpc.StatusCode.UNAVAILABLE,

@@ -413,6 +413,12 @@ def _capacity() -> Sequence[Panel]:
             {"{{gen_ai_response_model}}": f"max by (gen_ai_response_model) ({backlog}{own})"},
         ),
         lines(
+            "Load of speech",
+            "The part of its time that the engine needs for what is being spoken; from 1 on voices fall silent.",
+            "percentunit",
+            {"{{gen_ai_response_model}}": f"max by (gen_ai_response_model) ({naming.label(names.SPEECH_LOAD)}{own})"},
+        ),
+        lines(
             "Quiet calls a second",
             "Moved to host memory, dropped to their tokens, and brought back from either.",
             "reqps",

@@ -43,6 +43,7 @@ def watch(telemetry: Telemetry, engines: Mapping[str, Watched]) -> None:
     telemetry.watch_models(names.PAGES_FREE, "{page}", "Pages that are free", each(_pages_free))
     telemetry.watch_models(names.PAGES_KEPT, "{page}", "Pages of kept beginnings", each(_pages_kept))
     telemetry.watch_models(names.ENGINE_BACKLOG, "s", "How long all that is pending takes", each(_backlog))
+    telemetry.watch_models(names.SPEECH_LOAD, "{engine}", "Needed for what is being spoken", each(_speech_load))
     telemetry.watch_models(names.ENGINE_SESSIONS, "{session}", "Sessions, forks included", each(_sessions))
     for name, unit, description, figure, grows in QUIET_CALLS:
         telemetry.watch_models(name, unit, description, each(partial(_of_beat, figure)), grows=grows)
@@ -76,6 +77,10 @@ def _of_beat(figure: Callable[[records.Beat], float], engine: Watched) -> float:
 
 def _backlog(engine: Watched) -> float:
     return engine.beat.backlog_s if engine.beat else 0.0
+
+
+def _speech_load(engine: Watched) -> float:
+    return engine.beat.speech_load if engine.beat else 0.0
 
 
 def _sessions(engine: Watched) -> int:

@@ -212,7 +212,7 @@ CAUSES: dict[str, tuple[dict[str, str], int]] = {
         10,
     ),
     "FirstwordCallsRefused": (
-        {'firstword_calls_refused_total{gen_ai_request_model="m", error_type="TOO_MANY_CALLS"}': "0+3x30"},
+        {'firstword_calls_refused_total{gen_ai_request_model="m", error_type="ENGINE_SATURATED"}': "0+3x30"},
         20,
     ),
     "FirstwordStoreBehind": ({"firstword_store_behind": "0x5 1x10"}, 12),

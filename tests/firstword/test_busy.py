@@ -51,3 +51,23 @@ async def test_a_call_that_there_is_no_room_for_is_told_when_to_ask_again_and_ma
                     pass
             assert not isinstance(never.value, ServiceBusy)  # more than there will ever be
             assert (never.value.reason, never.value.retry_after_s) == ("PAGES_COMMITTED", None)
+
+
+async def test_a_call_more_than_the_engine_can_speak_to_is_refused_before_anybody_falls_silent() -> None:
+    """Spoken so fast that two voices are more than the engine can go on with: the second call hears it at once, the
+    first one is none the worse for it, and when it is over there is time for another.
+    """
+    settings = {"FIRSTWORD_ENGINE__SPEAKING_RATE": "2000", "FIRSTWORD_ADMISSION__MAX_SPEECH_LOAD": "0.1"}
+    with ServiceProcess(settings) as process:
+        async with Client(process.address) as client:
+            async with client.call(system=SYSTEM) as first:
+                assert (await (await first.final(LINES[0])).run()).text
+                with pytest.raises(ServiceBusy) as busy:
+                    async with client.call(system=SYSTEM):
+                        pass
+                assert (busy.value.code, busy.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_SATURATED")
+                assert busy.value.retry_after_s is not None
+                assert SOONEST_S <= busy.value.retry_after_s <= LATEST_S
+                assert (await (await first.final(LINES[1])).run()).text
+            async with client.call(system=SYSTEM, patience_s=90) as second:
+                assert (await (await second.final(LINES[0])).run()).text

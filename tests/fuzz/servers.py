@@ -65,7 +65,7 @@ def config() -> ServiceConfig:
     )
     return ServiceConfig(
         server=ServerConfig(port=0, max_message_bytes=LARGEST, hold_at_events=8, max_queued_events=512, unread_s=5.0),
-        admission=AdmissionConfig(max_calls=24, reserve_tokens=64),
+        admission=AdmissionConfig(max_calls=24, reserve_tokens=64, max_speech_load=None),
         call=CallConfig(max_reply_tokens=12, max_reply_tokens_limit=64, max_input_chars=2000, replay_events=32),
         resume=ResumeConfig(keys=SECRET, keep_s=KEEP_S),
         engine=engine,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import records
-from service.admission import LATEST_S, REMEMBERED, SOONEST_S, Admission, Seat
+from service.admission import LATEST_S, RELIEVED, REMEMBERED, SOONEST_S, SPEAKS, Admission, Seat
 from service.config import AdmissionConfig
 from service.problems import Problem, Reason
 from service.telemetry import Telemetry
@@ -212,6 +212,58 @@ def test_what_waits_in_the_engine_is_bounded_with_what_was_sent_to_it_since_it_l
     assert (refused.reason, refused.retry_after_s) == (Reason.ENGINE_BUSY, 4.0)
     says(0.0)
     house.call()
+
+
+def speech(house: House, load: float, voice: float = 0.0, silent: int = 0) -> None:
+    """The engine says how much speech there is, what a voice more adds, and how many have not spoken yet."""
+    house.beat = records.Beat(house.now, 0, 0, 0, 10_000, 0.0, 0.0, speech_load=load, voice_load=voice, silent=silent)
+    house.now += 0.01
+
+
+def test_no_call_is_taken_while_the_engine_may_not_keep_up_with_all_who_speak() -> None:
+    house = House(pages=10_000, max_speech_load=0.5)
+    speech(house, 0.49)
+    seat = house.call()
+    for load in (0.51, 0.46, 0.5 * RELIEVED + 0.001):  # once it was too much, until it is clearly less
+        speech(house, load)
+        refused = house.refusal()
+        assert refused.reason is Reason.ENGINE_SATURATED
+        assert refused.retry_after_s is not None and SOONEST_S <= refused.retry_after_s <= LATEST_S
+    house.admission.take("", resumed=True).leave()  # it was in progress already
+    assert house.admission.seats == 1  # and who is there stays
+    speech(house, 0.5 * RELIEVED - 0.001)
+    house.call().leave()
+    speech(house, 0.49)
+    house.call().leave()
+    seat.leave()
+
+
+def test_calls_that_have_not_spoken_yet_count_for_what_they_will_need() -> None:
+    """Of those that come at once as many are taken as there will be time for."""
+    house = House(pages=10_000, max_speech_load=0.52)
+    speech(house, 0.1, voice=0.1)
+    seats = [house.call() for _ in range(9)]  # the ninth one found eight that had not spoken: 0.1 + 8 * 0.05
+    assert SPEAKS == 0.5 and house.refusal().reason is Reason.ENGINE_SATURATED
+    for _ in range(3):
+        seats.pop().leave()  # and what is over will not speak
+    seats.append(house.call())
+    speech(house, 0.1, voice=0.1, silent=len(seats))  # the engine has heard of them
+    seats.append(house.call())
+    house.call()
+    assert house.refusal().reason is Reason.ENGINE_SATURATED
+    speech(house, 0.2, voice=0.1, silent=5)  # and now knows what the others need
+    for _ in range(2):
+        house.call()
+    assert house.refusal().reason is Reason.ENGINE_SATURATED
+
+
+@pytest.mark.parametrize(("pages", "limit"), [(10_000, None), (None, 0.5)])
+def test_without_a_limit_or_an_engine_speech_is_not_looked_at(pages: int | None, limit: float | None) -> None:
+    house = House(pages=pages, max_speech_load=limit)
+    if pages is not None:
+        speech(house, 9.0, voice=1.0)
+    for _ in range(3):
+        house.call()
 
 
 def test_the_advice_follows_how_often_calls_end_and_spreads_those_who_come_together() -> None:

@@ -202,7 +202,7 @@ def test_no_other_call_notices_and_nothing_is_left(seed: int) -> None:
     }
     chance, engine, pool = random.Random(seed), FragileEngine(), model().pool
     assert pool.pages_in_use == 0
-    config = AdmissionConfig(reserve_tokens=0, max_backlog_ms=None)
+    config = AdmissionConfig(reserve_tokens=0, max_backlog_ms=None, max_speech_load=None)
     admission = Admission(config, lambda: engine.beat, PAGE, Telemetry(MODEL))
     callers = [Caller(role, index, engine, admission.take("")) for index, role in enumerate(ROLES)]
     engine.run()

@@ -167,7 +167,7 @@ def test_turns_in_progress_are_shown_while_they_are(recorded: Recorded) -> None:
 
 
 def test_engines_are_watched_by_model(recorded: Recorded) -> None:
-    beat = records.Beat(1.0, 3, 40, 100, 64, 0.25, 0.001, 4096, 9, 2, 5, 1, 700, 300, kept_pages=7)
+    beat = records.Beat(1.0, 3, 40, 100, 64, 0.25, 0.001, 4096, 9, 2, 5, 1, 700, 300, kept_pages=7, speech_load=0.5)
     loaded = SimpleNamespace(beat=beat, restarts=2, serving=True)
     loading = SimpleNamespace(beat=None, restarts=0, serving=False)
     engines.watch(Telemetry(MODEL), {"small": loaded, "large": loading})
@@ -181,6 +181,7 @@ def test_engines_are_watched_by_model(recorded: Recorded) -> None:
         "firstword.engine.pages.free": {"small": 24, "large": 0},
         "firstword.engine.pages.kept": {"small": 7, "large": 0},
         "firstword.engine.backlog": {"small": 0.25, "large": 0},
+        "firstword.engine.speech_load": {"small": 0.5, "large": 0},
         "firstword.engine.sessions": {"small": 3, "large": 0},
         "firstword.engine.serving": {"small": 1, "large": 0},
         "firstword.engine.restarts": {"small": 2, "large": 0},
