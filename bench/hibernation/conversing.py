@@ -98,6 +98,7 @@ def environment(model: Path, pool_tokens: int, host_bytes: int) -> dict[str, str
         "FIRSTWORD_ADMISSION__RESERVE_TOKENS": "64",
         "FIRSTWORD_ADMISSION__OVERCOMMIT": "100",
         "FIRSTWORD_ADMISSION__MAX_CALLS": "100000",
+        "FIRSTWORD_ADMISSION__MAX_SPEECH_LOAD": "1000",
     }
 
 

@@ -29,8 +29,8 @@ serve their calls in shared steps; none has a drafter loaded that it does not as
 def environment(settings: Settings, model: Path, dtype: str, speaking_rate: float) -> dict[str, str]:
     """The service's environment variables for a contender on a model. Keys that it sets itself count.
 
-    speaking_rate: tokens a second at which the callers' speech is spoken. Nobody is refused for the speech that there is
-    already: it is to be seen how much of it each contender carries.
+    speaking_rate: tokens a second at which the callers' speech is spoken. Nobody is refused for the speech that there
+    is already: it is to be seen how much of it each contender carries.
     """
     base: Settings = {"model": str(model), "dtype": dtype, "threads": 1, "speaking_rate": f"{speaking_rate:g}"}
     merged = {**base, **settings}
