@@ -290,6 +290,11 @@ class House:
             return STATES[3]
         return STATES[4] if session.turn is not None else ""
 
+    def is_new(self, caller: Caller) -> bool:
+        """Whether it is in a state in which none has been hurt, or has not been as it was woken."""
+        state = self.state(self.engine.session(caller.name))
+        return state not in {*self.seen, ""} or (state in STATES[2:4] and STATES[5] not in self.seen)
+
     def hurt(self, caller: Caller) -> None:
         """Cancel or close a call as it is, or as it is woken."""
         session = self.engine.session(caller.name)
@@ -381,7 +386,7 @@ def test_whoever_is_not_hurt_says_what_it_says_alone(seed: int, monkeypatch: pyt
         house.do(caller.open())
     house.pin()
     for caller in reversed(hurt):
-        if house.state(house.engine.session(caller.name)) not in {*house.seen, ""}:
+        if house.is_new(caller):
             house.hurt(caller)
     for caller in chance.sample(unhurt, len(unhurt)):
         house.do(caller.open())
@@ -390,7 +395,7 @@ def test_whoever_is_not_hurt_says_what_it_says_alone(seed: int, monkeypatch: pyt
         if all(caller.done for caller in unhurt) and house.seen >= set(STATES):
             break
         for caller in hurt:
-            if house.state(house.engine.session(caller.name)) not in {*house.seen, ""}:
+            if house.is_new(caller):
                 house.hurt(caller)
         house.act(chance.choice(house.everybody))
         house.run(chance.randrange(5))
