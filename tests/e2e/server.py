@@ -49,7 +49,9 @@ class ServiceProcess:
         self, environment: Mapping[str, str] | None = None, root: Path = ROOT, python: str = sys.executable
     ) -> None:
         # Machines that run tests are slow at times, which is no reason to refuse a call there.
-        patient = {"FIRSTWORD_ADMISSION__MAX_BACKLOG_MS": "60000", "FIRSTWORD_ADMISSION__MAX_SPEECH_LOAD": "60"}
+        patient = {"FIRSTWORD_ADMISSION__MAX_BACKLOG_MS": "60000"}
+        if root == ROOT:  # earlier revisions refuse nobody for speech, and know no such key
+            patient["FIRSTWORD_ADMISSION__MAX_SPEECH_LOAD"] = "60"
         settings = {"FIRSTWORD_SERVER__PORT": "0", "OMP_NUM_THREADS": "1", **patient, **(environment or {})}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FIRSTWORD_", "OTEL_"))}
         self.entries: list[dict[str, Any]] = []
