@@ -176,7 +176,8 @@ class DeadlineScheduler:
         tokens = sum(session.num_unread for session in readers)
         if not tokens:
             return pace.forward(speakers, speakers)
-        chunk = self._most(pace, min(tokens, self.chunk_tokens), speakers + 1, speakers, self._limit(pace, speakers))
+        limit = self._limit(pace, speakers, speakers)
+        chunk = self._most(pace, min(tokens, self.chunk_tokens), speakers + 1, speakers, limit)
         chunk = max(chunk, min(tokens, SHORT_PROMPT))
         whole, rest = divmod(tokens, chunk)
         seconds = whole * pace.forward(speakers + 1, speakers + chunk)
@@ -222,7 +223,7 @@ class DeadlineScheduler:
         elif waiting:
             return []
         else:
-            limit = self._limit(pace, 0)
+            limit = self._limit(pace, 0, 0)
         for session in others:
             count = len(chosen) + 1
             if count > 1 and pace.forward(count, count) > limit:
@@ -232,7 +233,7 @@ class DeadlineScheduler:
 
     def _readers(self, pace: Pace, readers: list[Session], speakers: int) -> list[Work]:
         """Prefill that shares the step of so many speakers, in the order given, as much as nobody minds."""
-        limit = self._limit(pace, speakers)
+        limit = self._limit(pace, speakers, speakers)
         chosen: list[Work] = []
         windows = nodes = speakers
         for session in readers:
@@ -244,14 +245,16 @@ class DeadlineScheduler:
                 break
             chosen.append(Work(session, tokens))
             windows, nodes = windows + 1, nodes + tokens
+            if tokens == session.num_unread and self._waits(session):  # for the token that this step brings
+                limit = min(limit, self._limit(pace, windows, nodes))
         return chosen
 
-    def _limit(self, pace: Pace, speakers: int) -> float:
-        """Seconds that a step may take in which so many speak and something is read."""
-        if not speakers:
+    def _limit(self, pace: Pace, windows: int, nodes: int) -> float:
+        """Seconds that a step may take which somebody waits for as it is, if something is read in it besides."""
+        if not windows:
             return max(LONGEST_STEP_S, ROOMY * pace.forward(1, 1))
-        short = pace.forward(speakers + 1, speakers + SHORT_PROMPT)
-        return max(NOTICED * pace.forward(speakers, speakers), short)
+        short = pace.forward(windows + 1, nodes + SHORT_PROMPT)
+        return max(NOTICED * pace.forward(windows, nodes), short)
 
     def _most(self, pace: Pace, wanted: int, windows: int, nodes: int, limit: float) -> int:
         """How many of the tokens fit a step of so many seconds."""

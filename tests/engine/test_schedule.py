@@ -164,6 +164,18 @@ def test_a_long_prompt_lengthens_the_steps_of_those_who_speak_by_little(engine: 
             line.scheduler.expect(f"speaks {number}", 0.0)
 
 
+def test_a_long_prompt_lengthens_the_step_of_a_short_one_by_little(engine: Engine, clock: Clock) -> None:
+    """The step in which a short one is read whole brings its first token."""
+    costs = StepCosts((1, 512), (0.0001, 0.0512), ((0.0, 0.0),))
+    line, pace = calls(engine, costs), Pace(costs)
+    line.asked("long", 500)
+    short = line.asked("short", 40).num_unread
+    given = {work.session.name: work.max_tokens for work in line.scheduler.plan(engine)}
+    assert given["short"] == short and given["long"] > 0
+    limit = max(schedule.NOTICED * pace.forward(1, short), pace.forward(2, short + schedule.SHORT_PROMPT))
+    assert pace.forward(2, short + given["long"]) <= limit + 1e-9 < schedule.LONGEST_STEP_S
+
+
 def test_what_is_heard_after_a_silence_does_not_go_before_a_committed_turn(engine: Engine, clock: Clock) -> None:
     line = calls(engine, DEAR_NODES)
     quiet = line.speaking("quiet", tokens=2)
