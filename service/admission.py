@@ -7,6 +7,7 @@ figures and the lengths of contexts; knows no transport, no turns and no text.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from engine import records
+from engine.demand import SMOOTHED_S
 from service.config import AdmissionConfig
 from service.problems import Problem, Reason
 from service.rate import TokenBucket
@@ -342,7 +344,9 @@ class Admission:
         if beat is None or limit is None:
             return
         new = sum(seat.since > beat.at for tenant in self._tenants.values() for seat in tenant.seats)
-        load = beat.speech_load + beat.voice_load * SPEAKS * (beat.silent + new)
+        # An engine that has nothing to do says nothing more, and what it said last is of a load that is gone.
+        spoken = beat.speech_load * math.exp(min(0.0, beat.at - self._clock()) / SMOOTHED_S)
+        load = spoken + beat.voice_load * SPEAKS * (beat.silent + new)
         limit *= RELIEVED if self._saturated else 1.0
         self._saturated = load > limit
         if self._saturated:

@@ -238,6 +238,15 @@ def test_no_call_is_taken_while_the_engine_may_not_keep_up_with_all_who_speak() 
     seat.leave()
 
 
+def test_an_engine_that_has_fallen_silent_is_not_taken_for_a_busy_one() -> None:
+    """It says nothing while it has nothing to do: what it said last, when all hung up at once, is long ago."""
+    house = House(pages=10_000, max_speech_load=0.5)
+    speech(house, 0.9)
+    assert house.refusal().reason is Reason.ENGINE_SATURATED
+    house.now += 60.0
+    house.call()
+
+
 def test_calls_that_have_not_spoken_yet_count_for_what_they_will_need() -> None:
     """Of those that come at once as many are taken as there will be time for."""
     house = House(pages=10_000, max_speech_load=0.52)
