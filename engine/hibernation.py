@@ -163,14 +163,14 @@ class Hibernation:
     @property
     def due_in(self) -> float | None:
         """Seconds until somebody should move, where until then nothing is asked for; None: nobody should."""
-        short = self._short_pools()
-        session = self._next_idle(short) if short else None
-        return None if session is None else self._asked[session.name] + self._idle_s - time.monotonic()
+        session = self._next_idle(self._short_pools())
+        return None if session is None else self._moves_in(session)
 
     def tend(self) -> None:
         """Move one session that is idle, or part with a beginning that nobody has used for longer."""
         short = self._short_pools()
-        if not self.due or (session := self._next_idle(short)) is None:
+        session = self._next_idle(short)
+        if session is None or self._moves_in(session) > 0.0:
             return
         asked = self._asked[session.name]
         if not any(self._beginnings.give_up(pool, shared=False, unused_since=asked) for pool in short):
@@ -188,7 +188,11 @@ class Hibernation:
 
     def _next_idle(self, pools: Sequence[PagePool]) -> Session | None:
         """Who has been idle for longest and has pages of one of these pools."""
-        return next(self._victims(pools, urgent=False), None)
+        return next(self._victims(pools, urgent=False), None) if pools else None
+
+    def _moves_in(self, session: Session) -> float:
+        """Seconds until it has been idle for long enough to move."""
+        return self._asked[session.name] + self._idle_s - time.monotonic()
 
     def _stays(self, session: Session, *, urgent: bool) -> bool:
         """Whether the session keeps its pages whoever wants some.

@@ -12,14 +12,13 @@ import matplotlib
 
 from bench import harness
 from bench.batching.runs import EAGLE, OURS, PLAIN, Found
+from bench.load.claims import FLOOR
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
 FRUGAL_MODE = "suffix"
 """What a step is counted as that drafts by self-speculation."""
-FLOOR = 0.95
-"""Of plain decoding, at no load."""
 
 
 def speed(found: Sequence[Found], contender: str, calls: int) -> float:

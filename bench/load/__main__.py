@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import torch
 
+from bench.kept import KeptError
 from bench.load import local, long_prompt, page, plan_page, step_up
 from bench.load.caller import Manner
 from bench.load.contenders import CONTENDERS
@@ -28,7 +29,7 @@ from bench.load.plan import PARTS, Plan, in_order
 from bench.load.playback import RATE
 from bench.load.population import Population, mean_call_s
 from bench.load.search import FINE
-from bench.load.sweep import DRIVERS, KeptError, Load, Setting, points, sweep
+from bench.load.sweep import DRIVERS, Load, Setting, points, sweep
 from evals.calls import FILE, Kind, RecordedCall, read
 
 T = TypeVar("T")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import harness
+from bench.kept import KeptError
 from bench.load import local, remote, scripts
 from bench.load.accounts import Run, figures
 from bench.load.caller import ALONE, Manner
@@ -113,10 +114,6 @@ def points(drivers: Iterable[str], contenders: Iterable[str], loads: Iterable[Lo
             for name in rng.sample(names, len(names)):
                 for driver in drivers:
                     yield Point(driver, name, load, repeat)
-
-
-class KeptError(ValueError):
-    """The runs that are there are not of this sweep."""
 
 
 class Kept:

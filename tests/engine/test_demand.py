@@ -18,6 +18,7 @@ from engine.proposers.none import NoProposer
 from engine.sampling import Sampling
 from engine.schedule import ArrivalScheduler, DeadlineScheduler
 from engine.text.reply import ReplyReader
+from tests.engine.clocks import Clock
 from tests.engine.embedded import MODEL, codec, grammars
 
 PROMPT = tuple(range(5, 40))
@@ -25,16 +26,6 @@ TOKENS = 20
 RATE = 4.0
 COSTS = StepCosts((1, 64), (0.010, 0.073), ((0.0, 0.0),))
 """A millisecond for each node."""
-
-
-class Clock:
-    """``time.monotonic`` as voices and means are timed."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -18,20 +18,11 @@ from engine.sampling import Sampling
 from engine.schedule import ArrivalScheduler, DeadlineScheduler
 from engine.session import Session
 from tests.engine import small
+from tests.engine.clocks import Clock
 
 PROMPT = tuple(range(1, 8))
 CHEAP_NODES = StepCosts((1, 64), (0.010, 0.011), ((0.0, 0.0),))
 DEAR_NODES = StepCosts((1, 64), (0.010, 0.640), ((0.0, 0.0),))
-
-
-class Clock:
-    """``time.monotonic`` as the scheduler reads it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -133,6 +133,14 @@ def fill(log: CallLog, seqs: range) -> dict[int, bytes]:
     return records
 
 
+async def begun(store: RedisStore, told: Told, key: CallKey = KEY) -> CallLog:
+    """A call of which two records are written."""
+    log = store.begin(key, told.ownership())
+    fill(log, range(1, 3))
+    await written(log, 2)
+    return log
+
+
 async def test_another_pod_finds_what_was_written(server: Valkey) -> None:
     async with Pods(server.url) as pods:
         one, other = await pods.pod(), await pods.pod()
@@ -372,9 +380,7 @@ async def test_a_name_is_used_again_at_once(server: Valkey) -> None:
 async def test_a_pod_that_is_warm_is_named_unless_it_is_gone(server: Valkey) -> None:
     async with Pods(server.url) as pods:
         one, other = await pods.pod("10.0.0.1:50051"), await pods.pod("10.0.0.2:50051")
-        log = one.begin(KEY, Told().ownership())
-        fill(log, range(1, 3))
-        await written(log, 2)
+        await begun(one, Told())
         assert await other.take(KEY, 2, 2, insist=False) == Elsewhere("10.0.0.1:50051")
         await one.drain()
 
@@ -441,9 +447,7 @@ async def test_a_call_that_was_released_may_be_taken_again(server: Valkey, keeps
 async def test_a_silent_pod_is_forgotten(server: Valkey) -> None:
     async with Pods(server.url) as pods:
         one, other = await pods.pod("10.0.0.1:50051"), await pods.pod("10.0.0.2:50051")
-        log = one.begin(KEY, Told().ownership())
-        fill(log, range(1, 3))
-        await written(log, 2)
+        await begun(one, Told())
         await one.halt()  # as a frozen process
 
         async def is_taken() -> bool:
@@ -688,9 +692,7 @@ async def test_a_caller_is_found_as_long_as_anything_of_theirs(server: Valkey) -
 async def test_a_store_that_is_full(server: Valkey) -> None:
     async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
         one, told = await pods.pod(), Told()
-        log = one.begin(KEY, told.ownership())
-        fill(log, range(1, 3))
-        await written(log, 2)
+        log = await begun(one, told)
         await client.config_set("maxmemory", "1")
         log.append(3, b"no room")
         await until(lambda: told.durable == [False])
@@ -749,9 +751,7 @@ async def test_a_call_that_the_store_refuses_harms_no_other(server: Valkey) -> N
     """More of them than one pipeline has, and the refused one is the oldest."""
     async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
         one, refused, others = await pods.pod(), Told(), [Told() for _ in range(pipelines.MAX_CALLS_PER_PIPELINE + 6)]
-        log = one.begin(KEY, refused.ownership())
-        fill(log, range(1, 3))
-        await written(log, 2)
+        log = await begun(one, refused)
         lease = await refusing(client)
         logs = [one.begin(CallKey("", f"other-{at}"), told.ownership()) for at, told in enumerate(others)]
         for seq in range(3, 18):  # for longer than a store may fail before all are told
@@ -809,9 +809,7 @@ async def test_a_call_that_cannot_be_written_down_harms_no_other(
 async def test_a_fault_in_the_writer_is_told(server: Valkey) -> None:
     async with Pods(server.url) as pods:
         one, told = await pods.pod(), Told()
-        log = one.begin(KEY, told.ownership())
-        fill(log, range(1, 3))
-        await written(log, 2)
+        await begun(one, told)
         load, one._pod.load = one._pod.load, lambda: (0, "many")  # type: ignore[assignment, return-value]
         await until(lambda: told.durable == [False] and one.writer.failures > 0)
         one._pod.load = load
@@ -822,13 +820,9 @@ async def test_a_fault_in_the_writer_is_told(server: Valkey) -> None:
 async def test_a_refused_call_where_nobody_else_writes_is_no_fault_of_the_store(server: Valkey, ended: bool) -> None:
     async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
         one, refused, silent = await pods.pod(), Told(), Told()
-        log = one.begin(KEY, refused.ownership())
-        fill(log, range(1, 3))
-        await written(log, 2)
+        log = await begun(one, refused)
         lease = await refusing(client)
-        other = one.begin(CallKey("", "other"), silent.ownership())
-        fill(other, range(1, 3))
-        await written(other, 2)
+        await begun(one, silent, CallKey("", "other"))
         log.append(3, b"a word")
         if ended:
             log.close(forget=False)
@@ -844,13 +838,9 @@ async def test_a_store_that_takes_heartbeats_alone_is_behind(server: Valkey) -> 
     """Also where the one call that has something to say was refused for itself before."""
     async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
         one, refused, silent = await pods.pod(), Told(), Told()
-        log = one.begin(KEY, refused.ownership())
-        fill(log, range(1, 3))
-        await written(log, 2)
+        log = await begun(one, refused)
         lease = await refusing(client)
-        other = one.begin(CallKey("", "other"), silent.ownership())
-        fill(other, range(1, 3))
-        await written(other, 2)
+        await begun(one, silent, CallKey("", "other"))
         log.append(3, b"a word")
         await until(lambda: one.writer.parked == 1)
         await client.execute_command("ACL", "SETUSER", "default", "-eval")  # type: ignore[no-untyped-call]
@@ -866,9 +856,7 @@ async def test_what_the_store_refuses_of_a_call_that_ends_is_given_up(
 ) -> None:
     async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
         one = await pods.pod()
-        log = one.begin(KEY, Told().ownership())
-        fill(log, range(1, 3))
-        await written(log, 2)
+        log = await begun(one, Told())
         await refusing(client)
         other = one.begin(CallKey("", "other"), Told().ownership())
         log.append(3, b"the last word")
@@ -901,9 +889,7 @@ async def test_what_is_to_be_forgotten_is_not_given_up(server: Valkey, monkeypat
     monkeypatch.setattr(parking, "MAX_REFUSALS", 2)
     async with Pods(server.url) as pods, redis.asyncio.Redis.from_url(server.url) as client:
         one = await pods.pod()
-        log = one.begin(KEY, Told().ownership())
-        fill(log, range(1, 3))
-        await written(log, 2)
+        log = await begun(one, Told())
         lease = await refusing(client)
         other = one.begin(CallKey("", "other"), Told().ownership())
         log.close(forget=True)
@@ -935,9 +921,7 @@ async def test_a_call_that_another_pod_has_is_not_closed(server: Valkey) -> None
 async def test_a_store_that_is_slow(server: Valkey) -> None:
     async with slow_proxy(server.port) as proxy, Pods(proxy.url, timeout_s=5.0) as pods:
         one, told = await pods.pod(), Told()
-        log = one.begin(KEY, told.ownership())
-        fill(log, range(1, 3))
-        await written(log, 2)
+        log = await begun(one, told)
         proxy.delay_s = 0.6
         records = fill(log, range(3, 50))
         await until(lambda: bool(told.durable))
@@ -1043,9 +1027,7 @@ async def overflow(server: Valkey, log: CallLog, told: Told, seqs: range) -> Non
 async def test_what_is_never_written_does_not_grow_for_ever(server: Valkey) -> None:
     async with Pods(server.url) as pods:
         one, told = await pods.pod(), Told()
-        log = one.begin(KEY, told.ownership())
-        fill(log, range(1, 3))
-        await written(log, 2)
+        log = await begun(one, told)
         await overflow(server, log, told, range(3, 40))
         assert (await taken(one)).records == {1: b"record 1", 2: b"record 2", 39: b"whole 39"}
 
