@@ -170,8 +170,9 @@ class DeadlineScheduler:
     def expected(self, engine: Engine, session: Session) -> float:
         now, pace = time.monotonic(), engine.pace
         due = self._all_due(engine, now)
-        mine = due.get(session, now)
-        readers = [s for s in due if not _decodes(s) and self._waits(s) and (due[s] < mine or s is session)]
+        mine = not self._is_brief(session), due.get(session, now)
+        waiting = [s for s in due if not _decodes(s) and self._waits(s)]
+        readers = [s for s in waiting if s is session or (not self._is_brief(s), due[s]) < mine]
         speakers = sum(_decodes(s) and self._is_urgent(s, due[s], now) for s in due)
         tokens = sum(session.num_unread for session in readers)
         if not tokens:
@@ -197,7 +198,9 @@ class DeadlineScheduler:
             readers = [s for s in readers if self._waits(s)] + [
                 s for s in readers if not self._waits(s) and due[s] < now
             ]
-        reading = self._readers(engine.pace, readers, len(plan))
+        # Who gets a token by reading little does not get it in a step that a long prompt has filled before.
+        briefly_first = sorted(readers, key=self._is_brief, reverse=True)
+        reading = self._readers(engine.pace, briefly_first, len(plan))
         late = (s for s in readers if waiting and not self._waits(s) and due[s] < now - LATE_S)
         if (latest := next(late, None)) is not None and all(work.session is not latest for work in reading):
             reading.append(Work(latest, min(SHORT_PROMPT, self.chunk_tokens)))
@@ -245,7 +248,7 @@ class DeadlineScheduler:
                 break
             chosen.append(Work(session, tokens))
             windows, nodes = windows + 1, nodes + tokens
-            if tokens == session.num_unread and self._waits(session):  # for the token that this step brings
+            if tokens == session.num_unread and self._replies(session):  # for the token that this step brings
                 limit = min(limit, self._limit(pace, windows, nodes))
         return chosen
 
@@ -292,6 +295,15 @@ class DeadlineScheduler:
             return False
         order = self._orders.get(session.name)
         return order is None or not (order.aside or order.speaks)
+
+    def _replies(self, session: Session) -> bool:
+        """Whether the session makes a reply for a caller, who may not have asked for it yet."""
+        order = self._orders.get(session.name)
+        return session.turn is not None and not (order is not None and order.aside)
+
+    def _is_brief(self, session: Session) -> bool:
+        """Whether one short reading brings the reply's next token."""
+        return self._replies(session) and session.num_unread <= SHORT_PROMPT
 
     def _is_urgent(self, session: Session, due: float, now: float) -> bool:
         """Whether what the session's step gains is wanted now; a reply made ahead never is."""

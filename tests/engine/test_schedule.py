@@ -167,6 +167,23 @@ def test_a_long_prompt_lengthens_the_step_of_a_short_one_by_little(engine: Engin
     assert pace.forward(2, short + given["long"]) <= limit + 1e-9 < schedule.LONGEST_STEP_S
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_short_one_is_read_before_a_long_prompt_that_fills_its_step(
+    ahead: bool, engine: Engine, clock: Clock
+) -> None:
+    """Also where the long one has waited for longer than it should take, and nobody waits for the short one yet."""
+    costs = StepCosts((1, 512), (0.0001, 0.0512), ((0.0, 0.0),))
+    line, pace = calls(engine, costs), Pace(costs)
+    line.asked("long", 500)
+    clock.now += 0.5
+    short = line.asked("short", 20, hold=4 if ahead else None).num_unread
+    clock.now += 0.3
+    given = {work.session.name: work.max_tokens for work in line.scheduler.plan(engine)}
+    assert given["short"] == short and given["long"] >= schedule.SHORT_PROMPT
+    limit = max(schedule.NOTICED * pace.forward(1, short), pace.forward(2, short + schedule.SHORT_PROMPT))
+    assert pace.forward(2, short + given["long"]) <= limit + 1e-9 < schedule.LONGEST_STEP_S
+
+
 def test_what_is_heard_after_a_silence_does_not_go_before_a_committed_turn(engine: Engine, clock: Clock) -> None:
     line = calls(engine, DEAR_NODES)
     quiet = line.speaking("quiet", tokens=2)
@@ -344,6 +361,10 @@ def test_who_waits_for_a_beginning_that_is_read_ahead_does_not_wait_for_ever(eng
         line.step_of_a_row(clock, row, 10)
         prefixes.learn(ahead)
     assert not behind.held and behind.cache.length >= 99
+    engine.close(behind)
+    while prefixes.give_up(engine.target.new_cache().pool, shared=True):
+        pass
+    assert prefixes.num_pages == 0
 
 
 def test_a_deadline_of_its_own_makes_a_turn_more_urgent(engine: Engine, clock: Clock) -> None:

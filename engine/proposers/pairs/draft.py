@@ -15,9 +15,11 @@ from torch import Tensor
 from engine.cache import KVCache
 
 MAX_WAITING = 1024
-"""Features that may wait; past that the pairs of a prompt are made at once, and a draft that is off restarts with a
+"""Features that may wait; past that the first pairs of a prompt are made, and a draft that is off restarts with a
 window of the latest half.
 """
+PROMPT_TOKENS = 32
+"""Tokens committed at once that are read rather than said."""
 
 
 class PairDraft:
@@ -58,6 +60,11 @@ class PairDraft:
         """Whether more features wait than may."""
         return self._num_waiting > MAX_WAITING and self.length - self.num_pairs > MAX_WAITING
 
+    @property
+    def prompt_surplus(self) -> int:
+        """Features of a prompt above those that may wait if its last piece is to fit as well."""
+        return self._num_waiting - (MAX_WAITING - PROMPT_TOKENS)
+
     def num_ready(self, root: int | None) -> int:
         """Pairs that can be made now. root: token at position ``length``, or None while it is not chosen."""
         return max(0, (self.length if root is not None else self.length - 1) - self.num_pairs)
@@ -77,11 +84,18 @@ class PairDraft:
     def take_part(self, count: int) -> tuple[Tensor, Tensor]:
         """As ``take``, of the next ``count`` pairs whose tokens are known; the others wait on."""
         start = self.num_pairs
-        features = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting)
         at, first = start - self._waiting_from, start - self.base + 1
-        self._waiting, self._waiting_from = [features[at + count :]], start + count
-        self._num_waiting = self._waiting[0].shape[0]
-        return features[at : at + count], torch.tensor(self._tokens[first : first + count])
+        taken: list[Tensor] = []
+        wanted = at + count
+        while wanted:  # what waits on is not copied: of a long prompt a part is taken in every step
+            features = self._waiting.pop(0)
+            if features.shape[0] > wanted:
+                self._waiting.insert(0, features[wanted:])
+            taken.append(features[:wanted])
+            wanted -= taken[-1].shape[0]
+        self._waiting_from += at + count
+        self._num_waiting -= at + count
+        return torch.cat(taken)[at:], torch.tensor(self._tokens[first : first + count])
 
     def redo_root(self) -> None:
         """The last pair was made with a root that was not kept: forget it, its feature is still there."""

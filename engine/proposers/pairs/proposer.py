@@ -12,7 +12,7 @@ from engine.cache import Geometry, KVCache, PagePool
 from engine.errors import OutOfPages
 from engine.interfaces import Draft, Tap
 from engine.models.layers import Place, Places
-from engine.proposers.pairs.draft import PairDraft
+from engine.proposers.pairs.draft import PROMPT_TOKENS, PairDraft
 from engine.proposers.pairs.head import PairHead
 from engine.proposers.pairs.search import Branch, joined, search
 from engine.proposers.search import NOISE_LEVELS, shape_for
@@ -20,8 +20,6 @@ from engine.tree import DraftTree
 
 CATCH_UP_CHUNK = 512
 CATCH_UP_TOGETHER = 256
-PROMPT_TOKENS = 32
-"""Tokens committed at once that are read rather than said."""
 
 
 class PairProposer:
@@ -56,10 +54,11 @@ class PairProposer:
         assert isinstance(draft, PairDraft)
         assert features is not None
         draft.extend(tokens, features)
-        if draft.overdue and tokens.numel() >= PROMPT_TOKENS:
+        if tokens.numel() >= PROMPT_TOKENS and (surplus := draft.prompt_surplus) > 0:
             # Otherwise the beginning of a long prompt, where the instructions are, would be lost to the call for good.
+            # No more than that: others talk in this step.
             with suppress(OutOfPages):
-                self._make_pairs([draft], [None])
+                self._make_pairs([draft], [None], most=surplus)
         if draft.overdue:
             draft.restart()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -150,20 +151,24 @@ def test_it_follows_the_cache_through_anything(
     assert proposer.pool.pages_in_use == 0
 
 
-@pytest.mark.parametrize("chunk", [80, 40])
+@pytest.mark.parametrize("pieces", [[80], [40, 40], [40, 33, 7], [32, 32, 16], [48, 32]])
 def test_a_long_prompt_is_read_to_its_beginning(
-    chunk: int, target: Decoder, pair: tuple[PairProposer, heads.SlowHead], monkeypatch: pytest.MonkeyPatch
+    pieces: list[int], target: Decoder, pair: tuple[PairProposer, heads.SlowHead], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though it is longer than what may wait, in one piece or several, and nobody lets the drafter catch up."""
+    """Though it is longer than what may wait, in one piece or several, and nobody lets the drafter catch up. With no
+    piece more pairs are made than it has tokens: others wait for the same step.
+    """
     monkeypatch.setattr(draft_module, "MAX_WAITING", 48)
     proposer, slow = pair
     rng = random.Random(4)
     tokens = [rng.randrange(checkpoints.VOCAB) for _ in range(80)]
     f = features(target, tokens)
     draft = proposer.start()
-    for start in range(0, 80, chunk):
-        proposer.observe(draft, torch.tensor(tokens[start : start + chunk]), f[start : start + chunk], None)
-    assert draft.base == 0 and draft.num_pairs == 79
+    for end, piece in zip(itertools.accumulate(pieces), pieces, strict=True):
+        made = draft.num_pairs
+        proposer.observe(draft, torch.tensor(tokens[end - piece : end]), f[end - piece : end], None)
+        assert draft.num_pairs - made <= piece
+        assert draft.base == 0 and draft.length - draft.num_pairs <= 48
     check(target, slow, proposer.propose([draft], [7], [None], 6)[0], tokens, 7)
     draft.close()
 
