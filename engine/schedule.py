@@ -40,8 +40,8 @@ LONGEST_STEP_S = 0.05
 """Where nobody waits, whoever comes next is not to wait for longer, or for ``ROOMY`` plain steps if that is more."""
 ROOMY = 3.0
 LATE_S = 1.0
-"""What is heard, or asked ahead or aside, and so far behind has up to ``SHORT_PROMPT`` tokens read however many wait:
-one prompt a step.
+"""What is so far behind has up to ``SHORT_PROMPT`` tokens read however many others wait: a step, one prompt that a
+caller waits for and one of what is heard, or asked ahead or aside.
 """
 CROWD = 1.5
 """Times that those with a lead may lengthen a step of those without; ``CROWD_WAITING`` of those without a clause."""
@@ -201,9 +201,11 @@ class DeadlineScheduler:
         # Who gets a token by reading little does not get it in a step that a long prompt has filled before.
         briefly_first = sorted(readers, key=self._is_brief, reverse=True)
         reading = self._readers(engine.pace, briefly_first, len(plan))
-        late = (s for s in readers if waiting and not self._waits(s) and due[s] < now - LATE_S)
-        if (latest := next(late, None)) is not None and all(work.session is not latest for work in reading):
-            reading.append(Work(latest, min(SHORT_PROMPT, self.chunk_tokens)))
+        late = [s for s in readers if waiting and due[s] < now - LATE_S]
+        for waits in (True, False):
+            latest = next((s for s in late if self._waits(s) == waits), None)
+            if latest is not None and all(work.session is not latest for work in reading):
+                reading.append(Work(latest, min(SHORT_PROMPT, self.chunk_tokens)))
         return plan + reading
 
     def _all_due(self, engine: Engine, now: float) -> dict[Session, float]:

@@ -184,6 +184,19 @@ def test_a_short_one_is_read_before_a_long_prompt_that_fills_its_step(
     assert pace.forward(2, short + given["long"]) <= limit + 1e-9 < schedule.LONGEST_STEP_S
 
 
+def test_a_long_prompt_is_read_however_many_short_ones_come(engine: Engine, clock: Clock) -> None:
+    line = calls(engine, DEAR_NODES)
+    long = line.asked("long", 200)
+    for number in range(40):
+        row = [line.asked(f"short {number} {at}", 31) for at in range(3)]
+        engine.step(line.scheduler.plan(engine))
+        clock.now += 1.0
+        for session in row:
+            engine.close(session)
+            line.scheduler.forget(session.name)
+    assert long.num_pending <= 1
+
+
 def test_what_is_heard_after_a_silence_does_not_go_before_a_committed_turn(engine: Engine, clock: Clock) -> None:
     line = calls(engine, DEAR_NODES)
     quiet = line.speaking("quiet", tokens=2)
