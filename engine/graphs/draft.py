@@ -16,6 +16,7 @@ from engine.kernels import Ops, PagedPlace, Rows
 from engine.kernels.rows import WORD
 from engine.proposers.pairs.draft import PairDraft
 from engine.proposers.pairs.proposer import PairProposer
+from engine.proposers.pairs.search import joined
 from engine.proposers.search import Shape, grow, shape_for
 from engine.tree import DraftTree
 
@@ -233,7 +234,7 @@ class GraphProposer:
         self.loads += 1
         state.length.fill_(draft.cache.length)
         features, tokens = draft.take(root)
-        state.features[:ready] = features
+        state.features[:ready] = joined(features)
         state.tokens[:ready] = tokens.to(state.tokens.device)
         state.count.fill_(ready)
         state.root.fill_(root)
@@ -241,7 +242,8 @@ class GraphProposer:
 
 
 def takes(draft: PairDraft, root: int) -> bool:
-    """Whether the pairs that wait are no more than a static step makes, and no fewer than one."""
+    """Whether a static step makes the pairs that wait: as many as it has room for, one at least, and none projected."""
     if draft.root_pair is not None and draft.root_pair[0] != root:
         draft.redo_root()
-    return draft.root_pair is None and 1 <= draft.num_ready(root) <= MOST_PAIRS
+    few = draft.root_pair is None and 1 <= draft.num_ready(root) <= MOST_PAIRS
+    return few and draft.waiting.is_raw(draft.num_pairs)

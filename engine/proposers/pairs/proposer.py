@@ -15,6 +15,7 @@ from engine.models.layers import Place, Places
 from engine.proposers.pairs.draft import PROMPT_TOKENS, PairDraft
 from engine.proposers.pairs.head import PairHead
 from engine.proposers.pairs.search import Branch, joined, search
+from engine.proposers.pairs.waiting import rows_of
 from engine.proposers.search import NOISE_LEVELS, shape_for
 from engine.tree import DraftTree
 
@@ -61,6 +62,8 @@ class PairProposer:
                 self._make_pairs([draft], [None], most=surplus)
         if draft.overdue:
             draft.restart()
+        if tokens.numel() < PROMPT_TOKENS:  # else somebody may wait for a first token
+            draft.waiting.project(self.head.fuse)
 
     def behind(self, draft: Draft) -> int:
         assert isinstance(draft, PairDraft)
@@ -101,7 +104,7 @@ class PairProposer:
         """
         if most is None:
             most = CATCH_UP_TOGETHER if len(drafts) > 1 else sum(draft.num_ready(roots[0]) for draft in drafts)
-        waiting: dict[PairDraft, tuple[Tensor, Tensor]] = {}
+        waiting: dict[PairDraft, tuple[list[Tensor], Tensor]] = {}
         known = dict(zip(drafts, roots, strict=True))
         room = most
         for draft in sorted(drafts, key=lambda draft: draft.num_ready(known[draft])):
@@ -116,32 +119,40 @@ class PairProposer:
             if not whole:
                 known[draft] = None
         while waiting:
-            part = {draft: (f[:CATCH_UP_CHUNK], t[:CATCH_UP_CHUNK]) for draft, (f, t) in waiting.items()}
+            part = {d: (rows_of(f, 0, CATCH_UP_CHUNK), t[:CATCH_UP_CHUNK]) for d, (f, t) in waiting.items()}
             try:
                 last = self._read(part)
             except Exception:
                 for draft in waiting:  # their features are taken, and would be missed at every later try
                     draft.start_over()
                 raise
-            rest = {draft: (f[CATCH_UP_CHUNK:], t[CATCH_UP_CHUNK:]) for draft, (f, t) in waiting.items()}
+            rest = {d: (rows_of(f, CATCH_UP_CHUNK, len(t)), t[CATCH_UP_CHUNK:]) for d, (f, t) in waiting.items()}
             waiting = {draft: (features, tokens) for draft, (features, tokens) in rest.items() if tokens.numel()}
             for draft, output in last.items():
                 root = known[draft]
                 if root is not None and draft not in waiting:
                     draft.root_pair = (root, output)
 
-    def _read(self, pairs: dict[PairDraft, tuple[Tensor, Tensor]]) -> dict[PairDraft, Tensor]:
+    def _read(self, pairs: dict[PairDraft, tuple[list[Tensor], Tensor]]) -> dict[PairDraft, Tensor]:
         """Make some pairs of every session; returns the outputs [1, H] at each one's last."""
         chains = [DraftTree.chain(tokens) for _, tokens in pairs.values()]
         place = Places.of([Place.of(d.cache, chain, self.head.rotary) for d, chain in zip(pairs, chains, strict=True)])
         features, tokens = zip(*pairs.values(), strict=True)
-        hidden = self.head.fuse(joined(features))
+        hidden = self._hidden([piece for pieces in features for piece in pieces])
         out = self.head.forward(joined(tokens).to(hidden.device), hidden, self.pool.kv[0], place)
         found: dict[PairDraft, Tensor] = {}
         for draft, own in zip(pairs, torch.split(out, [len(chain) for chain in chains]), strict=True):
             draft.cache.commit(list(range(own.shape[0])))
             found[draft] = own[-1:]
         return found
+
+    def _hidden(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The head's hidden states [m, H] of features, of which those that were not projected are so together."""
+        raw = [piece for piece in pieces if piece.dim() == 3]
+        if len(raw) == len(pieces):
+            return self.head.fuse(joined(raw))
+        made = iter(torch.split(self.head.fuse(joined(raw)), [len(piece) for piece in raw]) if raw else ())
+        return joined([next(made) if piece.dim() == 3 else piece for piece in pieces])
 
     @contextmanager
     def _alone_or_spared(self, drafts: Sequence[PairDraft]) -> Iterator[None]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from engine.models.decoder import Decoder
 from engine.proposers.eagle3 import load_eagle3
 from engine.proposers.pairs import draft as draft_module
+from engine.proposers.pairs import waiting as waiting_module
 from engine.proposers.pairs.draft import PairDraft
 from engine.proposers.pairs.proposer import PairProposer
 from engine.tree import DraftTree
@@ -208,6 +209,30 @@ def test_a_draft_whose_pairs_could_not_be_made_starts_over(
     assert len(tree) == 6
     check_scores(slow, tree, f[12:], tokens[12:], 7)
     draft.close()
+    assert proposer.pool.pages_in_use == 0
+
+
+def test_what_waited_for_long_was_projected_and_drafts_the_same(
+    target: Decoder, pair: tuple[PairProposer, heads.SlowHead]
+) -> None:
+    """A prompt, and a reply that others drafted. Cut back behind what was projected, it is drafted for as well."""
+    proposer, slow = pair
+    rng = random.Random(6)
+    tokens = [rng.randrange(checkpoints.VOCAB) for _ in range(260)]
+    f = features(target, tokens)
+    draft = proposer.start()
+    proposer.observe(draft, torch.tensor(tokens[:100]), f[:100], None)
+    assert draft.waiting.num_raw == 100
+    for start in range(100, 260, 4):
+        proposer.observe(draft, torch.tensor(tokens[start : start + 4]), f[start : start + 4], None)
+    assert draft.waiting.num == 260 and draft.waiting.num_raw < waiting_module.RAW_MOST
+    child = draft.fork()
+    check(target, slow, proposer.propose([draft], [7], [None], 6)[0], tokens, 7)
+    child.truncate(90)
+    assert child.waiting.num_raw == 0
+    check(target, slow, proposer.propose([child], [7], [None], 6)[0], tokens[:90], 7)
+    draft.close()
+    child.close()
     assert proposer.pool.pages_in_use == 0
 
 

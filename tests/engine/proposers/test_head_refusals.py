@@ -141,11 +141,11 @@ def test_a_waiting_feature_does_not_keep_the_prefill_alive(
     def held() -> list[int]:
         """Positions whose features take memory."""
         row = 3 * WIDTH * 8
-        return [feature.untyped_storage().nbytes() // row for feature in draft._waiting]
+        return [piece.untyped_storage().nbytes() // row for piece in draft.waiting.rows(0, draft.length)]
 
     proposer.observe(draft, torch.tensor(tokens), features(target, tokens), None)
-    draft.truncate(7)
-    assert held() == [7]
+    draft.truncate(4)
+    assert held() == [4]
     proposer.catch_up(draft)
     assert held() == [1]
     proposer.observe(draft, torch.tensor([1, 2]), features(target, [1, 2]), None)
