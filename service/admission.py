@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from engine import records
-from engine.demand import SMOOTHED_S
+from engine.demand import SILENT_S, SMOOTHED_S
 from service.config import AdmissionConfig
 from service.problems import Problem, Reason
 from service.rate import TokenBucket
@@ -345,8 +345,10 @@ class Admission:
             return
         new = sum(seat.since > beat.at for tenant in self._tenants.values() for seat in tenant.seats)
         # An engine that has nothing to do says nothing more, and what it said last is of a load that is gone.
-        spoken = beat.speech_load * math.exp(min(0.0, beat.at - self._clock()) / SMOOTHED_S)
-        load = spoken + beat.voice_load * SPEAKS * (beat.silent + new)
+        age = max(0.0, self._clock() - beat.at)
+        spoken = beat.speech_load * math.exp(-age / SMOOTHED_S)
+        silent = beat.silent if age < SILENT_S else 0
+        load = spoken + beat.voice_load * SPEAKS * (silent + new)
         limit *= RELIEVED if self._saturated else 1.0
         self._saturated = load > limit
         if self._saturated:

@@ -245,6 +245,10 @@ def test_an_engine_that_has_fallen_silent_is_not_taken_for_a_busy_one() -> None:
     assert house.refusal().reason is Reason.ENGINE_SATURATED
     house.now += 60.0
     house.call()
+    speech(house, 0.0, voice=0.1, silent=20)  # who had not spoken by then, and has sent nothing since, may never speak
+    assert house.refusal().reason is Reason.ENGINE_SATURATED
+    house.now += 60.0
+    house.call()
 
 
 def test_calls_that_have_not_spoken_yet_count_for_what_they_will_need() -> None:
