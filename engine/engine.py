@@ -230,7 +230,8 @@ class Engine:
         """Do each work item's share of one step: one forward for all of them.
 
         An item that fails (out of pages, context full) is reported in its own Step and harms no other. Prefill that
-        runs out of pages only waits, and an item with nothing to do has no Step.
+        runs out of pages only waits, as does a reply that no caller waits for where others have pages in the step. An
+        item with nothing to do has no Step.
         """
         started = time.monotonic()
         steps: list[Step] = []
@@ -287,7 +288,10 @@ class Engine:
             try:
                 session.cache.reserve(session.num_unread)
             except EngineError as error:
-                failed.append(self._failed(session, error))
+                if ready and isinstance(error, OutOfPages) and not session.awaited:
+                    session.stall()  # pages of whoever has them in this step may be free in the next one
+                else:
+                    failed.append(self._failed(session, error))
             else:
                 ready.append(share)
         for at, share in enumerate(ready):

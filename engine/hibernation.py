@@ -134,11 +134,6 @@ class Hibernation:
         for session in self._working:
             self._touch(session)
 
-    def rests(self) -> None:
-        """Somebody's work is done, and its pages may move: whoever has waited for some tries again."""
-        for session in self._engine.sessions.values():
-            session.retry()
-
     def wake(self, session: Session) -> None:
         """Something is asked of the session, or is about to be: bring back what can be without harm to its betters."""
         if session.asleep:

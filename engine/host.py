@@ -223,9 +223,9 @@ class EngineHost:
             self._close(name, [])  # nobody has ever asked it for a reply
 
     def _rests(self) -> None:
-        """Somebody's work is done."""
-        if self.hibernation is not None:
-            self.hibernation.rests()
+        """Somebody's work is done, and its pages may move or come back: whoever has waited for some tries again."""
+        for session in self.engine.sessions.values():
+            session.retry()
 
     def _wake(self, session: Session) -> None:
         """Something is asked of the session, or will be in a moment."""

@@ -433,6 +433,7 @@ def test_a_draft_or_what_is_only_heard_does_not_take_the_page_that_a_reply_needs
 
 @pytest.mark.parametrize("how", [{"aside": True}, {"hold": 4}], ids=["aside", "made ahead"])
 def test_a_reply_that_no_caller_waits_for_does_not_take_the_last_page(target: Decoder, how: dict[str, Any]) -> None:
+    """It waits while others have pages that they will give back."""
     engine, pool = Engine(target, NoProposer(), FixedPolicy(1)), target.pool
     unasked, asked = (engine.open(name, PROMPT[:PAGE]) for name in ("unasked", "asked"))
     engine.submit(unasked, Sampling(), max_tokens=4, **how)
@@ -441,7 +442,12 @@ def test_a_reply_that_no_caller_waits_for_does_not_take_the_last_page(target: De
     hog = target.new_cache()
     hog.reserve(PAGE * (PAGES - pool.pages_in_use - 1))
     steps = {step.session: step for step in engine.step([Work(unasked), Work(asked)])}
-    assert steps["asked"].error is None and isinstance(steps["unasked"].error, OutOfPages)
-    for closing in (hog, unasked, asked):
+    assert steps["asked"].error is None and "unasked" not in steps and unasked.stalled
+    asked.close()
+    assert not unasked.stalled
+    hog.reserve(PAGE * (PAGES - 1))
+    (alone,) = engine.step([Work(unasked)])
+    assert isinstance(alone.error, OutOfPages), "nobody else will give any back"
+    for closing in (hog, unasked):
         closing.close()
     assert pool.pages_in_use == 0
