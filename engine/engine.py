@@ -288,7 +288,9 @@ class Engine:
             try:
                 session.cache.reserve(session.num_unread)
             except EngineError as error:
-                if ready and isinstance(error, OutOfPages) and not session.awaited:
+                cache = session.cache
+                fits = cache.num_pages + cache.pages_wanted(session.num_unread) <= cache.pool.num_pages
+                if ready and fits and isinstance(error, OutOfPages) and not session.awaited:
                     session.stall()  # pages of whoever has them in this step may be free in the next one
                 else:
                     failed.append(self._failed(session, error))

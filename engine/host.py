@@ -167,7 +167,7 @@ class EngineHost:
             events += self._news(session)
         events += self._report(step)
         session = self.engine.sessions.get(step.session)
-        if step.prefilled and session is not None and not has_work(session):
+        if (step.prefilled or step.tokens) and session is not None and not has_work(session):
             self._rests()
         return events
 

@@ -198,7 +198,7 @@ class DeadlineScheduler:
             readers = [s for s in readers if self._waits(s)] + [
                 s for s in readers if not self._waits(s) and due[s] < now
             ]
-        # Who gets a token by reading little does not get it in a step that a long prompt has filled before.
+        # Whoever waits and has little to read does not wait for a step that a long prompt has filled before.
         briefly_first = sorted(readers, key=self._is_brief, reverse=True)
         reading = self._readers(engine.pace, briefly_first, len(plan))
         late = [s for s in readers if waiting and due[s] < now - LATE_S]
@@ -246,11 +246,15 @@ class DeadlineScheduler:
             tokens = self._most(pace, wanted, windows + 1, nodes, limit)
             if not chosen:
                 tokens = max(tokens, min(wanted, SHORT_PROMPT))
-            if tokens == 0:
+            if tokens < min(wanted, SHORT_PROMPT):  # a little less each step would keep it from being late, and last
                 break
+            brings = tokens == session.num_unread and self._replies(session)
+            alone = self._limit(pace, speakers + 1, speakers + tokens)
+            if brings and not self._waits(session) and pace.forward(windows + 1, nodes + tokens) > alone:
+                continue  # its token comes in a shorter step
             chosen.append(Work(session, tokens))
             windows, nodes = windows + 1, nodes + tokens
-            if tokens == session.num_unread and self._replies(session):  # for the token that this step brings
+            if brings:
                 limit = min(limit, self._limit(pace, windows, nodes))
         return chosen
 
@@ -304,8 +308,8 @@ class DeadlineScheduler:
         return session.turn is not None and not (order is not None and order.aside)
 
     def _is_brief(self, session: Session) -> bool:
-        """Whether one short reading brings the reply's next token."""
-        return self._replies(session) and session.num_unread <= SHORT_PROMPT
+        """Whether one short reading brings what a caller waits for."""
+        return self._waits(session) and session.num_unread <= SHORT_PROMPT
 
     def _is_urgent(self, session: Session, due: float, now: float) -> bool:
         """Whether what the session's step gains is wanted now; a reply made ahead never is."""

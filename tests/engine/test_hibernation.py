@@ -430,6 +430,20 @@ def test_prefill_under_way_is_not_moved_for_what_nobody_waits_for(heard: int) ->
     assert host.beat().hibernated == 1 and not session.resident, "once it is read, it is idle"
 
 
+@pytest.mark.parametrize(("ahead", "aside"), [(60, 560), (150, 460), (300, 320), (100, 530)])
+def test_a_side_question_has_the_pages_of_a_reply_that_stands_still(ahead: int, aside: int) -> None:
+    """Which was made ahead while there were none."""
+    host = small()
+    host.scheduler = ArrivalScheduler(64)
+    events: list[records.Event] = []
+    for name, tokens, how in (("ahead", ahead, {"hold": 8}), ("aside", aside, {"aside": True})):
+        host.handle(records.Open(name))
+        prompt = tuple(5 + at % 1900 for at in range(tokens))
+        events += host.handle(records.Submit(name, 1, 0, prompt, Sampling(), 12, **how))
+    run(host, events.append)
+    assert finishes(events) == {"aside": "length"}
+
+
 def test_calls_that_fell_quiet_move_though_nobody_asks_for_anything_any_more() -> None:
     """A process that waits for the next command knows when they have been idle for long enough."""
     ours, its = multiprocessing.Pipe()

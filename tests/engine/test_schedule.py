@@ -179,22 +179,48 @@ def test_a_short_one_is_read_before_a_long_prompt_that_fills_its_step(
     short = line.asked("short", 20, hold=4 if ahead else None).num_unread
     clock.now += 0.3
     given = {work.session.name: work.max_tokens for work in line.scheduler.plan(engine)}
+    if ahead:
+        assert "short" not in given and given["long"] > schedule.SHORT_PROMPT, "nobody waits for it: it comes later"
+        return
     assert given["short"] == short and given["long"] >= schedule.SHORT_PROMPT
     limit = max(schedule.NOTICED * pace.forward(1, short), pace.forward(2, short + schedule.SHORT_PROMPT))
     assert pace.forward(2, short + given["long"]) <= limit + 1e-9 < schedule.LONGEST_STEP_S
 
 
-def test_a_long_prompt_is_read_however_many_short_ones_come(engine: Engine, clock: Clock) -> None:
-    line = calls(engine, DEAR_NODES)
+@pytest.mark.parametrize("short", [20, 30, 31, 32])
+@pytest.mark.parametrize("costs", [DEAR_NODES, StepCosts((1, 512), (0.0001, 0.0512), ((0.0, 0.0),))])
+def test_a_long_prompt_is_read_however_many_short_ones_come(
+    costs: StepCosts, short: int, engine: Engine, clock: Clock
+) -> None:
+    """Beside however many tokens: one that is given little in each step is not given more for being late."""
+    line = calls(engine, costs)
     long = line.asked("long", 200)
-    for number in range(40):
-        row = [line.asked(f"short {number} {at}", 31) for at in range(3)]
+    for number in range(14):
+        row = [line.asked(f"short {number} {at}", short) for at in range(2)]
         engine.step(line.scheduler.plan(engine))
         clock.now += 1.0
         for session in row:
             engine.close(session)
             line.scheduler.forget(session.name)
     assert long.num_pending <= 1
+
+
+def test_what_is_read_ahead_does_not_go_before_a_longer_turn_that_a_caller_waits_for(
+    engine: Engine, clock: Clock
+) -> None:
+    line = calls(engine, StepCosts((1, 512), (0.0025, 0.512), ((0.0, 0.0),)))
+    speakers = [line.speaking(f"speaks {number}", tokens=2) for number in range(4)]
+    for number in range(6):
+        line.asked(f"ahead {number}", 31, hold=1)
+    clock.now += 0.25
+    waits = line.asked("waits", 40)
+    for _ in range(2):
+        for session in speakers:
+            line.scheduler.expect(session.name, 0.0)
+        for step in engine.step(line.scheduler.plan(engine)):
+            line.scheduler.served(step.session)
+        clock.now += 0.1
+    assert waits.turn is not None and waits.turn.num_tokens
 
 
 def test_what_is_heard_after_a_silence_does_not_go_before_a_committed_turn(engine: Engine, clock: Clock) -> None:

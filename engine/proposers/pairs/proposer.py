@@ -62,7 +62,7 @@ class PairProposer:
                 self._make_pairs([draft], [None], most=surplus)
         if draft.overdue:
             draft.restart()
-        if tokens.numel() < PROMPT_TOKENS:  # else somebody may wait for a first token
+        if tokens.numel() < PROMPT_TOKENS:  # a long prompt's first token does not wait for this
             draft.waiting.project(self.head.fuse)
 
     def behind(self, draft: Draft) -> int:

@@ -60,6 +60,7 @@ def test_what_waits_for_long_is_projected_and_keeps_no_states_alive() -> None:
         before = waiting.num_raw
         waiting.project(fuse)
         assert before - waiting.num_raw <= BLOCK
+        pieces = waiting.rows(0, waiting.stop)
+        storages = {piece.untyped_storage().data_ptr(): piece.untyped_storage().nbytes() for piece in pieces}
+        assert sum(storages.values()) <= 2 * sum(piece.nbytes for piece in pieces)
     assert LATEST <= waiting.num_raw < RAW_MOST
-    storages = {piece.untyped_storage().data_ptr(): piece.untyped_storage() for piece in waiting.rows(0, waiting.stop)}
-    assert sum(len(storage) for storage in storages.values()) < 4 * WIDTH * (waiting.num + 2 * TAPS * RAW_MOST)
