@@ -249,9 +249,10 @@ class DeadlineScheduler:
             if tokens < min(wanted, SHORT_PROMPT):  # a little less each step would keep it from being late, and last
                 break
             brings = tokens == session.num_unread and self._replies(session)
-            alone = self._limit(pace, speakers + 1, speakers + tokens)
-            if brings and not self._waits(session) and pace.forward(windows + 1, nodes + tokens) > alone:
-                continue  # its token comes in a shorter step
+            if brings and not self._waits(session):
+                alone = self._limit(pace, speakers + 1, speakers + tokens)
+                if pace.forward(windows + 1, nodes + tokens) > alone:
+                    continue  # its token comes in a shorter step
             chosen.append(Work(session, tokens))
             windows, nodes = windows + 1, nodes + tokens
             if brings:

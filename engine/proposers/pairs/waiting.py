@@ -55,10 +55,9 @@ class Waiting:
 
     def project(self, fuse: Callable[[Tensor], Tensor]) -> None:
         """Have the oldest states that are left projected, if there are many: [m, taps, d] to [m, H]."""
-        count = min(BLOCK, self.num_raw - LATEST)
-        if self.num_raw < RAW_MOST or count < 1:
+        if self.num_raw < RAW_MOST:
             return
-        first = self.stop - self.num_raw
+        count, first = min(BLOCK, self.num_raw - LATEST), self.stop - self.num_raw
         hidden = fuse(torch.cat(self.rows(first, first + count)))
         rest = [_owned(piece) for piece in self.rows(first + count, self.stop)]
         self._pieces = [*self.rows(self.start, first), hidden, *rest]

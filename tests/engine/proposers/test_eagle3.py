@@ -46,6 +46,13 @@ def features(target: Decoder, tokens: list[int]) -> Tensor:
     return torch.stack(rows)
 
 
+def log_of(target: Decoder, seed: int, length: int) -> tuple[list[int], Tensor]:
+    """Tokens of a log, drawn at random, and their features."""
+    rng = random.Random(seed)
+    tokens = [rng.randrange(checkpoints.VOCAB) for _ in range(length)]
+    return tokens, features(target, tokens)
+
+
 def path_to(tree: DraftTree, node: int) -> list[int]:
     path: list[int] = []
     while node > 0:
@@ -161,9 +168,7 @@ def test_a_long_prompt_is_read_to_its_beginning(
     """
     monkeypatch.setattr(draft_module, "MAX_WAITING", 48)
     proposer, slow = pair
-    rng = random.Random(4)
-    tokens = [rng.randrange(checkpoints.VOCAB) for _ in range(80)]
-    f = features(target, tokens)
+    tokens, f = log_of(target, 4, 80)
     draft = proposer.start()
     for end, piece in zip(itertools.accumulate(pieces), pieces, strict=True):
         made = draft.num_pairs
@@ -181,9 +186,9 @@ def test_a_long_prompt_without_pages_for_its_pairs_restarts_with_a_window(
     proposer, _ = pair
     hog = proposer.start()
     hog.cache.reserve((proposer.pool.num_pages - 1) * proposer.pool.page_tokens)
-    tokens = [random.Random(4).randrange(checkpoints.VOCAB) for _ in range(80)]
+    tokens, f = log_of(target, 4, 80)
     draft = proposer.start()
-    proposer.observe(draft, torch.tensor(tokens), features(target, tokens), None)
+    proposer.observe(draft, torch.tensor(tokens), f, None)
     assert draft.base == 80 - 24
     hog.close()
     draft.close()
@@ -194,9 +199,7 @@ def test_a_draft_whose_pairs_could_not_be_made_starts_over(
 ) -> None:
     """The head fails once: what it was given is lost, and from there on the call is drafted for as any other."""
     proposer, slow = pair
-    rng = random.Random(5)
-    tokens = [rng.randrange(checkpoints.VOCAB) for _ in range(20)]
-    f = features(target, tokens)
+    tokens, f = log_of(target, 5, 20)
     draft = proposer.start()
     proposer.observe(draft, torch.tensor(tokens[:12]), f[:12], None)
     with monkeypatch.context() as broken:
@@ -217,9 +220,7 @@ def test_what_waited_for_long_was_projected_and_drafts_the_same(
 ) -> None:
     """A prompt, and a reply that others drafted. Cut back behind what was projected, it is drafted for as well."""
     proposer, slow = pair
-    rng = random.Random(6)
-    tokens = [rng.randrange(checkpoints.VOCAB) for _ in range(260)]
-    f = features(target, tokens)
+    tokens, f = log_of(target, 6, 260)
     draft = proposer.start()
     proposer.observe(draft, torch.tensor(tokens[:100]), f[:100], None)
     assert draft.waiting.num_raw == 100
@@ -241,9 +242,7 @@ def test_a_draft_that_was_off_for_long_restarts_with_a_window(
 ) -> None:
     monkeypatch.setattr(draft_module, "MAX_WAITING", 16)
     proposer, slow = pair
-    rng = random.Random(3)
-    tokens = [rng.randrange(checkpoints.VOCAB) for _ in range(40)]
-    f = features(target, tokens)
+    tokens, f = log_of(target, 3, 40)
     draft = proposer.start()
     for start in range(0, 40, 4):
         proposer.observe(draft, torch.tensor(tokens[start : start + 4]), f[start : start + 4], None)
