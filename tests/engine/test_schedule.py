@@ -137,6 +137,15 @@ def test_a_short_turn_goes_before_a_long_prompt_that_came_first(engine: Engine, 
     assert plan[0].session.name == "short" and plan[0].max_tokens == 7
 
 
+def test_a_short_turn_does_not_wait_for_a_long_prompt_that_is_due_before_it(engine: Engine, clock: Clock) -> None:
+    line = calls(engine, DEAR_NODES)
+    line.asked("long", 300)
+    clock.now += 5.0
+    short = line.asked("short", 7)
+    assert line.scheduler.expected(engine, short) < 0.1, "what is due earlier takes seconds"
+    assert line.planned()[0] == "short"
+
+
 def test_a_long_prompt_lengthens_the_steps_of_those_who_speak_by_little(engine: Engine, clock: Clock) -> None:
     line = calls(engine, DEAR_NODES)
     pace = Pace(DEAR_NODES)

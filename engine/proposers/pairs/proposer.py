@@ -55,14 +55,17 @@ class PairProposer:
         assert isinstance(draft, PairDraft)
         assert features is not None
         draft.extend(tokens, features)
-        if tokens.numel() >= PROMPT_TOKENS and (surplus := draft.prompt_surplus) > 0:
+        is_prompt = tokens.numel() >= PROMPT_TOKENS
+        if is_prompt and (surplus := draft.prompt_surplus) > 0:
             # Otherwise the beginning of a long prompt, where the instructions are, would be lost to the call for good.
             # No more than that: others talk in this step.
             with suppress(OutOfPages):
                 self._make_pairs([draft], [None], most=surplus)
         if draft.overdue:
             draft.restart()
-        if tokens.numel() < PROMPT_TOKENS:  # a long prompt's first token does not wait for this
+        if is_prompt:
+            draft.waiting.project_surplus(self.head.fuse)
+        else:
             draft.waiting.project(self.head.fuse)
 
     def behind(self, draft: Draft) -> int:

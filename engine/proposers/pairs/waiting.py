@@ -9,6 +9,8 @@ from torch import Tensor
 
 RAW_MOST = 128
 """States as they were tapped, above which they are projected: of several layers, they are several times as large."""
+PROMPT_RAW = 1024
+"""The same, of a prompt that is being read: its first token waits for the projection."""
 LATEST = 32
 """Of them, the latest that stay as they are: they are read soon, together with those of other sessions."""
 BLOCK = 256
@@ -55,9 +57,16 @@ class Waiting:
 
     def project(self, fuse: Callable[[Tensor], Tensor]) -> None:
         """Have the oldest states that are left projected, if there are many: [m, taps, d] to [m, H]."""
-        if self.num_raw < RAW_MOST:
-            return
-        count, first = min(BLOCK, self.num_raw - LATEST), self.stop - self.num_raw
+        if self.num_raw >= RAW_MOST:
+            self._project(min(BLOCK, self.num_raw - LATEST), fuse)
+
+    def project_surplus(self, fuse: Callable[[Tensor], Tensor]) -> None:
+        """The same, while a prompt is read: no more than what is above ``PROMPT_RAW``."""
+        if self.num_raw > PROMPT_RAW:
+            self._project(self.num_raw - PROMPT_RAW, fuse)
+
+    def _project(self, count: int, fuse: Callable[[Tensor], Tensor]) -> None:
+        first = self.stop - self.num_raw
         hidden = fuse(torch.cat(self.rows(first, first + count)))
         rest = [_owned(piece) for piece in self.rows(first + count, self.stop)]
         self._pieces = [*self.rows(self.start, first), hidden, *rest]

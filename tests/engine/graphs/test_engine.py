@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.engine import Engine, Work
+from engine.graphs.draft import GraphProposer
 from engine.graphs.engine import GraphEngine
 from engine.graphs.steps import Graphs
 from engine.kernels import plain
@@ -182,3 +183,24 @@ def test_a_cycle_that_finds_no_pages_leaves_the_step_to_the_loop() -> None:
         engine.close(session)
         engine.close(hog)
     assert said[0] == said[1]
+
+
+def test_pairs_of_projected_features_are_left_to_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A static step reads states as they were tapped. Here few pairs are to be made, behind a cut to what waited long."""
+    monkeypatch.setattr("engine.proposers.pairs.proposer.CATCH_UP_TOGETHER", 100)
+    proposer = engines(8)[1].graphs.proposer
+    assert isinstance(proposer, GraphProposer)
+    width, rng = loaded()[0].config.hidden_size, torch.Generator().manual_seed(1)
+    features = torch.randn(260, len(proposer.taps), width, dtype=torch.float64, generator=rng)
+    tokens = torch.randint(1000, (260,), generator=rng)
+    draft = proposer.start()
+    for at in range(0, 260, 4):  # a reply that others drafted
+        proposer.observe(draft, tokens[at : at + 4], features[at : at + 4], None)
+    proposer.catch_up(draft)
+    draft.truncate(106)
+    assert (draft.num_pairs, draft.num_ready(7), draft.waiting.num_raw) == (100, 6, 0)
+    plain = draft.fork()
+    tree, expected = (maker.propose([one], [7], [None], 8)[0] for maker, one in ((proposer, draft), (proposer.real, plain)))
+    assert torch.equal(tree.tokens, expected.tokens) and torch.equal(tree.parents, expected.parents)
+    draft.close()
+    plain.close()

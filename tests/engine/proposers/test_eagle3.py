@@ -159,21 +159,29 @@ def test_it_follows_the_cache_through_anything(
     assert proposer.pool.pages_in_use == 0
 
 
+@pytest.mark.parametrize("raw", [1024, 20])
 @pytest.mark.parametrize("pieces", [[80], [40, 40], [40, 33, 7], [32, 32, 16], [48, 32]])
 def test_a_long_prompt_is_read_to_its_beginning(
-    pieces: list[int], target: Decoder, pair: tuple[PairProposer, heads.SlowHead], monkeypatch: pytest.MonkeyPatch
+    pieces: list[int],
+    raw: int,
+    target: Decoder,
+    pair: tuple[PairProposer, heads.SlowHead],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Though it is longer than what may wait, in one piece or several, and nobody lets the drafter catch up. With no
-    piece more pairs are made than it has tokens: others wait for the same step.
+    piece more pairs are made than it has tokens, and no more are projected: others wait for the same step.
     """
     monkeypatch.setattr(draft_module, "MAX_WAITING", 48)
+    monkeypatch.setattr(waiting_module, "PROMPT_RAW", raw)
     proposer, slow = pair
     tokens, f = log_of(target, 4, 80)
     draft = proposer.start()
     for end, piece in zip(itertools.accumulate(pieces), pieces, strict=True):
-        made = draft.num_pairs
+        made, states = draft.num_pairs, draft.waiting.num_raw
         proposer.observe(draft, torch.tensor(tokens[end - piece : end]), f[end - piece : end], None)
         assert draft.num_pairs - made <= piece
+        if piece >= draft_module.PROMPT_TOKENS:
+            assert draft.waiting.num_raw == min(states + piece, raw, draft.waiting.num)
         assert draft.base == 0 and draft.length - draft.num_pairs <= 48
     check(target, slow, proposer.propose([draft], [7], [None], 6)[0], tokens, 7)
     draft.close()

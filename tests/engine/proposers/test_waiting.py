@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from engine.proposers.pairs import waiting as waiting_module
 from engine.proposers.pairs.waiting import BLOCK, LATEST, RAW_MOST, Waiting
 
 TAPS, WIDTH = 3, 2
@@ -21,8 +23,17 @@ def rows(waiting: Waiting, start: int, stop: int) -> list[list[float]]:
     return [row.tolist() for piece in waiting.rows(start, stop) for row in (fuse(piece) if piece.dim() == 3 else piece)]
 
 
-@given(st.lists(st.tuples(st.sampled_from(["extend", "cut", "drop", "project", "fork"]), st.integers(0, 300))))
-def test_whatever_is_done_each_position_keeps_its_feature(steps: list[tuple[str, int]]) -> None:
+ACTIONS = ["extend", "cut", "drop", "project", "surplus", "fork"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 300))), st.sampled_from([1, 40, 1024]))
+def test_whatever_is_done_each_position_keeps_its_feature(steps: list[tuple[str, int]], prompt_raw: int) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(waiting_module, "PROMPT_RAW", prompt_raw)
+        follow(steps, prompt_raw)
+
+
+def follow(steps: list[tuple[str, int]], prompt_raw: int) -> None:
     waiting, start, known = Waiting(), 0, list[list[float]]()
     for number, (what, count) in enumerate(steps):
         if what == "extend" and count:
@@ -38,6 +49,10 @@ def test_whatever_is_done_each_position_keeps_its_feature(steps: list[tuple[str,
             waiting.keep(start, start + len(known))
         elif what == "project":
             waiting.project(fuse)
+        elif what == "surplus":
+            before = waiting.num_raw
+            waiting.project_surplus(fuse)
+            assert waiting.num_raw == min(before, prompt_raw)
         elif what == "fork":
             other, waiting = waiting, waiting.fork()
             other.extend(other.stop, torch.zeros(2, TAPS, WIDTH, dtype=torch.float64))
