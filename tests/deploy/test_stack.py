@@ -13,7 +13,7 @@ import compose_spec
 import pytest
 import yaml
 
-from deploy.generate.dashboards import SPANS
+from deploy.generate.dashboards.queries import SPANS
 from deploy.generate.objectives import load
 from tests.deploy.queries import ROOT
 
