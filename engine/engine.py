@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -19,9 +18,10 @@ from engine.drafting import Drafting, as_reply_failed, catch_up
 from engine.errors import ContextFull, EngineError, OutOfPages, ReplyFailed, UnknownSession
 from engine.interfaces import Grammar, Output, Proposer, Target, TextWatcher, Window
 from engine.pace import Pace
-from engine.policy import DraftPolicy, Given
+from engine.policy import DraftPolicy
 from engine.sampling import Sampler, Sampling
 from engine.session import Finish, Session, Turn
+from engine.shares import Fail, Share, given_in, with_room
 from engine.tree import FORCED, DraftTree, accept
 
 log = logging.getLogger(__name__)
@@ -36,20 +36,6 @@ class Work:
     session: Session
     max_tokens: int = 512
     urgent: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class _Share:
-    """What one session forwards in a step: the first ``given`` nodes of the tree are no guesses."""
-
-    session: Session
-    tree: DraftTree
-    given: int
-
-    @property
-    def chooses(self) -> bool:
-        """Whether the given tokens reach the end of the log, behind which a reply has its next token."""
-        return self.session.turn is not None and self.session.num_pending == self.given
 
 
 @dataclass(frozen=True)
@@ -235,11 +221,15 @@ class Engine:
         """
         started = time.monotonic()
         steps: list[Step] = []
-        shares = self._reserved(self._shares(plan, steps), steps)
+
+        def fail(session: Session, error: EngineError) -> None:
+            steps.append(self._failed(session, error))
+
+        shares = with_room(self._shares(plan, fail), self.sessions.values(), fail)
         if not shares:
             return steps
         drafted = time.monotonic() - started
-        windows = [Window(share.session.cache, share.tree, self._wanted_logits(share)) for share in shares]
+        windows = [Window(share.session.cache, share.tree, share.wanted_logits) for share in shares]
         forward_started = time.monotonic()
         outputs = self.target.forward(windows, self.proposer.taps)
         forward_seconds = time.monotonic() - forward_started
@@ -250,9 +240,9 @@ class Engine:
         self.pace.observe(len(shares), sum(len(s.tree) for s in shares), time.monotonic() - started - drafted)
         return steps
 
-    def _shares(self, plan: Sequence[Work], failed: list[Step]) -> list[_Share]:
-        """The tree that each item forwards: given tokens, or a draft. Those that fail are put into ``failed``."""
-        shares: list[_Share] = []
+    def _shares(self, plan: Sequence[Work], fail: Fail) -> list[Share]:
+        """The tree that each item forwards: given tokens, or a draft. ``fail`` is told of those that have none."""
+        shares: list[Share] = []
         drafting: list[tuple[Work, Turn]] = []
         for work in plan:
             session, turn = work.session, work.session.turn
@@ -261,61 +251,21 @@ class Engine:
             if turn is not None and session.num_unread <= 1 and turn.num_tokens and turn.drafting:
                 drafting.append((work, turn))
                 continue
-            given, start = min(session.num_unread, work.max_tokens), session.cache.length
+            count, start = min(session.num_unread, work.max_tokens), session.cache.length
             if turn is not None:
                 turn.choice = None
-            shares.append(_Share(session, DraftTree.chain(torch.tensor(session.tokens[start : start + given])), given))
+            shares.append(Share(session, DraftTree.chain(torch.tensor(session.tokens[start : start + count])), count))
         if drafting:
             turns, urgent = [turn for _, turn in drafting], [work.urgent for work, _ in drafting]
-            trees = self.drafting.trees(turns, urgent, _given(shares))
+            trees = self.drafting.trees(turns, urgent, given_in(shares))
             for turn, tree in zip(turns, trees, strict=True):
                 if isinstance(tree, EngineError):
-                    failed.append(self._failed(turn.session, tree))
+                    fail(turn.session, tree)
                 else:
-                    shares.append(_Share(turn.session, tree, 1))
+                    shares.append(Share(turn.session, tree, 1))
         return shares
 
-    def _reserved(self, shares: Sequence[_Share], failed: list[Step]) -> list[_Share]:
-        """Those that have room. No draft, and nothing that no caller waits for, takes the page that a reply needs."""
-        ready: list[_Share] = []
-        for share in sorted(shares, key=lambda share: not share.session.awaited):
-            session, turn = share.session, share.session.turn
-            if turn is not None and turn.stats.started == 0.0:
-                turn.stats.started = time.monotonic()
-            # All of a prompt or nothing: one that is too long must not take, chunk by chunk, what others need to go on.
-            if session.cache.pages_wanted(session.num_unread) > session.cache.pool.free_pages:
-                self._return_scratch()
-            try:
-                session.cache.reserve(session.num_unread)
-            except EngineError as error:
-                cache = session.cache
-                fits = cache.num_pages + cache.pages_wanted(session.num_unread) <= cache.pool.num_pages
-                if ready and fits and isinstance(error, OutOfPages) and not session.awaited:
-                    session.stall()  # pages of whoever has them in this step may be free in the next one
-                else:
-                    failed.append(self._failed(session, error))
-            else:
-                ready.append(share)
-        for at, share in enumerate(ready):
-            if len(share.tree) > share.given:
-                try:
-                    share.session.cache.reserve(len(share.tree))
-                except OutOfPages:
-                    ready[at] = _Share(share.session, DraftTree.chain(share.tree.tokens[:1]), 1)
-        return ready
-
-    def _return_scratch(self) -> None:
-        """Pages are short: drafts keep none for the next ones. What is read in this step stays reserved."""
-        for session in self.sessions.values():
-            session.cache.return_scratch(max(0, session.num_unread))
-
-    @staticmethod
-    def _wanted_logits(share: _Share) -> Literal["all", "last", "none"]:
-        if len(share.tree) > share.given:
-            return "all"
-        return "last" if share.chooses else "none"
-
-    def _settled(self, share: _Share, output: Output) -> Step:
+    def _settled(self, share: Share, output: Output) -> Step:
         """What came of one share. Whatever goes wrong in it is its own affair: the others have their outputs."""
         session, turn, told = share.session, share.session.turn, len(share.session.tokens)
         try:
@@ -340,7 +290,7 @@ class Engine:
         failed = ReplyFailed(f"{type(error).__name__}: {error}")
         return Step(session.name, turn, finish=Finish.FAILED, error=failed)
 
-    def _settle(self, share: _Share, output: Output) -> Step:
+    def _settle(self, share: Share, output: Output) -> Step:
         """Choose, accept, commit and observe for one session, and say what it gained."""
         session, tree, given = share.session, share.tree, share.given
         turn = session.turn
@@ -462,8 +412,3 @@ class Engine:
         turn.stats.end()
         if turn.session.turn is turn:
             turn.session.turn = None
-
-
-def _given(shares: Sequence[_Share]) -> Given:
-    """What of a step is no drafting, for whoever decides how much of that there is to be."""
-    return Given(len(shares), sum(share.given for share in shares), sum(share.chooses for share in shares))

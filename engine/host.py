@@ -20,8 +20,9 @@ from engine.hypotheses import Hypothesis
 from engine.interfaces import Grammars
 from engine.parking import Parking
 from engine.prefixes import Beginning, Prefixes
+from engine.replies import Reply
 from engine.schedule import Scheduler, has_work
-from engine.session import Finish, Session, Turn
+from engine.session import Finish, Session
 from engine.text.common import common_length
 from engine.text.reply import ReplyReader
 
@@ -29,38 +30,6 @@ log = logging.getLogger(__name__)
 
 GRAMMAR_POLL_S = 0.0005
 """How often an engine with nothing else to do looks whether a grammar is there."""
-
-
-@dataclass
-class _Reply:
-    """A reply in progress, with what reads its text."""
-
-    number: int
-    turn: Turn
-    reader: ReplyReader
-    clauses: int = 0
-    """That have ended."""
-    phases: int = 0
-    """Of its drafting that were told."""
-    held_at: float | None = None
-    """Since when it stands still for its reader's sake; None: it does not."""
-    stood_still: bool = False
-    """Whether it did since its last clause, which then says nothing of those that it was made beside."""
-
-    def news_of_drafting(self) -> tuple[str, str] | None:
-        """How it is drafted, and why, where that was not told yet."""
-        phases = self.turn.stats.phases
-        if len(phases) <= self.phases:
-            return None
-        self.phases = len(phases)
-        return phases[-1].mode, phases[-1].reason
-
-    def go_on(self) -> None:
-        """It stands still no longer."""
-        if self.held_at is not None:
-            self.turn.stats.held_seconds += time.monotonic() - self.held_at
-            self.turn.hold = self.held_at = None
-            self.stood_still = True
 
 
 @dataclass
@@ -78,7 +47,7 @@ class EngineHost:
     grammars: Grammars
     hibernation: Hibernation | None = None
     prefixes: Prefixes | None = None
-    _replies: dict[str, _Reply] = field(default_factory=dict)
+    _replies: dict[str, Reply] = field(default_factory=dict)
     _behind: set[str] = field(default_factory=set)
     """Sessions whose drafter has something to catch up on when there is nothing else to do."""
     _taken_back: dict[str, list[int]] = field(default_factory=dict)
@@ -322,7 +291,7 @@ class EngineHost:
             hold=command.hold,
             aside=command.aside,
         )
-        reply = self._replies[session.name] = _Reply(command.turn, turn, reader)
+        reply = self._replies[session.name] = Reply(command.turn, turn, reader)
         hypothesis.account(session, turn.stats, start)
         if command.hold is None:
             hypothesis.become_history(session)
@@ -358,7 +327,7 @@ class EngineHost:
         """Let a reply stand where it is, if somebody has it told as it is made."""
         reply = self._replies.get(command.session)
         if reply is not None and reply.number == command.turn and reply.turn.hold is None:
-            reply.turn.hold, reply.held_at = max(1, reply.turn.num_tokens), time.monotonic()
+            reply.stand_still()
             self._rests()
 
     def _cancel(self, name: str, number: int | None, events: list[records.Event]) -> None:
@@ -391,14 +360,14 @@ class EngineHost:
         events: list[records.Event] = []
         try:
             if step.tokens:
-                events.append(self._progress(step, reply))
+                events.append(reply.progress(step, self.scheduler))
             if step.finish is not None:
                 events.append(self._ended(step.session, reply, str(step.error or "")))
         except Exception as error:  # what reads the reply is injected: whatever it raises is that reply's own affair
             return [self._unreadable(step, reply, error)]
         return events
 
-    def _unreadable(self, step: Step, reply: _Reply, error: Exception) -> records.Ended:
+    def _unreadable(self, step: Step, reply: Reply, error: Exception) -> records.Ended:
         """What the reply has gained in the step could not be read, and so not be told: it ends before that."""
         log.error("a step of a reply could not be told", exc_info=error)
         turn = reply.turn
@@ -407,44 +376,13 @@ class EngineHost:
         self.engine.truncate(turn.session, len(turn.session.tokens) - len(step.tokens))
         return self._ended(step.session, reply, f"{type(error).__name__}: {error}")
 
-    def _progress(self, step: Step, reply: _Reply) -> records.Progress:
-        cut = step.finish in (Finish.LENGTH, Finish.CONTEXT)
-        read = reply.reader.take(final=step.finish is not None, cut=cut)
-        reply.clauses += len(read.clause_ends)
-        if read.clause_ends:
-            clause = self.scheduler.spoke(step.session, reply.turn.num_tokens)
-            if reply.turn.hold is None and not reply.stood_still:
-                reply.turn.stats.heard(clause)
-            reply.stood_still = False
-        return records.Progress(
-            session=step.session,
-            turn=reply.number,
-            tokens=step.tokens,
-            text=read.text,
-            clause_ends=tuple(read.clause_ends),
-            accepted=step.accepted,
-            at=time.monotonic(),
-            calls=tuple(records.ToolCall(call.name, call.arguments) for call in read.calls),
-            malformed_calls=len(read.malformed),
-            drafting=reply.news_of_drafting(),
-        )
-
-    def _ended(self, name: str, reply: _Reply, error: str = "") -> records.Ended:
+    def _ended(self, name: str, reply: Reply, error: str = "") -> records.Ended:
         self._replies.pop(name, None)
         reply.go_on()
         self._rests()
         turn = reply.turn
-        assert turn.finish is not None
         if turn.finish is Finish.STOP_STRING:
             stop = turn.start + reply.reader.kept_tokens
             self._taken_back[name] = turn.session.tokens[stop:]
             self.engine.truncate(turn.session, stop)
-        return records.Ended(
-            session=name,
-            turn=reply.number,
-            finish=turn.finish.value,
-            log_tokens=len(turn.session.tokens),
-            reply_tokens=len(turn.session.tokens) - turn.start,
-            stats=turn.stats,
-            error=error,
-        )
+        return reply.account(error)

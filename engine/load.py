@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from engine import records
+from engine.arrival import ArrivalScheduler
 from engine.config import EngineConfig
 from engine.constraint import ToolConstraint
 from engine.costs import measure_costs
@@ -33,7 +34,7 @@ from engine.proposers.table import PROPOSERS, cheaper_ways, load_drafters, parse
 from engine.ranks.launch import Ranks
 from engine.ranks.lead import LeadingMover, LeadingTarget
 from engine.ranks.orders import Prepare
-from engine.schedule import ArrivalScheduler, DeadlineScheduler, Scheduler
+from engine.schedule import DeadlineScheduler, Scheduler
 from engine.text.codec import Codec
 from engine.text.reply import ReplyReader
 

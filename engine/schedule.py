@@ -165,15 +165,15 @@ class DeadlineScheduler:
 
     def voices(self, making: Container[str]) -> tuple[int, float]:
         replies = {name: order.playback for name, order in self._orders.items() if order.playback and not order.aside}
-        return _voices(replies, making, self._speaking_rate)
+        return voices_of(replies, making, self._speaking_rate)
 
     def expected(self, engine: Engine, session: Session) -> float:
         now, pace = time.monotonic(), engine.pace
         due = self._all_due(engine, now)
         mine = not self._is_brief(session), due.get(session, now)
-        waiting = [s for s in due if not _decodes(s) and self._waits(s)]
+        waiting = [s for s in due if not decodes(s) and self._waits(s)]
         readers = [s for s in waiting if s is session or (not self._is_brief(s), due[s]) < mine]
-        speakers = sum(_decodes(s) and self._is_urgent(s, due[s], now) for s in due)
+        speakers = sum(decodes(s) and self._is_urgent(s, due[s], now) for s in due)
         tokens = sum(session.num_unread for session in readers)
         if not tokens:
             return pace.forward(speakers, speakers)
@@ -191,8 +191,8 @@ class DeadlineScheduler:
             return []
         earliest_first = sorted(due, key=due.__getitem__)
         waiting = any(map(self._waits, earliest_first))
-        plan = self._speakers(engine.pace, [s for s in earliest_first if _decodes(s)], due, now, waiting)
-        readers = [s for s in earliest_first if not _decodes(s)]
+        plan = self._speakers(engine.pace, [s for s in earliest_first if decodes(s)], due, now, waiting)
+        readers = [s for s in earliest_first if not decodes(s)]
         if waiting:
             # What is heard yields to whoever waits, but for what is overdue.
             readers = [s for s in readers if self._waits(s)] + [
@@ -284,7 +284,7 @@ class DeadlineScheduler:
             self._orders[session.name] = order = _Order(since=now)
         if order.aside:
             return order.since + ASIDE_S
-        if turn is None or (turn.hold is not None and not _decodes(session)):
+        if turn is None or (turn.hold is not None and not decodes(session)):
             return order.since + PREFILL_S
         if turn.hold is not None:
             return order.since + AHEAD_S
@@ -321,73 +321,14 @@ class DeadlineScheduler:
         return due < now or soon or self._waits(session)
 
 
-class ArrivalScheduler:
-    """First come, first served: replies that are being made share every step, and prefill has a budget of
-    ``chunk_tokens`` a step in the order in which it was asked for. What continuous batching does without deadlines;
-    here to be compared with.
-    """
-
-    def __init__(self, chunk_tokens: int, speaking_rate: float = 3.5) -> None:
-        self.chunk_tokens = chunk_tokens
-        self._speaking_rate = speaking_rate
-        self._came: dict[str, float] = {}
-        self._playback: dict[str, PlaybackClock] = {}
-
-    def heard(self, session: Session) -> None:
-        if session.num_pending <= 1 or session.name not in self._came:
-            self._came[session.name] = time.monotonic()
-        self._playback.pop(session.name, None)  # its reply is over
-
-    def expect(self, session: str, deadline: float, *, aside: bool = False, rate: float = 0.0) -> None:
-        if session not in self._playback:  # else it is released, and came when it was asked for ahead
-            self._came[session] = time.monotonic()
-        self._playback[session] = PlaybackClock(rate or self._speaking_rate)
-
-    def spoke(self, session: str, tokens: int) -> Clause:
-        playback = self._playback.get(session)
-        return Clause() if playback is None else Clause(silence_s=playback.spoke(tokens, time.monotonic()))
-
-    def served(self, session: str) -> None:
-        pass
-
-    def forget(self, session: str) -> None:
-        self._came.pop(session, None)
-        self._playback.pop(session, None)
-
-    def voices(self, making: Container[str]) -> tuple[int, float]:
-        return _voices(self._playback, making, self._speaking_rate)
-
-    def expected(self, engine: Engine, session: Session) -> float:
-        mine = self._since(session)
-        working = [s for s in engine.sessions.values() if has_work(s)]
-        speakers = sum(map(_decodes, working))
-        tokens = sum(s.num_unread for s in working if not _decodes(s) and self._since(s) <= mine)
-        steps = max(1, -(-tokens // self.chunk_tokens))
-        return steps * engine.pace.forward(speakers + 1, speakers + -(-tokens // steps))
-
-    def plan(self, engine: Engine) -> list[Work]:
-        working = sorted((s for s in engine.sessions.values() if has_work(s)), key=self._since)
-        plan = [Work(session, 1) for session in working if _decodes(session)]
-        room = self.chunk_tokens
-        for session in working:
-            if room and not _decodes(session):
-                tokens = min(session.num_unread, room)
-                plan.append(Work(session, tokens))
-                room -= tokens
-        return plan
-
-    def _since(self, session: Session) -> float:
-        return self._came.setdefault(session.name, time.monotonic())
-
-
-def _voices(replies: Mapping[str, PlaybackClock], making: Container[str], usual: float) -> tuple[int, float]:
+def voices_of(replies: Mapping[str, PlaybackClock], making: Container[str], usual: float) -> tuple[int, float]:
     """As ``Scheduler.voices``. usual: rate where nobody speaks."""
     now = time.monotonic()
     rates = [clock.rate for name, clock in replies.items() if name in making or clock.spoken_until > now]
     return len(rates), sum(rates) / len(rates) if rates else usual
 
 
-def _decodes(session: Session) -> bool:
+def decodes(session: Session) -> bool:
     """Whether the session's next step chooses a token rather than reads given ones."""
     return session.turn is not None and session.num_pending <= 1
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine import demand, records, schedule
+from engine import arrival, demand, records, schedule
+from engine.arrival import ArrivalScheduler
 from engine.config import EngineConfig
 from engine.demand import Demand
 from engine.engine import Engine
@@ -16,7 +17,7 @@ from engine.pace import Pace, StepCosts
 from engine.policy import FixedPolicy
 from engine.proposers.none import NoProposer
 from engine.sampling import Sampling
-from engine.schedule import ArrivalScheduler, DeadlineScheduler
+from engine.schedule import DeadlineScheduler
 from engine.text.reply import ReplyReader
 from tests.engine.clocks import Clock
 from tests.engine.embedded import MODEL, codec, grammars
@@ -31,8 +32,8 @@ COSTS = StepCosts((1, 64), (0.010, 0.073), ((0.0, 0.0),))
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(schedule, "time", clock)
-    monkeypatch.setattr(demand, "time", clock)
+    for module in (arrival, demand, schedule):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 

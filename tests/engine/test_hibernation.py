@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from engine import records, worker
+from engine.arrival import ArrivalScheduler
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import OutOfPages
@@ -23,7 +24,7 @@ from engine.load import load_proposer, load_target_for, reader_of
 from engine.policy import FixedPolicy
 from engine.proposers.eagle3 import load_eagle3
 from engine.sampling import Sampling
-from engine.schedule import ArrivalScheduler, DeadlineScheduler
+from engine.schedule import DeadlineScheduler
 from tests.engine.embedded import HEAD, MODEL, codec, grammars
 from tests.engine.equal import held_out
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from engine import records
+from engine.arrival import ArrivalScheduler
 from engine.cache import ABSENT
 from engine.config import EngineConfig
 from engine.engine import Engine
@@ -22,7 +23,7 @@ from engine.policy import FixedPolicy
 from engine.prefixes import Prefixes
 from engine.records import Preamble
 from engine.sampling import Sampling
-from engine.schedule import ArrivalScheduler, DeadlineScheduler
+from engine.schedule import DeadlineScheduler
 from engine.session import MOST_FAILURES
 from tests.engine.embedded import HEAD, MODEL, codec, grammars
 from tests.engine.equal import held_out

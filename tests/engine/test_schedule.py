@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine import schedule
+from engine import arrival, schedule
+from engine.arrival import ArrivalScheduler
 from engine.engine import Engine
 from engine.models.decoder import Decoder
 from engine.pace import Pace, StepCosts
@@ -15,7 +16,7 @@ from engine.policy import FixedPolicy
 from engine.prefixes import Beginning, Prefixes
 from engine.proposers.none import NoProposer
 from engine.sampling import Sampling
-from engine.schedule import ArrivalScheduler, DeadlineScheduler
+from engine.schedule import DeadlineScheduler
 from engine.session import Session
 from tests.engine import small
 from tests.engine.clocks import Clock
@@ -28,7 +29,8 @@ DEAR_NODES = StepCosts((1, 64), (0.010, 0.640), ((0.0, 0.0),))
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(schedule, "time", clock)
+    for module in (arrival, schedule):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 

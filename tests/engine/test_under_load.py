@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from engine import records
+from engine.arrival import ArrivalScheduler
 from engine.config import EngineConfig
 from engine.engine import Engine, Work
 from engine.host import EngineHost
@@ -27,7 +28,7 @@ from engine.proposers.none import NoProposer
 from engine.proposers.pairs.proposer import PairProposer
 from engine.proposers.suffix import SuffixProposer
 from engine.sampling import Sampling
-from engine.schedule import ArrivalScheduler, DeadlineScheduler, Scheduler
+from engine.schedule import DeadlineScheduler, Scheduler
 from engine.text.reply import ReplyReader
 from engine.tree import DraftTree
 from tests.engine.drafters import held_out

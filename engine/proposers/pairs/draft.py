@@ -16,8 +16,8 @@ from engine.cache import KVCache
 from engine.proposers.pairs.waiting import Waiting
 
 MAX_WAITING = 3072
-"""Features that may wait, nearly all of them projected; past that the first pairs of a prompt are made, and a draft that
-is off restarts with a window of the latest half.
+"""Features that may wait, nearly all of them projected; past that the first pairs of a prompt are made, and a draft
+that is off restarts with a window of the latest half.
 """
 PROMPT_TOKENS = 32
 """Tokens committed at once that are read rather than said."""

@@ -186,7 +186,7 @@ def test_a_cycle_that_finds_no_pages_leaves_the_step_to_the_loop() -> None:
 
 
 def test_pairs_of_projected_features_are_left_to_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A static step reads states as they were tapped. Here few pairs are to be made, behind a cut to what waited long."""
+    """A static step reads states as they were tapped. Here few pairs are to be made, where what waited long was cut."""
     monkeypatch.setattr("engine.proposers.pairs.proposer.CATCH_UP_TOGETHER", 100)
     proposer = engines(8)[1].graphs.proposer
     assert isinstance(proposer, GraphProposer)
@@ -200,7 +200,9 @@ def test_pairs_of_projected_features_are_left_to_the_loop(monkeypatch: pytest.Mo
     draft.truncate(106)
     assert (draft.num_pairs, draft.num_ready(7), draft.waiting.num_raw) == (100, 6, 0)
     plain = draft.fork()
-    tree, expected = (maker.propose([one], [7], [None], 8)[0] for maker, one in ((proposer, draft), (proposer.real, plain)))
+    tree, expected = (
+        maker.propose([one], [7], [None], 8)[0] for maker, one in ((proposer, draft), (proposer.real, plain))
+    )
     assert torch.equal(tree.tokens, expected.tokens) and torch.equal(tree.parents, expected.parents)
     draft.close()
     plain.close()
