@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 CATCH_UP_TOKENS = 256
 """Of a step that others share, what drafters that were off may read of what they missed."""
+ALONE_TOKENS = 1024
+"""The same, of a step that nobody shares: whoever comes next waits for it."""
 FORCED_NODES = 16
 """Nodes of a step that drafts nothing, where a grammar leaves no choice: they are all kept."""
 
@@ -77,7 +79,8 @@ class Drafting:
         for at, turn in enumerate(turns):
             if turn.probe is not None and rooms[at] > 0:
                 choices[at], turn.probe = turn.probe, None
-        put_off = self._put_off(turns, choices) if len(turns) + given.windows > 1 else set()
+        share = CATCH_UP_TOKENS if len(turns) + given.windows > 1 else ALONE_TOKENS
+        put_off = self._put_off(turns, choices, share)
         trees = self._propose(turns, choices)
         if any(choice.drafts for choice in choices):
             trees = self.policy.prune(choices, trees, given)
@@ -103,10 +106,12 @@ class Drafting:
         """Tokens that the context has room for."""
         return self._max_context_tokens - len(turn.session.tokens)
 
-    def _put_off(self, turns: Sequence[Turn], choices: list[Choice]) -> set[int]:
-        """Which of the turns do not draft yet, because others share the step and would stand still while a drafter that
-        was off reads all that it missed. What is nearly there comes first; of what is too much for any step one reads a
-        piece, where all of the share is left to it, and in every other step at least it is.
+    def _put_off(self, turns: Sequence[Turn], choices: list[Choice], share: int) -> set[int]:
+        """Which of the turns do not draft yet, because others would stand still while a drafter that was off reads all
+        that it missed. What is nearly there comes first; of what is too much for any step one reads a piece, where all
+        of the share is left to it, and in every other step at least it is.
+
+        share: tokens of what was missed that the step may read.
         """
         missed = {
             at: behind
@@ -114,18 +119,18 @@ class Drafting:
             if choice.drafts and (behind := self.ways[choice.way].behind(turn.session.draft)) > choice.nodes
         }
         put_off: set[int] = set()
-        room, read = CATCH_UP_TOKENS, False
+        room, read = share, False
         owed, self._owes_a_piece = self._owes_a_piece, False
-        for at in sorted(missed, key=lambda at: (owed and missed[at] <= CATCH_UP_TOKENS, missed[at])):
+        for at in sorted(missed, key=lambda at: (owed and missed[at] <= share, missed[at])):
             turn, choice = turns[at], choices[at]
             if missed[at] <= room:
                 room -= missed[at]
                 continue
-            if room == CATCH_UP_TOKENS:
+            if room == share:
                 if not self._catch_up(turn, choice.way):
                     continue  # it drafts as well as it can without
                 room, read = 0, True
-            elif missed[at] > CATCH_UP_TOKENS and not read:
+            elif missed[at] > share and not read:
                 self._owes_a_piece = True
             if choice.probing:
                 turn.probe = choice

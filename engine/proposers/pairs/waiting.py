@@ -14,7 +14,7 @@ PROMPT_RAW = 1024
 LATEST = 32
 """Of them, the latest that stay as they are: they are read soon, together with those of other sessions."""
 BLOCK = 256
-"""Most positions that are projected at once: others wait for the same step."""
+"""Most positions that are projected with what a reply has gained: others wait for the same step."""
 
 
 class Waiting:
