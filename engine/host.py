@@ -260,6 +260,8 @@ class EngineHost:
         self.engine.append(session, tokens[agreeing:])
         self._hypothesis(session).replace(session, cached, command.ahead)
         self._learn(session)
+        if not has_work(session):
+            self._rests()
 
     def _hypothesis(self, session: Session) -> Hypothesis:
         return self._hypotheses.setdefault(session.name, Hypothesis())

@@ -9,7 +9,8 @@ Every piece of work has a moment at which it is due, and the earliest comes firs
 
 A moment that has passed lies the further back the longer something waits, and what is ``LATE_S`` behind it has a small
 part of the next step whoever else waits, so nothing of that starves. What is read for a reply that is made ahead counts
-as heard, and is wanted whatever becomes of that reply, which is itself made while no caller waits for a first clause.
+as heard, and is wanted whatever becomes of that reply, which shares the steps of callers who wait only where these have
+little to read, and until it has a first clause: its own caller will wait for that in a moment.
 What is due is served together, as long as the step does not become so long that the next caller who commits a turn
 would have to wait for it, and a long prompt is cut into chunks that the others hardly notice.
 """
@@ -29,6 +30,10 @@ from engine.session import Session
 CLAUSE_S = 0.1
 """From being asked, by when a first clause is wanted where nobody gave a deadline."""
 PREFILL_S = 0.2
+HEARD_S = 2.0
+"""Of ``SHORT_PROMPT`` tokens and less that are heard: a final finds little more to read for their lateness, and what is
+heard meanwhile is read with them, or replaces them.
+"""
 AHEAD_S = 0.3
 """A final follows an eager end after a third of a second."""
 ASIDE_S = 1.0
@@ -173,7 +178,8 @@ class DeadlineScheduler:
         mine = not self._is_brief(session), due.get(session, now)
         waiting = [s for s in due if not decodes(s) and self._waits(s)]
         readers = [s for s in waiting if s is session or (not self._is_brief(s), due[s]) < mine]
-        speakers = sum(decodes(s) and self._is_urgent(s, due[s], now) for s in due)
+        beside = self._is_brief(session)
+        speakers = sum(decodes(s) and (self._is_urgent(s, due[s], now) or (beside and self._hurries(s))) for s in due)
         tokens = sum(session.num_unread for session in readers)
         if not tokens:
             return pace.forward(speakers, speakers)
@@ -190,14 +196,12 @@ class DeadlineScheduler:
         if not due:
             return []
         earliest_first = sorted(due, key=due.__getitem__)
-        waiting = any(map(self._waits, earliest_first))
+        waiting = [s for s in earliest_first if self._waits(s)]
         plan = self._speakers(engine.pace, [s for s in earliest_first if decodes(s)], due, now, waiting)
         readers = [s for s in earliest_first if not decodes(s)]
-        if waiting:
-            # What is heard yields to whoever waits, but for what is overdue.
-            readers = [s for s in readers if self._waits(s)] + [
-                s for s in readers if not self._waits(s) and due[s] < now
-            ]
+        if plan or waiting:
+            readers = [s for s in readers if not self._can_wait(s, bool(waiting)) or due[s] < now]
+            readers.sort(key=self._waits, reverse=True)
         # Whoever waits and has little to read does not wait for a step that a long prompt has filled before.
         briefly_first = sorted(readers, key=self._is_brief, reverse=True)
         reading = self._readers(engine.pace, briefly_first, len(plan))
@@ -213,28 +217,34 @@ class DeadlineScheduler:
         return {s: self._due(engine.pace, s, now) for s in engine.sessions.values() if has_work(s)}
 
     def _speakers(
-        self, pace: Pace, speakers: list[Session], due: dict[Session, float], now: float, waiting: bool
+        self, pace: Pace, speakers: list[Session], due: dict[Session, float], now: float, waiting: list[Session]
     ) -> list[Work]:
-        """Replies that a step goes on with: all that somebody waits for, and of the others as many as do no harm."""
-        chosen: list[Work] = []
-        others: list[Session] = []
-        for session in speakers:
-            if self._is_urgent(session, due[session], now):
-                chosen.append(Work(session, self.chunk_tokens))
-            else:
-                others.append(session)
-        if chosen:
-            limit = (CROWD_WAITING if waiting else CROWD) * pace.forward(len(chosen), len(chosen))
-        elif waiting:
-            return []
-        else:
-            limit = self._limit(pace, 0, 0)
-        for session in others:
-            count = len(chosen) + 1
-            if count > 1 and pace.forward(count, count) > limit:
+        """Replies that a step goes on with: all that somebody waits for, and of the others as many as do no harm, those
+        whose callers will wait in a moment before those with a lead.
+        """
+        urgent = [s for s in speakers if self._is_urgent(s, due[s], now)]
+        others = [s for s in speakers if not self._is_urgent(s, due[s], now)]
+        leading, hurrying = self._crowd(pace, len(urgent), waiting)
+        chosen = [Work(s, self.chunk_tokens) for s in urgent]
+        for session in sorted(others, key=self._hurries, reverse=True):
+            hurries, count = self._hurries(session), len(chosen) + 1
+            limit = hurrying if hurries else leading
+            if limit == 0.0 or (count > 1 and pace.forward(count, count) > limit):
                 break
-            chosen.append(Work(session, self.chunk_tokens, urgent=False))
+            chosen.append(Work(session, self.chunk_tokens, urgent=hurries))
         return chosen
+
+    def _crowd(self, pace: Pace, urgent: int, waiting: list[Session]) -> tuple[float, float]:
+        """Seconds that a step of so many urgent replies may take with replies that have a lead, and with those that
+        hurry; 0 for none of them.
+        """
+        if not urgent and not waiting:
+            return (self._limit(pace, 0, 0),) * 2
+        step = pace.forward(max(1, urgent), max(1, urgent))
+        leading = (CROWD_WAITING if waiting else CROWD) * step if urgent else 0.0
+        # Beside somebody's long prompt every step of others is one of many.
+        brief = all(decodes(session) or self._is_brief(session) for session in waiting)
+        return leading, CROWD * step if brief else leading
 
     def _readers(self, pace: Pace, readers: list[Session], speakers: int) -> list[Work]:
         """Prefill that shares the step of so many speakers, in the order given, as much as nobody minds."""
@@ -284,10 +294,10 @@ class DeadlineScheduler:
             self._orders[session.name] = order = _Order(since=now)
         if order.aside:
             return order.since + ASIDE_S
-        if turn is None or (turn.hold is not None and not decodes(session)):
-            return order.since + PREFILL_S
+        if turn is None:
+            return order.since + (HEARD_S if session.num_unread <= SHORT_PROMPT else PREFILL_S)
         if turn.hold is not None:
-            return order.since + AHEAD_S
+            return order.since + (CLAUSE_S if self._hurries(session) else AHEAD_S)
         if order.speaks:
             return order.spoken_until - LEAD_S
         # What is long cannot be there at once: a short one that is asked meanwhile need not wait for it.
@@ -302,6 +312,22 @@ class DeadlineScheduler:
             return False
         order = self._orders.get(session.name)
         return order is None or not (order.aside or order.speaks)
+
+    def _hurries(self, session: Session) -> bool:
+        """Whether the session's reply is made ahead and has no clause yet: if its caller was heard out, they will wait
+        for one in a moment.
+        """
+        order = self._orders.get(session.name)
+        begins = order is not None and not (order.aside or order.speaks)
+        return begins and _is_ahead(session) and session.num_unread <= SHORT_PROMPT
+
+    def _can_wait(self, session: Session, waiting: bool) -> bool:
+        """Whether what is read for the session yields to those who speak, until it is overdue: all that is heard where
+        a caller waits, else what is so little that it is better read with what comes next.
+        """
+        if self._waits(session) or self._hurries(session):
+            return False
+        return waiting or (session.turn is None and session.num_unread <= SHORT_PROMPT)
 
     def _replies(self, session: Session) -> bool:
         """Whether the session makes a reply for a caller, who may not have asked for it yet."""

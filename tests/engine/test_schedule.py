@@ -80,7 +80,8 @@ class Calls:
         while len(row) < 2:
             row.append(self.asked(f"waits {clock.now} {len(row)}", tokens))
         plan = self.scheduler.plan(self.engine)
-        assert plan[0].session in row, "those who wait come first"
+        reading = [work.session for work in plan if work.session.num_pending > 1]
+        assert reading[0] in row, "those who wait come first"
         for done in self.engine.step(plan):
             self.scheduler.served(done.session)
         for session in [session for session in row if session.num_pending <= 1]:
@@ -367,20 +368,84 @@ def test_a_row_of_prompts_that_callers_wait_for_does_not_keep_others_unread_for_
 def test_what_is_read_ahead_is_read_like_what_is_heard_and_the_reply_made_when_nobody_waits(
     engine: Engine, clock: Clock
 ) -> None:
+    """Or beside those who wait and have little to read, until it has a clause: its own caller will wait for that."""
     line = calls(engine, DEAR_NODES)
     ahead, row = line.asked("ahead", 200, hold=10), list[Session]()
     steps = 0
     while ahead.num_pending > 1:
-        line.step_of_a_row(clock, row, 10)
+        line.step_of_a_row(clock, row, 64)
         assert (steps := steps + 1) < 100
     assert ahead.turn is not None
     said = ahead.turn.num_tokens
     for _ in range(30):
-        line.step_of_a_row(clock, row, 10)
+        line.step_of_a_row(clock, row, 64)
     assert ahead.turn.num_tokens == said <= 1, "with the last of the prompt comes a token"
+    for session in row:
+        line.scheduler.forget(session.name)
+        engine.close(session)
+    row.clear()
+    line.step_of_a_row(clock, row, 10)
+    assert ahead.turn.num_tokens == said + 1
+    line.scheduler.spoke("ahead", said + 1)
+    line.step_of_a_row(clock, row, 10)
+    assert ahead.turn.num_tokens == said + 1
     for session in row:
         engine.close(session)
     assert line.planned() == ["ahead"]
+
+
+def test_a_reply_that_hurries_lengthens_the_steps_of_those_who_wait_by_half_at_most(
+    engine: Engine, clock: Clock
+) -> None:
+    line = calls(engine, DEAR_NODES)
+    for number in range(8):
+        ahead = line.asked(f"ahead {number}", 2, hold=10)
+        while ahead.num_pending > 1:
+            engine.step(line.scheduler.plan(engine))
+    waits = line.asked("waits", 7)
+    plan = line.scheduler.plan(engine)
+    hurrying = [work for work in plan if work.session is not waits]
+    assert 1 <= len(hurrying) < 8 and all(work.urgent for work in hurrying)
+    assert Pace(DEAR_NODES).forward(len(hurrying), len(hurrying)) <= schedule.CROWD * DEAR_NODES.verify_seconds(1)
+    expected = line.scheduler.expected(engine, waits)
+    assert expected >= Pace(DEAR_NODES).forward(len(plan), len(hurrying) + 7) - 1e-9
+
+
+def test_a_long_prompt_that_is_read_ahead_keeps_nothing_else_that_is_overdue(engine: Engine, clock: Clock) -> None:
+    """Nor where nobody waits for a first clause, and a reply goes on in every step."""
+    line = calls(engine, DEAR_NODES)
+    line.speaking("speaks", tokens=2)
+    line.asked("ahead", 300, hold=10)
+    aside, heard = line.asked("aside", 60, aside=True), line.heard("heard", 60)
+    first: dict[str, int] = {}
+    for step in range(40):
+        for work in line.scheduler.plan(engine):
+            if work.session.name in ("aside", "heard", "ahead"):
+                first.setdefault(work.session.name, step)
+        for done in engine.step(line.scheduler.plan(engine)):
+            line.scheduler.served(done.session)
+        clock.now += 0.1
+        if aside.cache.length and heard.cache.length:
+            break
+    assert first["heard"] < 15 and first["aside"] < 25, "and not behind all of it"
+
+
+def test_a_little_that_is_heard_is_read_with_what_comes_next_where_others_speak(engine: Engine, clock: Clock) -> None:
+    line = calls(engine, CHEAP_NODES)
+    line.heard("alone", 7)
+    assert line.planned() == ["alone"], "nobody minds"
+    engine.step(line.scheduler.plan(engine))
+    line.speaking("speaks", tokens=2)
+    heard = line.heard("heard", 7)
+    assert line.planned() == ["speaks"]
+    clock.now += 0.9 * schedule.HEARD_S
+    engine.append(heard, [3, 4])
+    line.scheduler.heard(heard)
+    assert line.planned() == ["speaks"]
+    clock.now += 0.2 * schedule.HEARD_S
+    assert line.planned() == ["speaks", "heard"]
+    line.heard("long", 64)
+    assert "long" in line.planned()
 
 
 def test_a_caller_who_pauses_again_and_again_is_read_nonetheless(engine: Engine, clock: Clock) -> None:
