@@ -191,12 +191,17 @@ class Admission:
         """By tenant."""
         return {name: len(tenant.seats) for name, tenant in self._tenants.items()}
 
-    def above_limit(self, tenant: str, *, resumed: bool = False) -> bool:
-        """Whether a tenant has more calls than it may, here and elsewhere: one that ends makes no room for another.
-        resumed: as in ``take``.
+    def would_seat(self, tenant: str, without: str, *, resumed: bool = False) -> bool:
+        """Whether there would be a place among the calls for the tenant, if one of tenant ``without`` ended. Refuses
+        nobody. resumed: as in ``take``.
         """
         limit, elsewhere = self._max_calls(tenant), self._calls_elsewhere(tenant, resumed)
-        return limit is not None and self.seats_of.get(tenant, 0) + elsewhere > limit
+        own = self.seats_of.get(tenant, 0) - (tenant == without)
+        if limit is not None and own + elsewhere >= limit:
+            return False
+        budget = _Budget(self._config.max_calls, self.seats - 1, own, 1)
+        above = budget.above_share(self._num_tenants(tenant), self._config.fair_share_from)
+        return not (budget.exhausted or above)
 
     def ask(self, tenant: str) -> None:
         """A new call is wanted. Raises Problem where the tenant asks too often; whoever comes back does not ask."""
@@ -269,12 +274,14 @@ class Admission:
 
     @contextlib.contextmanager
     def _told(self, tenant: str) -> Iterator[None]:
-        """Whoever is refused within is counted, and wants its share until it would have come back twice."""
+        """Whoever is refused within is counted, and wants its share until it would have come back twice, if it may have
+        more at all.
+        """
         try:
             yield
         except Problem as problem:
             self._telemetry.refused(problem.reason.value)
-            if problem.retry_after_s is not None:
+            if problem.retry_after_s is not None and problem.reason is not Reason.TENANT_TOO_MANY_CALLS:
                 self._wanting[tenant] = self._clock() + 2 * problem.retry_after_s
             raise
 
@@ -318,12 +325,16 @@ class Admission:
 
     def _require_share(self, budget: _Budget, name: str, of: str) -> None:
         """Room for the tenant where the machine is nearly full: the last of it is for those below their share."""
-        now = self._clock()
-        self._wanting = {tenant: until for tenant, until in self._wanting.items() if until > now}
-        tenants = len({name, *self._tenants, *self._wanting})
+        tenants = self._num_tenants(name)
         if budget.above_share(tenants, self._config.fair_share_from):
             message = f"the tenant has its share of {of} among {tenants} tenants"
             raise self._refusal(Reason.TENANT_ABOVE_SHARE, message, self._tenants.get(name))
+
+    def _num_tenants(self, name: str) -> int:
+        """This one, and those that have calls or want some."""
+        now = self._clock()
+        self._wanting = {tenant: until for tenant, until in self._wanting.items() if until > now}
+        return len({name, *self._tenants, *self._wanting})
 
     def _require_short_queue(self) -> None:
         """Raises Problem where too much waits to be computed."""

@@ -230,20 +230,22 @@ class CallServicer(call_service_pb2_grpc.CallServiceServicer):
 
     def _seat(self, services: CallServices, tenant: str, *, resumed: bool) -> Seat:
         """A place for a call. Raises Problem where there is none: whoever is there goes before who may come back, of
-        the same tenant first.
+        the same tenant first, and nobody goes for one who would be refused all the same.
         """
         assert self.admission is not None
         try:
             return self.admission.take(tenant, resumed=resumed)
         except Problem as refused:
+            if refused.reason not in SEATS_WANTED:
+                raise
             anybodys = refused.reason is Reason.TOO_MANY_CALLS
             unattended = (call for call in services.live.values() if not call.attended)
             left = [call for call in unattended if anybodys or call.tenant == tenant]
-            in_vain = refused.reason not in SEATS_WANTED or self.admission.above_limit(tenant, resumed=resumed)
-            if not left or in_vain:
-                raise
-            min(left, key=lambda call: call.tenant != tenant).disconnect()
-            return self.admission.take(tenant, resumed=resumed)
+            for call in sorted(left, key=lambda call: call.tenant != tenant):
+                if self.admission.would_seat(tenant, call.tenant, resumed=resumed):
+                    call.disconnect()
+                    return self.admission.take(tenant, resumed=resumed)
+            raise
 
 
 def unreadable() -> Problem:

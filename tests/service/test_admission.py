@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import random
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engine import records
 from service.admission import LATEST_S, RELIEVED, REMEMBERED, SOONEST_S, SPEAKS, Admission, Seat
 from service.config import AdmissionConfig
 from service.problems import Problem, Reason
+from service.security.settings import TenantConfig
 from service.telemetry import Telemetry
 
 PAGE = 16
@@ -299,6 +301,50 @@ def test_where_no_call_has_ended_the_advice_is_as_long_as_none_has() -> None:
     assert house.refusal().retry_after_s == SOONEST_S
     house.now += 7.0
     assert house.refusal().retry_after_s == pytest.approx(7.0)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 6), st.sampled_from("abc"), st.data())
+def test_a_call_is_ended_for_another_only_where_that_one_would_be_taken(
+    callers: list[str], most: int, tenant: str, data: st.DataObject
+) -> None:
+    house, seats = House(max_calls=8, max_calls_per_tenant=most), list[Seat]()
+    for caller in callers:
+        with contextlib.suppress(Problem):
+            seats.append(house.call(caller))
+    assume(seats)
+    house.now += 120.0  # nobody who was refused wants anything any more
+    going = data.draw(st.sampled_from(seats))
+    would = house.admission.would_seat(tenant, going.tenant)
+    last_of_its_tenant = house.admission.seats_of[going.tenant] == 1  # where it goes there are fewer to share with
+    going.leave()
+    try:
+        house.call(tenant)
+    except Problem:
+        assert not would
+    else:
+        assert would or last_of_its_tenant
+
+
+def test_whoever_may_have_no_more_calls_takes_nobodys_share() -> None:
+    class Elsewhere:
+        def calls_elsewhere(self, tenant: str) -> int:
+            return 2 if tenant == "a" else 0
+
+        def opened(self, tenant: str) -> None: ...
+
+        def opens_elsewhere(self, tenant: str, since: float) -> Iterator[tuple[float, int]]:
+            yield from ()
+
+    house, tenants = House(), {"a": TenantConfig(max_calls=2)}
+    settings = AdmissionConfig(max_calls=10)
+    house.admission = Admission(
+        settings, lambda: None, PAGE, Telemetry("m"), lambda: house.now, tenants=tenants, elsewhere=Elsewhere()
+    )
+    for _ in range(8):
+        house.call("b")
+    assert house.refusal("a").reason is Reason.TENANT_TOO_MANY_CALLS
+    house.call("b")
+    house.call("b")
 
 
 def test_a_call_that_never_opened_leaves_no_trace() -> None:
