@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -227,7 +228,13 @@ class Prefixes:
         others = [prefix for prefix in self._kept if not prefix.of.pinned]
         pages = sum(prefix.session.cache.num_pages for prefix in others)
         while others and (pages > self._pool.num_pages * PAGES_SHARE or len(others) > MOST_KEPT):
-            oldest = others.pop(0)
+            # Of whoever has most: one whose prompts name each caller would drive out all that others keep.
+            held: Counter[str | None] = Counter()
+            for prefix in others:
+                held[prefix.of.tenant] += prefix.session.cache.num_pages
+            most = max(held, key=held.__getitem__)
+            oldest = next(prefix for prefix in others if prefix.of.tenant == most)
+            others.remove(oldest)
             pages -= oldest.session.cache.num_pages
             self._drop(oldest)
 

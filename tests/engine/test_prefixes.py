@@ -171,6 +171,16 @@ def test_a_pinned_prompt_is_its_tenants_and_stays_under_pressure() -> None:
     assert computed(host, opened("b", "b")) == len(PROMPT) - 1
 
 
+def test_a_tenant_that_begins_every_call_otherwise_leaves_the_others_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.prefixes.MOST_KEPT", 3)
+    host = made()
+    computed(host, opened("b1", "b"))
+    for number in range(6):
+        computed(host, opened(f"a{number}", "a", tuple(100 + number + at for at in range(60))))
+    assert computed(host, opened("b2", "b")) == 0
+    assert computed(host, opened("a7", "a", tuple(105 + at for at in range(60)))) == 0, "its latest is there"
+
+
 def test_calls_that_begin_at_once_wait_for_the_one_that_computes() -> None:
     """Also where that one is closed before it is done, and where its instructions are replaced."""
     host = made()
