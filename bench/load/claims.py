@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.load.contenders import OURS, TREES
-from bench.load.figures import Sweep, meets
+from bench.load.figures import Percentiles, Sweep, meets
 
 TIMES_AS_MANY = 2.0
 """Calls that ours carries, over those of the best fixed tree that is served first come, first served."""
@@ -19,6 +19,8 @@ OTHERWISE = 0.25
 """Share of the replies that may begin in another mode than the one before."""
 FEWEST_REPLIES = 20
 """Of which such shares say something."""
+FEWEST_STEPS = 100
+"""Of which a p99 is not just the longest."""
 LONGER = 1.5
 """p99 of steps in which a long prompt is read, over that of steps apart from one."""
 
@@ -86,11 +88,14 @@ def same_texts(same: int, compared: int) -> str:
     return verdict(text, same == compared if compared else None)
 
 
-def beside_long_prompt(apart_ms: float, beside_ms: float) -> str:
-    """p99 of steps without and with such a prompt being read; NaN where there was none."""
-    ratio = beside_ms / apart_ms
-    text = f"Steps' p99 {beside_ms:.1f} ms beside a long prompt, {apart_ms:.1f} apart: {ratio:.2f} times as long"
-    return verdict(f"{text}; at most {LONGER:g} is claimed", ratio <= LONGER if ratio == ratio else None)
+def beside_long_prompt(apart: Percentiles, beside: Percentiles) -> str:
+    """Of steps without and with such a prompt being read."""
+    ratio = beside.p99 / apart.p99
+    text = (
+        f"Steps' p99 {beside.p99:.1f} ms beside a long prompt ({beside.count} steps), {apart.p99:.1f} apart: "
+        f"{ratio:.2f} times as long; at most {LONGER:g} is claimed"
+    )
+    return verdict(text, ratio <= LONGER if min(apart.count, beside.count) >= FEWEST_STEPS else None)
 
 
 def underruns(gaps: int, speech_s: float) -> str:

@@ -193,7 +193,7 @@ def claimed(found: dict[str, LongPrompt]) -> str:
     lines = []
     for contender, one in found.items():
         apart, beside = (Percentiles.of([ms / 1e3 for ms in times]) for times in (one.step_apart, one.step_beside))
-        held = claims.beside_long_prompt(apart.p99, beside.p99), claims.underruns(one.underruns[1], one.speech_s[1])
+        held = claims.beside_long_prompt(apart, beside), claims.underruns(one.underruns[1], one.speech_s[1])
         lines += [f"- {contender}: {claim}" for claim in held]
     return "\n".join(lines)
 

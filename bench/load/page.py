@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -46,7 +46,7 @@ def write(name: str, runs: Sequence[Run], note: str, *, before: Sequence[str] = 
     """
     sweeps = sweeps_of(runs)
     harness.RESULTS.mkdir(exist_ok=True)
-    parts = [note, *before]
+    parts = [f"{note} {revisions(runs)}", *before]
     if sweeps:
         plot(sweeps, harness.RESULTS / f"{name}.svg")
         parts.append(f"![]({name}.svg)")
@@ -58,6 +58,11 @@ def write(name: str, runs: Sequence[Run], note: str, *, before: Sequence[str] = 
     }
     data = {"machines": sorted({run.machine for run in runs}), "figures": found}
     harness.save(name, "Many callers at once", "\n\n".join(parts), data, show=show)
+
+
+def revisions(runs: Iterable[Run]) -> str:
+    """Of what: a sweep that was resumed may be of several."""
+    return f"Measured at {' and '.join(sorted({run.machine.rpartition('revision ')[2] for run in runs}))}."
 
 
 def sweeps_of(runs: Sequence[Run]) -> dict[str, Sweep]:

@@ -16,16 +16,16 @@ def write(name: str, plan: Plan, note: str, *, show: bool) -> None:
     """The page as far as the plan has come. show: print it too."""
     before = []
     if plan.tried_trees.runs:
-        before.append(baseline(Sweep(plan.tried_trees.runs), plan.best_tree, plan.tried_trees.setting.seconds))
+        before.append(baseline(plan.tried_trees.runs, plan.best_tree, plan.tried_trees.setting.seconds))
     if both := [run for run in plan.kept.runs if run.calls == 0 and run.contender in (OURS, PLAIN)]:
         before.append(alone(both))
     page.write(name, plan.kept.runs, note, before=before, show=show)
 
 
-def baseline(sweep: Sweep, best: str, seconds: float) -> str:
+def baseline(runs: Sequence[Run], best: str, seconds: float) -> str:
     """What each fixed tree carries, and which one was taken."""
     text = f"To choose by, in windows of {seconds:g} s; what counts is below. Taken: **{best}**."
-    return f"## The best fixed tree\n\n{text}\n\n{page.knees(sweep)}"
+    return f"## The best fixed tree\n\n{text} {page.revisions(runs)}\n\n{page.knees(Sweep(runs))}"
 
 
 def alone(runs: Sequence[Run]) -> str:
