@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import harness
-from bench.load import local, long_prompt, page, population, remote, scripts, step_up, sweep
+from bench.load import claims, local, long_prompt, page, population, remote, scripts, step_up, sweep
 from bench.load.accounts import Run, Spoken, figures
 from bench.load.caller import ALONE, Caller, Manner
 from bench.load.contenders import CONTENDERS, TREES, environment
@@ -609,13 +609,16 @@ def test_a_step_up_is_told_with_verdicts(tmp_path, monkeypatch):
 
 def test_long_prompts_are_told_with_verdicts(tmp_path, monkeypatch):
     monkeypatch.setattr(long_prompt.harness, "RESULTS", tmp_path)
-    steps, between = ([10.0] * 9, [15.0] * 9), ([20.0], [90.0])  # a reply may well be left out of some steps
+    enough = claims.FEWEST_STEPS
+    steps, between = ([10.0] * enough, [15.0] * enough), ([20.0], [90.0])  # a reply may well be left out of some steps
     good = long_prompt.LongPrompt(8, *steps, *between, [0.5], (3, 0), (20.0, 20.0), [], 0)
-    worse = dataclasses.replace(good, step_beside=[15.1] * 9, underruns=(0, 1))
+    worse = dataclasses.replace(good, step_beside=[15.1] * enough, underruns=(0, 1))
+    few = dataclasses.replace(good, step_beside=[15.0] * (enough - 1))
     nothing = dataclasses.replace(good, step_apart=[], underruns=(0, 0), speech_s=(20.0, 0.0))
-    long_prompt.write("long", {"good": good, "worse": worse, "nothing": nothing}, "A note.")
+    long_prompt.write("long", {"good": good, "worse": worse, "few": few, "nothing": nothing}, "A note.")
     lines = [line for line in (tmp_path / "long.md").read_text().splitlines() if line.startswith("- ")]
-    assert [line.split("**")[1] for line in lines] == ["met", "met", "missed", "missed", "not decided", "not decided"]
+    told = [line.split("**")[1] for line in lines]
+    assert told == ["met", "met", "missed", "missed", "not decided", "met", "not decided", "not decided"]
 
 
 def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
