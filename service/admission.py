@@ -123,6 +123,10 @@ class _Tenant:
     seats: set[Seat] = field(default_factory=set)
 
 
+_Why = tuple[Reason, str, _Tenant | None]
+"""What a refusal says, and whose calls must end before there is room: the tenant's, or anybody's."""
+
+
 @dataclass(frozen=True)
 class _Budget:
     """Of what there is a ``total``. used: by all; own: by the tenant that asks for ``need`` more."""
@@ -195,13 +199,7 @@ class Admission:
         """Whether there would be a place among the calls for the tenant, if one of tenant ``without`` ended. Refuses
         nobody. resumed: as in ``take``.
         """
-        limit, elsewhere = self._max_calls(tenant), self._calls_elsewhere(tenant, resumed)
-        own = self.seats_of.get(tenant, 0) - (tenant == without)
-        if limit is not None and own + elsewhere >= limit:
-            return False
-        budget = _Budget(self._config.max_calls, self.seats - 1, own, 1)
-        above = budget.above_share(self._num_tenants(tenant), self._config.fair_share_from)
-        return not (budget.exhausted or above)
+        return self._no_seat(tenant, self._calls_elsewhere(tenant, resumed), without) is None
 
     def ask(self, tenant: str) -> None:
         """A new call is wanted. Raises Problem where the tenant asks too often; whoever comes back does not ask."""
@@ -287,17 +285,23 @@ class Admission:
 
     def _require_seat(self, name: str, elsewhere: int) -> None:
         """Room among the calls, the tenant's and all. elsewhere: of the tenant's, which count for its limit only."""
-        config, used = self._config, self.seats
-        tenant = self._tenants.get(name)
-        own = 0 if tenant is None else len(tenant.seats)
+        if (why := self._no_seat(name, elsewhere)) is not None:
+            raise self._refusal(*why)
+
+    def _no_seat(self, name: str, elsewhere: int, without: str | None = None) -> _Why | None:
+        """Why there is no place for one more call of the tenant; None where there is one. without: as if a call of that
+        tenant had ended.
+        """
+        tenant, used = self._tenants.get(name), self.seats - (without is not None)
+        own = (0 if tenant is None else len(tenant.seats)) - (without == name)
         limit = self._max_calls(name)
         if limit is not None and own + elsewhere >= limit:
             message = f"{own + elsewhere} calls of this tenant are open, of at most {limit}"
-            raise self._refusal(Reason.TENANT_TOO_MANY_CALLS, message, tenant)
-        budget = _Budget(config.max_calls, used, own, 1)
+            return Reason.TENANT_TOO_MANY_CALLS, message, tenant
+        budget = _Budget(self._config.max_calls, used, own, 1)
         if budget.exhausted:
-            raise self._refusal(Reason.TOO_MANY_CALLS, f"{used} calls are open")
-        self._require_share(budget, name, "calls")
+            return Reason.TOO_MANY_CALLS, f"{used} calls are open", None
+        return self._above_share(budget, name, "calls")
 
     def _calls_elsewhere(self, tenant: str, resumed: bool) -> int:
         """resumed: as in ``take``."""
@@ -325,16 +329,17 @@ class Admission:
 
     def _require_share(self, budget: _Budget, name: str, of: str) -> None:
         """Room for the tenant where the machine is nearly full: the last of it is for those below their share."""
-        tenants = self._num_tenants(name)
-        if budget.above_share(tenants, self._config.fair_share_from):
-            message = f"the tenant has its share of {of} among {tenants} tenants"
-            raise self._refusal(Reason.TENANT_ABOVE_SHARE, message, self._tenants.get(name))
+        if (why := self._above_share(budget, name, of)) is not None:
+            raise self._refusal(*why)
 
-    def _num_tenants(self, name: str) -> int:
-        """This one, and those that have calls or want some."""
+    def _above_share(self, budget: _Budget, name: str, of: str) -> _Why | None:
         now = self._clock()
         self._wanting = {tenant: until for tenant, until in self._wanting.items() if until > now}
-        return len({name, *self._tenants, *self._wanting})
+        tenants = len({name, *self._tenants, *self._wanting})
+        if not budget.above_share(tenants, self._config.fair_share_from):
+            return None
+        message = f"the tenant has its share of {of} among {tenants} tenants"
+        return Reason.TENANT_ABOVE_SHARE, message, self._tenants.get(name)
 
     def _require_short_queue(self) -> None:
         """Raises Problem where too much waits to be computed."""
