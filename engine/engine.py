@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Work:
     """One session's share of a step. ``max_tokens`` bounds how much of a prefill is done at once. urgent: whether
-    somebody waits for what it gains; for a reply with a lead nobody does.
+    somebody waits for what it gains, or will in a moment; for a reply with a lead nobody does.
     """
 
     session: Session

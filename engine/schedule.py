@@ -201,9 +201,8 @@ class DeadlineScheduler:
         readers = [s for s in earliest_first if not decodes(s)]
         if plan or waiting:
             readers = [s for s in readers if not self._can_wait(s, bool(waiting)) or due[s] < now]
-            readers.sort(key=self._waits, reverse=True)
         # Whoever waits and has little to read does not wait for a step that a long prompt has filled before.
-        briefly_first = sorted(readers, key=self._is_brief, reverse=True)
+        briefly_first = sorted(readers, key=lambda s: (self._is_brief(s), self._waits(s)), reverse=True)
         reading = self._readers(engine.pace, briefly_first, len(plan))
         late = [s for s in readers if waiting and due[s] < now - LATE_S]
         for waits in (True, False):
@@ -222,16 +221,20 @@ class DeadlineScheduler:
         """Replies that a step goes on with: all that somebody waits for, and of the others as many as do no harm, those
         whose callers will wait in a moment before those with a lead.
         """
-        urgent = [s for s in speakers if self._is_urgent(s, due[s], now)]
-        others = [s for s in speakers if not self._is_urgent(s, due[s], now)]
-        leading, hurrying = self._crowd(pace, len(urgent), waiting)
-        chosen = [Work(s, self.chunk_tokens) for s in urgent]
-        for session in sorted(others, key=self._hurries, reverse=True):
-            hurries, count = self._hurries(session), len(chosen) + 1
-            limit = hurrying if hurries else leading
-            if limit == 0.0 or (count > 1 and pace.forward(count, count) > limit):
-                break
-            chosen.append(Work(session, self.chunk_tokens, urgent=hurries))
+        urgent: list[Session] = []
+        hurrying: list[Session] = []
+        leading: list[Session] = []
+        for session in speakers:
+            hurries = hurrying if self._hurries(session) else leading
+            (urgent if self._is_urgent(session, due[session], now) else hurries).append(session)
+        chosen = [Work(session, self.chunk_tokens) for session in urgent]
+        with_lead, with_hurry = self._crowd(pace, len(urgent), waiting)
+        for group, limit, wanted in ((hurrying, with_hurry, True), (leading, with_lead, False)):
+            for session in group:
+                count = len(chosen) + 1
+                if limit == 0.0 or (count > 1 and pace.forward(count, count) > limit):
+                    break
+                chosen.append(Work(session, self.chunk_tokens, urgent=wanted))
         return chosen
 
     def _crowd(self, pace: Pace, urgent: int, waiting: list[Session]) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Literal
@@ -45,7 +45,7 @@ def given_in(shares: Sequence[Share]) -> Given:
     return Given(len(shares), sum(share.given for share in shares), sum(share.chooses for share in shares))
 
 
-def with_room(shares: Sequence[Share], sessions: Iterable[Session], fail: Fail) -> list[Share]:
+def with_room(shares: Sequence[Share], sessions: Collection[Session], fail: Fail) -> list[Share]:
     """Those for which pages are reserved, what callers wait for first. No draft, and nothing that no caller waits for,
     takes the page that a reply needs.
 
@@ -82,7 +82,7 @@ def _ever_fits(session: Session) -> bool:
     return cache.num_pages + cache.pages_wanted(session.num_unread) <= cache.pool.num_pages
 
 
-def _return_scratch(sessions: Iterable[Session]) -> None:
+def _return_scratch(sessions: Collection[Session]) -> None:
     """Pages are short: drafts keep none for the next ones. What is read in this step stays reserved."""
     for session in sessions:
         session.cache.return_scratch(max(0, session.num_unread))

@@ -48,8 +48,8 @@ class Search:
 
 
 FINE = Search(first=32, parts=8, confirmed=2, most_runs=12)
-"""From so many on a window of 40 s has some sixty turns. With 8 it has 17, whose p95 is what the one longest clause
-takes: it would judge the recorded calls, and every contender alike.
+"""Of so many callers a window of 40 s has some seventy turns, and forty whose first clauses count. Of 8 it has 17,
+whose p95 is what the one longest clause takes: it would judge the recorded calls, and every contender alike.
 """
 AGAIN = replace(FINE, most_runs=8)
 """From where a search of the same contender has ended, that went another way to the engine."""
