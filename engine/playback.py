@@ -11,11 +11,13 @@ NOTICED_S = 0.1
 @dataclass(frozen=True)
 class Clause:
     """How a clause came. late: behind the moment at which it was due. silence_s: that its caller has heard before it,
-    by the rate at which words are spoken; 0 where it is not noticed.
+    by the rate at which words are spoken; 0 where it is not noticed. suffices: of a reply made ahead, whether no more
+    of it needs to be made before its caller has asked for it.
     """
 
     late: bool = False
     silence_s: float = 0.0
+    suffices: bool = False
 
 
 @dataclass

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from engine import records
+from engine.arrival import ArrivalScheduler
 from engine.config import EngineConfig
 from engine.engine import Engine, Work
 from engine.host import EngineHost
@@ -17,6 +18,12 @@ from engine.tree import DraftTree
 from tests.engine.embedded import HEAD, MODEL, codec, grammars
 
 PROMPT = tuple(range(5, 40))
+QUESTION = tuple(
+    codec().encode(
+        "<|begin|><|system|>You answer the phone for Day Retreat, a day spa.\nPrices: body wrap $25, facial $90."
+        "<|end|><|user|>How much is a facial?<|end|><|assistant|>"
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +132,31 @@ def test_nobody_waits_for_a_reply_that_nobody_asked_for(host, monkeypatch):
     assert host.busy
     events = run(host)
     assert isinstance(events[-1], records.Ended) and events[-1].reply_tokens == 20
+
+
+@pytest.mark.parametrize("scheduler", [DeadlineScheduler, ArrivalScheduler])
+@pytest.mark.parametrize("rate", [0.1, 1000.0], ids=["slow voice", "fast voice"])
+def test_no_more_is_made_ahead_than_is_spoken_for_a_while(engine, scheduler, rate):
+    """Two seconds of speech do until the caller has asked for them; the reply is the same."""
+    reply = {}
+    for name, hold in (("asked", None), ("ahead", 40)):
+        host = EngineHost(
+            engine, scheduler(8, rate), lambda command: ReplyReader(codec(), command.stop_strings), grammars()
+        )
+        host.handle(records.Open(name, seed=1))
+        host.handle(
+            records.Submit(name, 1, 0, QUESTION, Sampling(), max_tokens=40, stop_tokens=codec().stop_tokens, hold=hold)
+        )
+        before = run(host)
+        if hold:
+            clauses = [event.clause_ends for event in before if isinstance(event, records.Progress)]
+            stops = scheduler is DeadlineScheduler and rate < 1.0
+            assert not stops or (clauses[-1] and not any(clauses[:-1]))
+            assert stops == (len(tokens_of(before, name)) < len(reply["asked"]))
+            host.handle(records.Release(name, 1))
+            before += run(host)
+        reply[name] = tokens_of(before, name)
+    assert len(reply["asked"]) > 10 and reply["ahead"] == reply["asked"]
 
 
 def test_the_books_of_a_hypothesis(host):
