@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME", help="of given loads"
     )
-    parser.add_argument("--seconds", type=float, default=40.0, help="that are measured of each run")
+    parser.add_argument("--seconds", type=float, help="that are measured of each run: 100 of the comparison, else 40")
     parser.add_argument("--warm-up", type=float, default=10.0, help="seconds before them")
     parser.add_argument("--repeats", type=int, default=1, help="of given loads")
     parser.add_argument("--speaking-rate", type=float, default=RATE, help="tokens spoken in a second")
@@ -71,7 +71,8 @@ def main() -> None:
     calls = list(read(given.callers))
     sends = {Kind.PARTIAL} if given.no_eager else {Kind.PARTIAL, Kind.EAGER, Kind.RESUMED}
     manner = Manner(rate=given.speaking_rate, sends=frozenset(sends))
-    setting = Setting(given.model, given.dtype, given.seconds, given.warm_up, manner, given.seed)
+    seconds = given.seconds or (40.0 if given.calls or given.rate or given.step_up or given.long_prompt else 100.0)
+    setting = Setting(given.model, given.dtype, seconds, given.warm_up, manner, given.seed)
     if given.step_up:
         run_step_up(given, setting, calls)
     elif given.long_prompt:

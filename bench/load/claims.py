@@ -5,6 +5,7 @@ of a run have it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from bench.load.contenders import OURS, TREES
 from bench.load.figures import Percentiles, Sweep, meets
@@ -22,7 +23,11 @@ FEWEST_REPLIES = 20
 FEWEST_STEPS = 100
 """Of which a p99 is not just the longest."""
 LONGER = 1.5
-"""p99 of steps in which a long prompt is read, over that of steps apart from one."""
+"""p99 of steps in which a long prompt is read, over that of steps apart from one; and how much later than with plain
+decoding first clauses may be at p95.
+"""
+FEWEST_CLAUSES = 20
+"""Of which a p95 is not just the latest."""
 
 
 def verdict(text: str, held: bool | None) -> str:
@@ -58,18 +63,45 @@ def _fails(sweep: Sweep, name: str) -> bool:
     return not all(meets(found, sweep.solo_ms) for found in sweep.loads(name).values())
 
 
-def collapse(rates: Sequence[float], plain: float | None, failed: int) -> str:
-    """rates: tokens a second with one call, with all of them, with one again; plain: with all, of plain decoding, where
-    that was run; failed: errors and calls that were not let in.
+@dataclass(frozen=True)
+class Climb:
+    """What a contender brought from one call to all of them and back.
+
+    rates: tokens a second with one call, with all, with one again. clause_p95: milliseconds, of the first clauses with
+    all; None where there are too few. failed: errors and calls that were not let in.
     """
-    one, most, _ = rates
-    beside = "" if plain is None else f" and {plain:.0f} with plain decoding"
+
+    rates: Sequence[float]
+    clause_p95: float | None
+    failed: int
+
+
+def collapse(climb: Climb, plain: Climb | None) -> str:
+    """plain: of plain decoding, where that was run. Tokens alone do not tell: as long as callers get what they ask for,
+    they ask for no more.
+    """
+    one, most, _ = climb.rates
+    clause = None if climb.clause_p95 is None else f"{climb.clause_p95:.0f} ms"
     text = (
-        f"Tokens a second: {most:.0f} with all calls, {one:.0f} with one{beside}; errors and refused calls: {failed}. "
-        f"No collapse is claimed: not fewer than with one, at least {FLOOR:g} of plain decoding, nothing lost"
+        f"{_tokens(climb, plain)}; first clause p95 with all calls {clause or 'not known'}{_beside(plain)}; errors and "
+        f"refused calls: {climb.failed}. No collapse is claimed: not fewer tokens than with one call, at least "
+        f"{FLOOR:g} of plain decoding's, first clauses at most {LONGER:g} times as late as plain decoding's, nothing lost"
     )
-    held = most >= one and not failed and (plain is None or most >= FLOOR * plain)
-    return verdict(text, None if held and not one else held)
+    fewer = most < one or (plain is not None and most < FLOOR * plain.rates[1])
+    later = climb.clause_p95 and plain and plain.clause_p95 and climb.clause_p95 > LONGER * plain.clause_p95
+    if fewer or later or climb.failed:
+        return verdict(text, False)
+    decided = one and climb.clause_p95 is not None and (plain is None or plain.clause_p95 is not None)
+    return verdict(text, True if decided else None)
+
+
+def _tokens(climb: Climb, plain: Climb | None) -> str:
+    beside = "" if plain is None else f" and {plain.rates[1]:.0f} with plain decoding"
+    return f"Tokens a second: {climb.rates[1]:.0f} with all calls, {climb.rates[0]:.0f} with one{beside}"
+
+
+def _beside(plain: Climb | None) -> str:
+    return "" if plain is None or plain.clause_p95 is None else f", {plain.clause_p95:.0f} with plain decoding"
 
 
 def oscillation(replies: Sequence[Sequence[str]], otherwise: int) -> str:

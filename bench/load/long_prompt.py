@@ -11,8 +11,9 @@ from pathlib import Path
 
 from bench import harness
 from bench.load import claims
+from bench.load.accounts import TurnFigures, figures
 from bench.load.caller import until_moment
-from bench.load.figures import Percentiles
+from bench.load.figures import Percentiles, clauses
 from bench.load.lines import Over, Refused
 from bench.load.local import LocalDriver
 from bench.load.population import Population
@@ -33,8 +34,8 @@ class LongPrompt:
     """What came of it. step_beside: milliseconds that each step of the engine took in which a caller's reply went on
     and a long prompt was read; step_apart: in the slices of time that had none. beside, apart: milliseconds between two
     steps of a reply that somebody waits for; it may have been left out of those between. prompts: seconds that each
-    took to its first token. underruns and speech_s: of the callers' turns that fell due in slices (without, with).
-    refused: calls that were not let in.
+    took to its first token. clauses: milliseconds to the first clause of the callers' turns that fell due in slices
+    (without, with); underruns and speech_s: likewise. refused: calls that were not let in.
     """
 
     calls: int
@@ -43,10 +44,16 @@ class LongPrompt:
     apart: list[float]
     beside: list[float]
     prompts: list[float]
+    clauses: tuple[list[float], list[float]]
     underruns: tuple[int, int]
     speech_s: tuple[float, float]
     errors: list[str]
     refused: int
+
+    @property
+    def judged(self) -> float:
+        """Of the time with such a prompt, the share in steps beside which a caller's reply went on."""
+        return sum(self.step_beside) / 1e3 / sum(self.prompts) if self.prompts else 0.0
 
 
 @dataclass(frozen=True)
@@ -119,10 +126,12 @@ async def measure(
 def _account(population: Population, number: int, log: StepLog, slices: Slices, prompts: Prompts) -> LongPrompt:
     """What is to be told of it."""
     gaps, speech = {False: 0, True: 0}, {False: 0.0, True: 0.0}
+    turns: dict[bool, list[TurnFigures]] = {False: [], True: []}
     for turn in population.turns:
         turn.close(slices.ended, slices.ended)
         kind = slices.kind(turn.due)
         if kind is not None:
+            turns[kind].append(figures(turn, slices.began, slices.ended))
             gaps[kind] += len(turn.playback.gaps)
             speech[kind] += turn.playback.spoken_seconds(slices.ended)
     apart, beside = [], []
@@ -141,6 +150,7 @@ def _account(population: Population, number: int, log: StepLog, slices: Slices, 
         apart,
         beside,
         [first - asked for asked, first in prompts.times],
+        ([1e3 * one for one in clauses(turns[False])], [1e3 * one for one in clauses(turns[True])]),
         (gaps[False], gaps[True]),
         (speech[False], speech[True]),
         population.errors + [turn.error for turn in population.turns if turn.error],
@@ -204,16 +214,21 @@ def write(name: str, found: dict[str, LongPrompt], note: str) -> None:
     ]
     header = ["contender", "calls"]
     header += [cell for what in times for cell in (what, "p50, p95, p99 ms")]
-    header += ["first token of a long prompt p50, p95 ms", "underruns apart", "beside", "errors", "refused"]
+    header += ["first token of a long prompt p50, p95 ms", "of that in steps beside"]
+    header += [f"first clauses in slices {which} p50, p95 ms" for which in ("without", "with")]
+    header += ["underruns without", "with", "errors", "refused"]
     rows = []
     for contender, one in found.items():
         prompts = Percentiles.of(one.prompts)
         silent = [f"{gaps} in {speech:.0f} s" for gaps, speech in zip(one.underruns, one.speech_s, strict=True)]
         lists = one.step_apart, one.step_beside, one.apart, one.beside
         of = [Percentiles.of([ms / 1e3 for ms in times]) for times in lists]
-        figures = [cell for one in of for cell in (one.count, f"{one.p50:.1f}, {one.p95:.1f}, {one.p99:.1f}")]
-        first = f"{prompts.p50:.0f}, {prompts.p95:.0f}"
-        rows.append([contender, one.calls, *figures, first, *silent, len(one.errors), one.refused])
+        cells = [cell for one in of for cell in (one.count, f"{one.p50:.1f}, {one.p95:.1f}, {one.p99:.1f}")]
+        first = [f"{prompts.p50:.0f}, {prompts.p95:.0f}", f"{one.judged:.0%}"]
+        for some in one.clauses:
+            found_clauses = Percentiles.of([ms / 1e3 for ms in some])
+            first.append(f"{found_clauses.p50:.0f}, {found_clauses.p95:.0f} ({found_clauses.count})")
+        rows.append([contender, one.calls, *cells, *first, *silent, len(one.errors), one.refused])
     body = f"{note}\n\n{claimed(found)}\n\n{harness.table(header, rows)}"
     title = f"A prompt of {PROMPT_TOKENS:,} tokens while others talk"
     harness.save(name, title, body, {contender: dataclasses.asdict(one) for contender, one in found.items()})

@@ -3,8 +3,8 @@
 baseline  which fixed tree is the best baseline: what each carries, over records, in shorter windows
 alone     one call at a time: five rounds of ours and plain decoding, in turns, both ways to the engine; what drafting
           costs or brings at every other load is ``bench.batching``'s to say
-knees     how many calls each contender carries: loads doubled until it fails, halved between, the last two run again;
-          over gRPC from where the search over records has ended
+knees     how many calls each contender carries: loads doubled until it fails, then halved between; over gRPC from where
+          the search over records has ended
 arrivals  calls that arrive at random over gRPC, as many as the knees stand for
 """
 

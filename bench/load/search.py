@@ -47,9 +47,10 @@ class Search:
         return edges[0] if edges else None
 
 
-FINE = Search(first=32, parts=8, confirmed=2, most_runs=12)
-"""Of so many callers a window of 40 s has some seventy turns, and forty whose first clauses count. Of 8 it has 17,
-whose p95 is what the one longest clause takes: it would judge the recorded calls, and every contender alike.
+FINE = Search(first=32, parts=4, confirmed=1, most_runs=6)
+"""Of so many callers a window of 100 s has some hundred turns whose first clauses count. Of 8 it has a quarter of that,
+whose p95 is what the one longest clause takes, as it is in windows of 40 s: that would judge the recorded calls, and
+every contender alike. Finer parts than quarters are decided by what else the machine does.
 """
-AGAIN = replace(FINE, most_runs=8)
+AGAIN = replace(FINE, most_runs=4)
 """From where a search of the same contender has ended, that went another way to the engine."""

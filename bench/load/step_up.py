@@ -18,6 +18,7 @@ from bench.load import claims, scripts
 from bench.load.accounts import Spoken, digest
 from bench.load.caller import ALONE, Manner, until_moment
 from bench.load.contenders import PLAIN
+from bench.load.figures import Percentiles
 from bench.load.lines import Refused
 from bench.load.local import LocalDriver
 from bench.load.population import Population
@@ -58,6 +59,16 @@ class StepUp:
             begin, end = part * self.hold_s, (part + 1) * self.hold_s
             found.append(sum(tokens for at, tokens, _ in self.steps if begin <= at < end) / self.hold_s)
         return found
+
+    def first_clauses(self, part: int) -> Percentiles:
+        """Of the finals that were due in the part, counted from 0."""
+        begin, end = part * self.hold_s, (part + 1) * self.hold_s
+        return Percentiles.of([milliseconds / 1e3 for due, milliseconds in self.clauses if begin <= due < end])
+
+    def climb(self) -> claims.Climb:
+        most = self.first_clauses(1)
+        p95 = most.p95 if most.count >= claims.FEWEST_CLAUSES else None
+        return claims.Climb(self.tokens_per_second(), p95, len(self.errors) + self.refused)
 
     def switches(self) -> list[int]:
         """Of each reply, how often its mode changed. Replies that share a step may well be drafted in different ways,
@@ -141,7 +152,9 @@ async def _as_alone(driver: LocalDriver, calls: list[RecordedCall], turns: list[
 def write(name: str, found: dict[str, StepUp], note: str) -> None:
     """A table and a picture of all contenders."""
     harness.RESULTS.mkdir(exist_ok=True)
-    header = ["contender", "tokens/s with one call", "with all", "with one again", "steps by mode", "replies"]
+    header = ["contender", "tokens/s with one call", "with all", "with one again"]
+    header += [f"first clause ms {calls} p50, p95" for calls in ("with one call", "with all", "with one again")]
+    header += ["steps by mode", "replies"]
     header += ["that switched", "most switches in one", "began otherwise than the one before"]
     header += ["turns told as to a lone call", "errors", "refused"]
     rows = []
@@ -149,10 +162,12 @@ def write(name: str, found: dict[str, StepUp], note: str) -> None:
         modes = Counter(mode for _, _, mode in one.steps)
         shares = ", ".join(f"{mode} {count / max(1, modes.total()):.0%}" for mode, count in modes.most_common())
         rates = [f"{rate:.0f}" for rate in one.tokens_per_second()]
+        clauses = [f"{part.p50:.0f}, {part.p95:.0f}" for part in map(one.first_clauses, range(3))]
         switches = one.switches()
         switched = [len(switches), sum(count > 0 for count in switches), max(switches, default=0)]
         same = f"{one.same} of {one.compared}"
-        rows.append([contender, *rates, shares, *switched, one.switches_between(), same, len(one.errors), one.refused])
+        rows.append([contender, *rates, *clauses, shares, *switched, one.switches_between(), same])
+        rows[-1] += [len(one.errors), one.refused]
     plot(found, harness.RESULTS / f"{name}.svg")
     data = {contender: dataclasses.asdict(one) for contender, one in found.items()}
     body = "\n\n".join([note, claimed(found), f"![]({name}.svg)", harness.table(header, rows)])
@@ -161,12 +176,11 @@ def write(name: str, found: dict[str, StepUp], note: str) -> None:
 
 def claimed(found: dict[str, StepUp]) -> str:
     """What each contender was to hold, and whether it did."""
-    plain = found[PLAIN].tokens_per_second()[1] if PLAIN in found else None
+    plain = found[PLAIN].climb() if PLAIN in found else None
     lines = []
     for contender, one in found.items():
-        beside, failed = None if contender == PLAIN else plain, len(one.errors) + one.refused
         held = [
-            claims.collapse(one.tokens_per_second(), beside, failed),
+            claims.collapse(one.climb(), None if contender == PLAIN else plain),
             claims.oscillation(one.replies, one.switches_between()),
             claims.same_texts(one.same, one.compared),
         ]

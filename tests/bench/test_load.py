@@ -576,10 +576,11 @@ def test_nothing_is_claimed_of_calls_of_which_one_side_was_not_run():
     assert "claimed" not in page.knees(Sweep([a_run([TURN], "ours", n) for n in (0, 1)]))
 
 
-def a_climb(rates: list[float], **other) -> step_up.StepUp:
-    """Tokens a second of its three parts of one second each."""
+def a_climb(rates: list[float], clause_ms: float = 40.0, **other) -> step_up.StepUp:
+    """Tokens a second of its three parts of one second each; first clauses with all calls."""
     steps = [(part + 0.5, int(rate), "plain") for part, rate in enumerate(rates)]
-    whole = step_up.StepUp(8, 1.0, [(0.0, 1)], steps, [["plain"]] * 20, [], 5, 5, [], 0)
+    clauses = [(0.5, 900.0), *[(1.0 + n / 40, clause_ms) for n in range(20)], (2.0, 900.0)]
+    whole = step_up.StepUp(8, 1.0, [(0.0, 1)], steps, [["plain"]] * 20, clauses, 5, 5, [], 0)
     return dataclasses.replace(whole, **other)
 
 
@@ -593,6 +594,8 @@ def test_a_step_up_is_told_with_verdicts(tmp_path, monkeypatch):
         "b": a_climb([10, 9, 10]),
         "c": a_climb([10, 40, 10], refused=1, replies=to_and_fro[:19], same=0, compared=0),
         "d": a_climb([0, 40, 10]),  # the one has not been answered
+        "e": a_climb([10, 40, 10], 61.0),
+        "f": a_climb([10, 40, 10], clauses=[(1.5, 40.0)] * 19),
     }
     step_up.write("up", found, "A note.")
     lines = [line for line in (tmp_path / "up.md").read_text().splitlines() if line.startswith("- ")]
@@ -604,6 +607,8 @@ def test_a_step_up_is_told_with_verdicts(tmp_path, monkeypatch):
         "b": ["missed", "met", "met"],
         "c": ["missed", "not decided", "not decided"],
         "d": ["not decided", "met", "met"],
+        "e": ["missed", "met", "met"],
+        "f": ["not decided", "met", "met"],
     }
 
 
@@ -611,7 +616,7 @@ def test_long_prompts_are_told_with_verdicts(tmp_path, monkeypatch):
     monkeypatch.setattr(long_prompt.harness, "RESULTS", tmp_path)
     enough = claims.FEWEST_STEPS
     steps, between = ([10.0] * enough, [15.0] * enough), ([20.0], [90.0])  # a reply may well be left out of some steps
-    good = long_prompt.LongPrompt(8, *steps, *between, [0.5], (3, 0), (20.0, 20.0), [], 0)
+    good = long_prompt.LongPrompt(8, *steps, *between, [0.5], ([40.0], [50.0]), (3, 0), (20.0, 20.0), [], 0)
     worse = dataclasses.replace(good, step_beside=[15.1] * enough, underruns=(0, 1))
     few = dataclasses.replace(good, step_beside=[15.0] * (enough - 1))
     nothing = dataclasses.replace(good, step_apart=[], underruns=(0, 0), speech_s=(20.0, 0.0))
@@ -619,6 +624,8 @@ def test_long_prompts_are_told_with_verdicts(tmp_path, monkeypatch):
     lines = [line for line in (tmp_path / "long.md").read_text().splitlines() if line.startswith("- ")]
     told = [line.split("**")[1] for line in lines]
     assert told == ["met", "met", "missed", "missed", "not decided", "met", "not decided", "not decided"]
+    row = next(line for line in (tmp_path / "long.md").read_text().splitlines() if line.startswith("| good "))
+    assert "| 300% | 40, 40 (1) | 50, 50 (1) |" in row  # a hundred steps of 15 ms, a prompt of half a second
 
 
 def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
@@ -873,6 +880,7 @@ def test_long_prompts_arrive_while_others_talk(engine, monkeypatch):
 
     found = runner.run(run())
     assert not found.errors and not found.refused and sum(found.speech_s) > 0
+    assert any(found.clauses) and found.judged > 0
     for times in (found.step_apart, found.step_beside, found.apart, found.beside, found.prompts):
         assert times and min(times) > 0
 

@@ -87,7 +87,7 @@ def test_a_plan_finds_the_best_tree_the_knees_and_what_arrivals_do(a_plan, tmp_p
         runs = Sweep([run for run in whole.kept.runs if run.driver == driver and run.rate is None])
         for name in whole.contenders:
             found = runs.knee(name)
-            assert CARRIES[name] * 8 / 9 - 1 <= found <= CARRIES[name]
+            assert CARRIES[name] * 4 / 5 - 1 <= found <= CARRIES[name]
             assert any(load > CARRIES[name] for load in runs.loads(name))  # the picture shows where it fails
     alone = [point for point in asked if point.load.alone and point.contender in ("ours", "plain")]
     assert {(point.driver, point.contender, point.repeat) for point in alone} == set(
@@ -111,13 +111,13 @@ def test_trees_that_doubling_cannot_tell_apart_are_told_apart(a_plan, monkeypatc
     one = make()
     one.carry_out("baseline")
     assert one.best_tree == TREES[8]
-    assert 31 * 8 / 9 - 1 <= Sweep(one.tried_trees.runs).knee(TREES[8]) <= 31
+    assert 31 * 4 / 5 - 1 <= Sweep(one.tried_trees.runs).knee(TREES[8]) <= 31
 
 
-def test_the_whole_plan_is_over_in_two_hours_and_a_half(tmp_path):
-    setting = sweep.Setting(MODEL, "float32", 40.0, 10.0, Manner())
+def test_the_whole_plan_is_over_in_three_hours_and_a_quarter(tmp_path):
+    setting = sweep.Setting(MODEL, "float32", 100.0, 10.0, Manner())
     said = Plan(["records", "grpc"], setting, [CALL], tmp_path, resume=False).describe(PARTS)
-    assert int(said.rsplit(" ", 2)[1]) <= 150
+    assert int(said.rsplit(" ", 2)[1]) <= 195
 
 
 def test_of_trees_that_carry_as_much_the_sooner_one_is_taken(a_plan):

@@ -198,6 +198,17 @@ def test_the_releases_of_what_is_over_or_never_was_change_nothing(host):
     assert isinstance(failed, records.Failed) and failed.reason == "UnknownSession"
 
 
+def test_a_log_that_is_cut_to_what_was_computed_lets_others_try_for_pages_again(host):
+    for name in ("cut", "waits"):
+        host.handle(records.Open(name, PROMPT))
+    run(host)
+    waits = host.engine.session("waits")
+    for tokens in (PROMPT[:8], ()):  # more to read, and then all of it taken back
+        waits.stall()
+        host.handle(records.Sync("cut", len(PROMPT), tokens, 0))
+        assert waits.stalled == bool(tokens)
+
+
 # Whoever reads does not keep up
 
 
