@@ -85,7 +85,7 @@ def collapse(climb: Climb, plain: Climb | None) -> str:
     text = (
         f"{_tokens(climb, plain)}; first clause p95 with all calls {clause or 'not known'}{_beside(plain)}; errors and "
         f"refused calls: {climb.failed}. No collapse is claimed: not fewer tokens than with one call, at least "
-        f"{FLOOR:g} of plain decoding's, first clauses at most {LONGER:g} times as late as plain decoding's, nothing lost"
+        f"{FLOOR:g} of plain decoding's, first clauses at most {LONGER:g} times as late as its, nothing lost"
     )
     fewer = most < one or (plain is not None and most < FLOOR * plain.rates[1])
     later = climb.clause_p95 and plain and plain.clause_p95 and climb.clause_p95 > LONGER * plain.clause_p95

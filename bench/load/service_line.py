@@ -74,6 +74,7 @@ class ServiceLine:
 
     async def interrupt(self, code_points: int) -> None:
         self._beside(self._interrupt(code_points, self.call.turn))
+        await asyncio.sleep(0)  # it is sent by then: the next final would overtake it
 
     async def _interrupt(self, code_points: int, turn: Turn | None) -> None:
         await self._sent(self.call.interrupt(heard_code_points=code_points, turn=turn))

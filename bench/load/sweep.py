@@ -104,16 +104,17 @@ class Point:
 
 
 def points(drivers: Iterable[str], contenders: Iterable[str], loads: Iterable[Load], repeats: int) -> Iterator[Point]:
-    """Every contender under every load, in an order that lets none profit from the hour: contenders are drawn anew for
-    each load. Calls alone come first, for the rest is judged by them.
+    """Every contender under every load, in an order that lets none profit from the hour, contender or load: loads are
+    drawn anew for each repeat, and contenders for each load. Calls alone come first and last, for the rest is judged by
+    them, and machines change their pace.
     """
     rng = random.Random(0)
-    names, drivers = list(contenders), list(drivers)
-    for repeat in range(repeats):
-        for load in (Load(calls=0), *loads) if repeat == 0 else loads:
-            for name in rng.sample(names, len(names)):
-                for driver in drivers:
-                    yield Point(driver, name, load, repeat)
+    names, drivers, loads = list(contenders), list(drivers), list(loads)
+    order = [(repeat, load) for repeat in range(repeats) for load in rng.sample(loads, len(loads))]
+    for repeat, load in [(0, Load(calls=0)), *order, (1, Load(calls=0))]:
+        for name in rng.sample(names, len(names)):
+            for driver in drivers:
+                yield Point(driver, name, load, repeat)
 
 
 class Kept:

@@ -631,7 +631,8 @@ def test_long_prompts_are_told_with_verdicts(tmp_path, monkeypatch):
 def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     setting = sweep.Setting(MODEL, "float32", 1.0, 0.0, FAST)
     plan = list(sweep.points(["records"], ["plain", "ours"], [sweep.Load(calls=1), sweep.Load(rate=0.5)], 2))
-    assert len({point.file for point in plan}) == len(plan) == 2 * (1 + 2 + 2)
+    assert len({point.file for point in plan}) == len(plan) == 2 * (1 + 2 + 2 + 1)
+    assert [point.load.alone for point in plan] == [True] * 2 + [False] * 8 + [True] * 2
     asked: list[sweep.Point] = []
 
     async def measure(point, _setting, _calls):
@@ -883,6 +884,23 @@ def test_long_prompts_arrive_while_others_talk(engine, monkeypatch):
     assert any(found.clauses) and found.judged > 0
     for times in (found.step_apart, found.step_beside, found.apart, found.beside, found.prompts):
         assert times and min(times) > 0
+
+
+def test_an_interruption_is_not_overtaken_by_the_next_final(engine):
+    runner, driver = engine
+    text = long_prompt.LongText(list(read()), MODEL)
+
+    async def run() -> list[str]:
+        async with driver.line(text.script(2000)) as line:
+            for _ in range(3):
+                reply = await line.final("Hello?")
+                while not isinstance(await reply.get(), Over):
+                    pass
+                await line.interrupt(1)
+            assert isinstance(await (await line.final("Hello?")).get(), Text)
+            return line.errors
+
+    assert runner.run(run()) == []
 
 
 def test_every_long_prompt_is_computed_whole(engine):
