@@ -118,7 +118,7 @@ bench-drafters: $(READY) ## Every way of drafting, side by side: acceptance, cos
 bench-turns: $(READY) ## Recorded calls over gRPC: first token and clause, by what was told ahead of the final (40 minutes)
 	$(PY) -m bench.turns
 
-bench-load: $(READY) ## Many callers at once: what each contender carries, in parts (2 hours 30 at most; LOAD="--part alone")
+bench-load: $(READY) ## Many callers at once: what each contender carries, in parts (3 hours 10 at most; LOAD="--part alone")
 	$(PY) -m bench.load $(LOAD)
 
 bench-batching: $(READY) ## Replies that share steps: tokens a second by drafting and load (50 minutes; BATCHING=--resume)

@@ -35,6 +35,11 @@ class PlaybackClock:
         """Whether a clause was said."""
         return self.spoken_until > 0.0
 
+    @property
+    def speech_s(self) -> float:
+        """Seconds that all that was said takes to be spoken."""
+        return self.spoken_tokens / self.rate
+
     def spoke(self, tokens: int, now: float) -> float:
         """A clause has ended, and the reply has so many tokens by now. Seconds of silence before it."""
         silence = now - self.spoken_until if self.speaks else 0.0

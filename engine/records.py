@@ -68,9 +68,9 @@ class Submit:
     first token is wanted. stop_tokens end a reply and stay in the log; stop_strings end it and are not emitted.
     forced: tokens that the reply begins with, already decided. first_index: tokens of the reply before this part of it,
     where it goes on behind tool results. constraint: what form it must have, and so which tool calls it may hold.
-    aside: nobody in a conversation waits for it. hold: tokens after which the reply waits for its ``Release``; made
-    ahead, it yields to everybody who waits for theirs. ahead: as in ``Sync``. speaking_rate: tokens of the reply that
-    are spoken in a second; 0 where nobody has measured it.
+    aside: nobody in a conversation waits for it. hold: tokens after which the reply waits for its ``Release`` at the
+    latest, or sooner with enough to be spoken; made ahead, it yields to everybody who waits for theirs. ahead: as in
+    ``Sync``. speaking_rate: tokens of the reply that are spoken in a second; 0 where nobody has measured it.
     """
 
     session: str

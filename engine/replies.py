@@ -48,7 +48,7 @@ class Reply:
             clause = scheduler.spoke(step.session, self.turn.num_tokens)
             if self.turn.hold is None and not self.stood_still:
                 self.turn.stats.heard(clause)
-            if self.turn.hold is not None and self.held_at is None and clause.suffices:
+            if self.turn.hold is not None and clause.suffices:
                 self.turn.hold = self.turn.num_tokens
             self.stood_still = False
         return records.Progress(

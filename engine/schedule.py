@@ -17,6 +17,7 @@ would have to wait for it, and a long prompt is cut into chunks that the others 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
@@ -40,8 +41,9 @@ ASIDE_S = 1.0
 LEAD_S = 0.5
 """A clause that the synthesiser must have so long before it is spoken."""
 COMFORT_S = 2.0
-"""With so much left to be spoken nobody waits for a reply's next tokens, and one that is made ahead stands still: every
-third caller speaks on (331 of 907 eager ends in ``evals/calls``), and then it was made in vain.
+"""With so much left to be spoken nobody waits for a reply's next tokens, and one that is made ahead stands still where
+there are other calls: every third caller speaks on (331 of 907 eager ends in ``evals/calls``), and then it was made in
+vain. A tool call behind so much speech is written while that is spoken.
 """
 LONGEST_STEP_S = 0.05
 """Where nobody waits, whoever comes next is not to wait for longer, or for ``ROOMY`` plain steps if that is more."""
@@ -162,7 +164,8 @@ class DeadlineScheduler:
             return Clause()
         due = order.spoken_until - LEAD_S if order.speaks else order.first_due
         silence = order.playback.spoke(tokens, now)
-        return Clause(0.0 < due < now, silence, order.spoken_until - now >= COMFORT_S)
+        others = len(self._orders) > 1
+        return Clause(0.0 < due < now, silence, others and order.playback.speech_s >= COMFORT_S)
 
     def served(self, session: str) -> None:
         if (order := self._orders.get(session)) is not None:
@@ -203,7 +206,7 @@ class DeadlineScheduler:
         plan = self._speakers(engine.pace, [s for s in earliest_first if decodes(s)], due, now, waiting)
         readers = [s for s in earliest_first if not decodes(s)]
         if plan or waiting:
-            readers = [s for s in readers if not self._can_wait(s, bool(waiting)) or due[s] < now]
+            readers = [s for s in readers if due[s] < now or not self._can_wait(s, bool(waiting), now)]
         # Whoever waits and has little to read does not wait for a step that a long prompt has filled before.
         briefly_first = sorted(readers, key=lambda s: (self._is_brief(s), self._waits(s)), reverse=True)
         reading = self._readers(engine.pace, briefly_first, len(plan))
@@ -327,11 +330,11 @@ class DeadlineScheduler:
         begins = order is not None and not (order.aside or order.speaks)
         return begins and _is_ahead(session) and session.num_unread <= SHORT_PROMPT
 
-    def _can_wait(self, session: Session, waiting: bool) -> bool:
+    def _can_wait(self, session: Session, waiting: bool, now: float) -> bool:
         """Whether what is read for the session yields to those who speak, until it is overdue: all that is heard where
         a caller waits, else what is so little that it is better read with what comes next.
         """
-        if self._waits(session) or self._hurries(session):
+        if self._hurries(session) or self._is_urgent(session, math.inf, now):
             return False
         return waiting or (session.turn is None and session.num_unread <= SHORT_PROMPT)
 

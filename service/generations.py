@@ -91,9 +91,9 @@ class Generations:
         conversation.put_prompt()
         reply.segments.append(segment)
 
-    def submit_ahead(self, asked: EagerEndOfTurn, generation: Generation, hold: int) -> HeldReply:
-        """Ask for the reply to a turn that is not committed; nothing of it is history yet. Raises Problem where no
-        reply would fit.
+    def submit_ahead(self, asked: EagerEndOfTurn, generation: Generation, hold: int, speaking_rate: float) -> HeldReply:
+        """Ask for the reply to a turn that is not committed; nothing of it is history yet. speaking_rate: as in
+        ``records.Submit``. Raises Problem where no reply would fit.
         """
         conversation = self._conversation
         user = conversation.user_tokens(asked.text)
@@ -103,7 +103,15 @@ class Generations:
         segment = conversation.begin_segment(self.next_number(), len(ahead))
         held = HeldReply(asked, user, generation, segment)
         command = submission(
-            conversation, self._session, segment.number, keep, tokens, generation, hold=hold, ahead=len(ahead)
+            conversation,
+            self._session,
+            segment.number,
+            keep,
+            tokens,
+            generation,
+            hold=hold,
+            ahead=len(ahead),
+            speaking_rate=speaking_rate,
         )
         self._engine.submit(command, held.take)
         return held

@@ -22,6 +22,7 @@ from service.options import Generation
 from service.problems import Problem
 from service.reporter import Reporter
 from service.server_events import AheadState, AnsweringAhead, PrefilledAhead
+from service.speaking_rate import SpeakingRate
 from service.telemetry import Listened
 from service.terms import Terms
 
@@ -32,7 +33,8 @@ class Listening:
     """The hypotheses of one call.
 
     later: runs something after a time. may_compute: whether hypotheses may be computed now; ``work`` is called when
-    they may again. may_answer: whether a turn committed now would be answered on the history as it stands.
+    they may again. may_answer: whether a turn committed now would be answered on the history as it stands. rate: at
+    which the call's replies are spoken.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Listening:
         later: Later,
         may_compute: Callable[[], bool],
         may_answer: Callable[[], bool],
+        rate: SpeakingRate,
     ) -> None:
         self._terms = terms
         self._history = history
@@ -50,6 +53,7 @@ class Listening:
         self._later = later
         self._may_compute = may_compute
         self._may_answer = may_answer
+        self._rate = rate
         self._ahead = Ahead(terms.answer_ahead, later, self._expired, self._changed)
         self._hypothesis: Hypothesis | None = None
         self._since = 0.0
@@ -104,9 +108,8 @@ class Listening:
         if isinstance(supposed, EagerEndOfTurn) and self._may_answer():
             with contextlib.suppress(Problem):  # what cannot be answered is refused when it is committed
                 generation = self._terms.for_turn(supposed.options, "eager_end_of_turn")
-                self._ahead.hold(
-                    self._history.generations.submit_ahead(supposed, generation, self._terms.answer_ahead.max_tokens)
-                )
+                generations, most = self._history.generations, self._terms.answer_ahead.max_tokens
+                self._ahead.hold(generations.submit_ahead(supposed, generation, most, self._rate.tokens_per_s))
                 return
         told = partial(self._prefilled, supposed) if self._terms.progress_notices else None
         text = supposed.text if self._settled is None else self._settled

@@ -65,7 +65,10 @@ class Turns:
         self._history = history
         self._reporter = reporter
         self._on_lost = on_lost
-        self._listening = Listening(terms, history, reporter, later, self._may_listen, self._may_answer_ahead)
+        self._rate = SpeakingRate()
+        self._listening = Listening(
+            terms, history, reporter, later, self._may_listen, self._may_answer_ahead, self._rate
+        )
         self._reply: Reply | None = None
         self._taken: dict[int, str] = {}
         self._editing = Editing(terms, history, reporter.history_changed, reporter.update_refused, self._put_late)
@@ -84,7 +87,6 @@ class Turns:
             on_lost,
         )
         self._compaction = Compaction(terms, history, reporter, admit, self._summarised)
-        self._rate = SpeakingRate()
         self._closed = False
         self._replies = 0
         self.last_turn = 0

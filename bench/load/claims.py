@@ -84,9 +84,12 @@ def collapse(climb: Climb, plain: Climb | None) -> str:
     clause = None if climb.clause_p95 is None else f"{climb.clause_p95:.0f} ms"
     text = (
         f"{_tokens(climb, plain)}; first clause p95 with all calls {clause or 'not known'}{_beside(plain)}; errors and "
-        f"refused calls: {climb.failed}. No collapse is claimed: not fewer tokens than with one call, at least "
-        f"{FLOOR:g} of plain decoding's, first clauses at most {LONGER:g} times as late as its, nothing lost"
+        f"refused calls: {climb.failed}. No collapse is claimed: not fewer tokens than with one call, nothing lost"
     )
+    if plain is not None:
+        text += (
+            f", at least {FLOOR:g} of plain decoding's tokens, first clauses at most {LONGER:g} times as late as its"
+        )
     fewer = most < one or (plain is not None and most < FLOOR * plain.rates[1])
     later = climb.clause_p95 and plain and plain.clause_p95 and climb.clause_p95 > LONGER * plain.clause_p95
     if fewer or later or climb.failed:

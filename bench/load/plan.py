@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.load.contenders import FCFS_PLAIN, OURS, PLAIN, TREES
 from bench.load.figures import Sweep, meets
 from bench.load.population import mean_call_s
-from bench.load.search import AGAIN, FINE, Search, Tried
+from bench.load.search import AGAIN, FINE, Search
 from bench.load.sweep import Kept, Load, Point, Setting
 from evals.calls import RecordedCall
 
@@ -57,7 +57,7 @@ class Plan:
         self.kept = Kept(files, setting, calls, resume)
         short = dataclasses.replace(setting, seconds=SHORTER * setting.seconds)
         self.tried_trees = Kept(files / "trees", short, calls, resume)
-        self._fine = dataclasses.replace(FINE, first=first)
+        self._fine = FINE.beginning(first)
         self._call_s = mean_call_s(calls, setting.manner)
         self._rng = random.Random(0)
 
@@ -155,17 +155,13 @@ def _search(kept: Kept, driver: str, searches: Mapping[str, Search], rng: random
         kept.run(Point(driver, name, Load(calls=0), 0))
     while going:
         for name in rng.sample(going, len(going)):
-            tried = _tried(kept, driver, name)
-            calls = searches[name].next(tried)
+            calls = searches[name].next(_tried(kept, driver, name))
             if calls is None:
                 going.remove(name)
             else:
-                kept.run(Point(driver, name, Load(calls=calls), tried[calls].times if calls in tried else 0))
+                kept.run(Point(driver, name, Load(calls=calls), 0))
 
 
-def _tried(kept: Kept, driver: str, contender: str) -> dict[int, Tried]:
+def _tried(kept: Kept, driver: str, contender: str) -> dict[int, bool]:
     sweep = _of(kept, driver, arrivals=False)
-    return {
-        int(load): Tried(meets(found, sweep.solo_ms), len(sweep.of(contender, load)))
-        for load, found in sweep.loads(contender).items()
-    }
+    return {int(load): meets(found, sweep.solo_ms) for load, found in sweep.loads(contender).items()}

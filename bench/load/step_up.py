@@ -15,7 +15,7 @@ import matplotlib
 
 from bench import harness
 from bench.load import claims, scripts
-from bench.load.accounts import Spoken, digest
+from bench.load.accounts import Spoken, digest, figures
 from bench.load.caller import ALONE, Manner, until_moment
 from bench.load.contenders import PLAIN
 from bench.load.figures import Percentiles
@@ -37,8 +37,8 @@ JOIN_S = 2.0
 class StepUp:
     """What came of it. Moments are seconds from its beginning. changes: (moment, calls from then on); steps: (moment,
     tokens, mode); replies: of each that ended, in the order in which they began, the modes that it went through;
-    clauses: (moment at which a final was due, milliseconds to the first clause); same: turns whose text is that of a
-    lone call, of ``compared``; refused: calls that were not let in.
+    clauses: (moment at which a final was due, milliseconds to the first clause), of turns that do not begin with a tool
+    call; same: turns whose text is that of a lone call, of ``compared``; refused: calls that were not let in.
     """
 
     calls: int
@@ -102,6 +102,8 @@ async def measure(driver: LocalDriver, calls: list[RecordedCall], manner: Manner
             joins = began + hold_s + JOIN_S * slot / number
             callers.create_task(_again_and_again(population, calls, slot, joins, began + 2 * hold_s))
     driver.engine.steps = None
+    told = [figures(turn, began, time.perf_counter()) for turn in turns]
+    spoke = [turn for turn in told if not turn.begins_with_tool]
     same, compared = await _as_alone(driver, calls, turns)
     return StepUp(
         number,
@@ -109,7 +111,7 @@ async def measure(driver: LocalDriver, calls: list[RecordedCall], manner: Manner
         population.calls_over_time(began),
         [(step.at - began, step.tokens, mode) for step, mode in zip(steps.steps, steps.modes(), strict=True)],
         steps.awaited(),
-        [(turn.due - began, 1e3 * (turn.first_clause - turn.due)) for turn in turns if turn.first_clause],
+        [(turn.at, 1e3 * turn.first_clause_s) for turn in spoke if turn.first_clause_s is not None],
         same,
         compared,
         population.errors + [turn.error for turn in turns if turn.error],
@@ -162,7 +164,10 @@ def write(name: str, found: dict[str, StepUp], note: str) -> None:
         modes = Counter(mode for _, _, mode in one.steps)
         shares = ", ".join(f"{mode} {count / max(1, modes.total()):.0%}" for mode, count in modes.most_common())
         rates = [f"{rate:.0f}" for rate in one.tokens_per_second()]
-        clauses = [f"{part.p50:.0f}, {part.p95:.0f}" for part in map(one.first_clauses, range(3))]
+        clauses = [
+            f"{part.p50:.0f}, {part.p95:.0f} ({part.count})" if part.count else "-"
+            for part in map(one.first_clauses, range(3))
+        ]
         switches = one.switches()
         switched = [len(switches), sum(count > 0 for count in switches), max(switches, default=0)]
         same = f"{one.same} of {one.compared}"

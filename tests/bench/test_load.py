@@ -579,7 +579,7 @@ def test_nothing_is_claimed_of_calls_of_which_one_side_was_not_run():
 def a_climb(rates: list[float], clause_ms: float = 40.0, **other) -> step_up.StepUp:
     """Tokens a second of its three parts of one second each; first clauses with all calls."""
     steps = [(part + 0.5, int(rate), "plain") for part, rate in enumerate(rates)]
-    clauses = [(0.5, 900.0), *[(1.0 + n / 40, clause_ms) for n in range(20)], (2.0, 900.0)]
+    clauses = [(0.99, 900.0), *[(1.0 + n / 20.0, clause_ms) for n in range(20)], *[(2.0, 900.0)] * 2]
     whole = step_up.StepUp(8, 1.0, [(0.0, 1)], steps, [["plain"]] * 20, clauses, 5, 5, [], 0)
     return dataclasses.replace(whole, **other)
 

@@ -136,13 +136,17 @@ def test_nobody_waits_for_a_reply_that_nobody_asked_for(host, monkeypatch):
 
 @pytest.mark.parametrize("scheduler", [DeadlineScheduler, ArrivalScheduler])
 @pytest.mark.parametrize("rate", [0.1, 1000.0], ids=["slow voice", "fast voice"])
-def test_no_more_is_made_ahead_than_is_spoken_for_a_while(engine, scheduler, rate):
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "beside others"])
+def test_no_more_is_made_ahead_than_is_spoken_for_a_while(engine, scheduler, rate, others):
     """Two seconds of speech do until the caller has asked for them; the reply is the same."""
     reply = {}
+    engine.open("other", PROMPT)
     for name, hold in (("asked", None), ("ahead", 40)):
         host = EngineHost(
             engine, scheduler(8, rate), lambda command: ReplyReader(codec(), command.stop_strings), grammars()
         )
+        if others:
+            host.handle(records.Sync("other", len(PROMPT)))
         host.handle(records.Open(name, seed=1))
         host.handle(
             records.Submit(name, 1, 0, QUESTION, Sampling(), max_tokens=40, stop_tokens=codec().stop_tokens, hold=hold)
@@ -150,7 +154,7 @@ def test_no_more_is_made_ahead_than_is_spoken_for_a_while(engine, scheduler, rat
         before = run(host)
         if hold:
             clauses = [event.clause_ends for event in before if isinstance(event, records.Progress)]
-            stops = scheduler is DeadlineScheduler and rate < 1.0
+            stops = scheduler is DeadlineScheduler and rate < 1.0 and others
             assert not stops or (clauses[-1] and not any(clauses[:-1]))
             assert stops == (len(tokens_of(before, name)) < len(reply["asked"]))
             host.handle(records.Release(name, 1))

@@ -304,6 +304,31 @@ def test_a_first_clause_is_late_behind_what_its_prompt_takes(engine: Engine, clo
         engine.close(session)
 
 
+def test_a_reply_that_is_read_again_with_little_left_to_be_spoken_does_not_yield(engine: Engine, clock: Clock) -> None:
+    line = calls(engine, DEAR_NODES)
+    line.asked("again", 60)  # its pages were needed while it stood still
+    line.scheduler.spoke("again", 7)
+    for number in range(2):
+        line.asked(f"waits {number}", 1)
+    assert "again" not in line.planned()
+    clock.now += 0.1
+    assert "again" in line.planned()
+
+
+def test_two_seconds_of_speech_suffice_beside_others(engine: Engine, clock: Clock) -> None:
+    """At 3.5 tokens a second those are seven, however long they have taken."""
+    for others, tokens, suffice in ((True, (3, 6), False), (True, (3, 7), True), (False, (3, 60), False)):
+        line = calls(engine, CHEAP_NODES)
+        sessions = [line.asked(name, hold=64) for name in ("ahead", *(["other"] if others else []))]
+        told = []
+        for count in tokens:
+            clock.now += 5.0
+            told.append(line.scheduler.spoke("ahead", count).suffices)
+        assert told == [False, suffice]
+        for session in sessions:
+            engine.close(session)
+
+
 def test_many_who_wait_are_expected_to_share_their_steps(engine: Engine, clock: Clock) -> None:
     line = calls(engine, CHEAP_NODES)
     for number in range(10):

@@ -182,6 +182,12 @@ class LocalEngine:
         """The engine's own token log."""
         return tuple(self._host.engine.session(session).tokens)
 
+    def standing(self, session: str) -> tuple[int, ...]:
+        """What a reply in progress has said that stands still, for it was made ahead."""
+        turn = self._host.engine.session(session).turn
+        assert turn is None or turn.waits
+        return () if turn is None else tuple(turn.tokens)
+
     def mirrored(self, session: str) -> tuple[int, ...]:
         return tuple(self._sessions[session].tokens)
 

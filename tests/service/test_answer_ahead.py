@@ -284,6 +284,29 @@ def test_an_engine_that_dies_over_a_held_reply_changes_nothing():
         assert call.text(1) == expected and call.conversation.tokens == log
 
 
+def test_a_reply_that_stands_still_goes_on_as_if_it_had_not_though_engines_die():
+    """Beside another call no more is made ahead than is spoken for two seconds."""
+    options, stood = TurnOptions(generation=GenerationPatch(max_tokens=60)), 0
+    for line in LINES:
+        expected, log = plain_reply(line, options)
+        for deaths in ((), ("before",), ("behind",), ("before", "behind")):
+            call = CallUnderTest(opening())
+            call.engine.open("other", log, 1, lambda failed: None)
+            call.send(client.EagerEndOfTurn(1, 1, line, options))
+            call.run()
+            stood += 0 < len(call.engine.standing(call.call.session)) < 60
+            for when in ("before", "behind"):
+                if when == "behind":
+                    call.send(client.Final(1, line, options))
+                if when in deaths:
+                    call.engine.die()
+                    call.run()
+            call.run()
+            assert call.text(1) == expected and call.conversation.tokens == log
+            call.engine.close("other")
+    assert stood >= 4
+
+
 def test_a_held_reply_that_fails_is_asked_for_again():
     call = CallUnderTest(opening())
     call.send(client.EagerEndOfTurn(1, 1, LINES[0], SHORT))
