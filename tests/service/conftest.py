@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from service.telemetry.setup import views
-from tests.service.calls import CallUnderTest
+from tests.service.calls import CallUnderTest, exact_target, target
 from tests.service.recorded import Recorded
 
 settings.register_profile("service", deadline=None)
@@ -23,9 +23,11 @@ settings.load_profile("service")
 
 @pytest.fixture(autouse=True)
 def ended_calls() -> Iterator[None]:
-    """Every call that a test has opened ends with it: they share one pool of pages."""
+    """Every call that a test has opened ends with it: they share one pool of pages, to which all of theirs return."""
     yield
     CallUnderTest.end_all()
+    for loaded in (target, exact_target):
+        assert not loaded.cache_info().currsize or loaded().pool.pages_in_use == 0
 
 
 @pytest.fixture

@@ -304,6 +304,7 @@ def test_a_reply_that_stands_still_goes_on_as_if_it_had_not_though_engines_die()
             call.run()
             assert call.text(1) == expected and call.conversation.tokens == log
             call.engine.close("other")
+            call.engine.run()
     assert stood >= 4
 
 
