@@ -95,7 +95,7 @@ async def test_what_is_typed_is_answered(service: ServiceProcess, script: Script
         assert row.exchange.held is None
         report = row.exchange.turn.report if row.exchange.turn else None
         assert report is not None
-        assert report.usage.cached_tokens == report.usage.prompt_tokens - 1
+        assert report.usage.cached_tokens >= report.usage.prompt_tokens - 1  # the last one too where a reply was begun
         svg = app.svg()
         assert svg.startswith("<svg")
         assert "parking" in svg
