@@ -17,7 +17,6 @@ would have to wait for it, and a long prompt is cut into chunks that the others 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
@@ -206,7 +205,7 @@ class DeadlineScheduler:
         plan = self._speakers(engine.pace, [s for s in earliest_first if decodes(s)], due, now, waiting)
         readers = [s for s in earliest_first if not decodes(s)]
         if plan or waiting:
-            readers = [s for s in readers if due[s] < now or not self._can_wait(s, bool(waiting), now)]
+            readers = [s for s in readers if not self._can_wait(s, due[s], now, bool(waiting))]
         # Whoever waits and has little to read does not wait for a step that a long prompt has filled before.
         briefly_first = sorted(readers, key=lambda s: (self._is_brief(s), self._waits(s)), reverse=True)
         reading = self._readers(engine.pace, briefly_first, len(plan))
@@ -330,11 +329,11 @@ class DeadlineScheduler:
         begins = order is not None and not (order.aside or order.speaks)
         return begins and _is_ahead(session) and session.num_unread <= SHORT_PROMPT
 
-    def _can_wait(self, session: Session, waiting: bool, now: float) -> bool:
+    def _can_wait(self, session: Session, due: float, now: float, waiting: bool) -> bool:
         """Whether what is read for the session yields to those who speak, until it is overdue: all that is heard where
         a caller waits, else what is so little that it is better read with what comes next.
         """
-        if self._hurries(session) or self._is_urgent(session, math.inf, now):
+        if due < now or self._hurries(session) or self._is_urgent(session, due, now):
             return False
         return waiting or (session.turn is None and session.num_unread <= SHORT_PROMPT)
 

@@ -71,7 +71,8 @@ def main() -> None:
     calls = list(read(given.callers))
     sends = {Kind.PARTIAL} if given.no_eager else {Kind.PARTIAL, Kind.EAGER, Kind.RESUMED}
     manner = Manner(rate=given.speaking_rate, sends=frozenset(sends))
-    seconds = given.seconds or (40.0 if given.calls or given.rate or given.step_up or given.long_prompt else 100.0)
+    chosen = given.step_up or given.long_prompt or given.calls or given.rate
+    seconds = given.seconds or (40.0 if chosen else 100.0)
     setting = Setting(given.model, given.dtype, seconds, given.warm_up, manner, given.seed)
     if given.step_up:
         run_step_up(given, setting, calls)

@@ -81,30 +81,28 @@ def collapse(climb: Climb, plain: Climb | None) -> str:
     they ask for no more.
     """
     one, most, _ = climb.rates
-    clause = None if climb.clause_p95 is None else f"{climb.clause_p95:.0f} ms"
-    text = (
-        f"{_tokens(climb, plain)}; first clause p95 with all calls {clause or 'not known'}{_beside(plain)}; errors and "
-        f"refused calls: {climb.failed}. No collapse is claimed: not fewer tokens than with one call, nothing lost"
-    )
+    tokens, clause = f"{most:.0f} with all calls, {one:.0f} with one", _clause(climb)
+    claim = "not fewer tokens than with one call, nothing lost"
     if plain is not None:
-        text += (
+        tokens, clause = f"{tokens} and {plain.rates[1]:.0f} with plain decoding", f"{clause}, {_clause(plain)} with it"
+        claim += (
             f", at least {FLOOR:g} of plain decoding's tokens, first clauses at most {LONGER:g} times as late as its"
         )
-    fewer = most < one or (plain is not None and most < FLOOR * plain.rates[1])
-    later = climb.clause_p95 and plain and plain.clause_p95 and climb.clause_p95 > LONGER * plain.clause_p95
-    if fewer or later or climb.failed:
-        return verdict(text, False)
-    decided = one and climb.clause_p95 is not None and (plain is None or plain.clause_p95 is not None)
-    return verdict(text, True if decided else None)
+    text = (
+        f"Tokens a second: {tokens}; first clause p95 with all calls {clause}; errors and refused calls: "
+        f"{climb.failed}. No collapse is claimed: {claim}"
+    )
+    known = all(found.clause_p95 is not None for found in (climb, plain) if found is not None)
+    held = most >= one and not climb.failed
+    if plain is not None:
+        held &= most >= FLOOR * plain.rates[1]
+        if climb.clause_p95 is not None and plain.clause_p95 is not None:
+            held &= climb.clause_p95 <= LONGER * plain.clause_p95
+    return verdict(text, None if held and not (one and known) else held)
 
 
-def _tokens(climb: Climb, plain: Climb | None) -> str:
-    beside = "" if plain is None else f" and {plain.rates[1]:.0f} with plain decoding"
-    return f"Tokens a second: {climb.rates[1]:.0f} with all calls, {climb.rates[0]:.0f} with one{beside}"
-
-
-def _beside(plain: Climb | None) -> str:
-    return "" if plain is None or plain.clause_p95 is None else f", {plain.clause_p95:.0f} with plain decoding"
+def _clause(climb: Climb) -> str:
+    return "not known" if climb.clause_p95 is None else f"{climb.clause_p95:.0f} ms"
 
 
 def oscillation(replies: Sequence[Sequence[str]], otherwise: int) -> str:

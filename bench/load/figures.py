@@ -36,6 +36,20 @@ class Percentiles:
         cuts = statistics.quantiles(seconds, n=100, method="inclusive")
         return Percentiles(1e3 * cuts[49], 1e3 * cuts[94], 1e3 * cuts[98], len(seconds))
 
+    @staticmethod
+    def of_milliseconds(values: Sequence[float]) -> Percentiles:
+        return Percentiles.of([value / 1e3 for value in values])
+
+    @property
+    def two(self) -> str:
+        """p50 and p95, as tables have them."""
+        return f"{self.p50:.0f}, {self.p95:.0f}" if self.count else "-"
+
+    @property
+    def counted(self) -> str:
+        """The two, with of how many they are."""
+        return f"{self.two} ({self.count})" if self.count else "-"
+
 
 @dataclass(frozen=True)
 class Figures:

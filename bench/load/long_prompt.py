@@ -202,7 +202,7 @@ def claimed(found: dict[str, LongPrompt]) -> str:
     """What each contender was to hold, and whether it did."""
     lines = []
     for contender, one in found.items():
-        apart, beside = (Percentiles.of([ms / 1e3 for ms in times]) for times in (one.step_apart, one.step_beside))
+        apart, beside = map(Percentiles.of_milliseconds, (one.step_apart, one.step_beside))
         held = claims.beside_long_prompt(apart, beside), claims.underruns(one.underruns[1], one.speech_s[1])
         lines += [f"- {contender}: {claim}" for claim in held]
     return "\n".join(lines)
@@ -219,16 +219,13 @@ def write(name: str, found: dict[str, LongPrompt], note: str) -> None:
     header += ["underruns without", "with", "errors", "refused"]
     rows = []
     for contender, one in found.items():
-        prompts = Percentiles.of(one.prompts)
         silent = [f"{gaps} in {speech:.0f} s" for gaps, speech in zip(one.underruns, one.speech_s, strict=True)]
         lists = one.step_apart, one.step_beside, one.apart, one.beside
-        of = [Percentiles.of([ms / 1e3 for ms in times]) for times in lists]
+        of = map(Percentiles.of_milliseconds, lists)
         cells = [cell for one in of for cell in (one.count, f"{one.p50:.1f}, {one.p95:.1f}, {one.p99:.1f}")]
-        first = [f"{prompts.p50:.0f}, {prompts.p95:.0f}", f"{one.judged:.0%}"]
-        for some in one.clauses:
-            found_clauses = Percentiles.of([ms / 1e3 for ms in some])
-            first.append(f"{found_clauses.p50:.0f}, {found_clauses.p95:.0f} ({found_clauses.count})")
-        rows.append([contender, one.calls, *cells, *first, *silent, len(one.errors), one.refused])
+        first = [some.counted for some in map(Percentiles.of_milliseconds, one.clauses)]
+        prompts = [Percentiles.of(one.prompts).two, f"{one.judged:.0%}"]
+        rows.append([contender, one.calls, *cells, *prompts, *first, *silent, len(one.errors), one.refused])
     body = f"{note}\n\n{claimed(found)}\n\n{harness.table(header, rows)}"
     title = f"A prompt of {PROMPT_TOKENS:,} tokens while others talk"
     harness.save(name, title, body, {contender: dataclasses.asdict(one) for contender, one in found.items()})

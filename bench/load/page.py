@@ -151,8 +151,8 @@ def row(name: str, load: float, found: Figures, solo_ms: float) -> list[object]:
         found.unanswered,
         _all(found.first_token),
         _all(found.first_clause),
-        _two(found.tool),
-        _two(found.after_tools),
+        found.tool.two,
+        found.after_tools.two,
         *(spoken if load else ["-", "-"]),
         f"{found.tokens_per_second:.0f}",
         found.refused,
@@ -171,11 +171,7 @@ def _named(load: float) -> str:
 
 
 def _all(of: Percentiles) -> str:
-    return f"{of.p50:.0f}, {of.p95:.0f}, {of.p99:.0f}" if of.count else "-"
-
-
-def _two(of: Percentiles) -> str:
-    return f"{of.p50:.0f}, {of.p95:.0f}" if of.count else "-"
+    return f"{of.two}, {of.p99:.0f}" if of.count else "-"
 
 
 def plot(sweeps: Mapping[str, Sweep], path: Path) -> None:

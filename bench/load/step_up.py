@@ -63,7 +63,7 @@ class StepUp:
     def first_clauses(self, part: int) -> Percentiles:
         """Of the finals that were due in the part, counted from 0."""
         begin, end = part * self.hold_s, (part + 1) * self.hold_s
-        return Percentiles.of([milliseconds / 1e3 for due, milliseconds in self.clauses if begin <= due < end])
+        return Percentiles.of_milliseconds([taken for due, taken in self.clauses if begin <= due < end])
 
     def climb(self) -> claims.Climb:
         most = self.first_clauses(1)
@@ -164,15 +164,12 @@ def write(name: str, found: dict[str, StepUp], note: str) -> None:
         modes = Counter(mode for _, _, mode in one.steps)
         shares = ", ".join(f"{mode} {count / max(1, modes.total()):.0%}" for mode, count in modes.most_common())
         rates = [f"{rate:.0f}" for rate in one.tokens_per_second()]
-        clauses = [
-            f"{part.p50:.0f}, {part.p95:.0f} ({part.count})" if part.count else "-"
-            for part in map(one.first_clauses, range(3))
-        ]
+        clauses = [one.first_clauses(part).counted for part in range(3)]
         switches = one.switches()
         switched = [len(switches), sum(count > 0 for count in switches), max(switches, default=0)]
         same = f"{one.same} of {one.compared}"
-        rows.append([contender, *rates, *clauses, shares, *switched, one.switches_between(), same])
-        rows[-1] += [len(one.errors), one.refused]
+        lost = [len(one.errors), one.refused]
+        rows.append([contender, *rates, *clauses, shares, *switched, one.switches_between(), same, *lost])
     plot(found, harness.RESULTS / f"{name}.svg")
     data = {contender: dataclasses.asdict(one) for contender, one in found.items()}
     body = "\n\n".join([note, claimed(found), f"![]({name}.svg)", harness.table(header, rows)])
